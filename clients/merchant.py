@@ -1,0 +1,238 @@
+"""This node's merchant: its data, policy and ledger, and what they let it answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from clients.site import Site, site_of
+from fedrec import wire
+from fedrec.data import MerchantData, load_merchant
+from fedrec.model.adapter import Arrays, digest
+from fedrec.model.encoder import TextEncoder
+from fedrec.model.towers import log_prior
+from fedrec.privacy import Ledger, NoiseSource, Policy, Release, SeededNoise, SystemNoise, noisy_histogram, read_merchant_file
+from fedrec.training import Examples, RoundTask, build_examples, train_round
+from fedrec.wire import HistogramTask, Reply, Statement
+
+__all__ = ["Merchant", "answer_histogram", "answer_train"]
+
+log = logging.getLogger("fedrec.merchant")
+
+PUBLIC = "public"
+FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
+
+
+def answer_histogram(message: Message, context: Context) -> Reply:
+    """Answer a request for the popularity histogram; whatever fails is a decline without data."""
+
+    def answer(merchant: Merchant) -> Reply:
+        return merchant.histogram(*wire.decode_histogram_task(message))
+
+    return _safely(context, answer)
+
+
+def answer_train(message: Message, context: Context) -> Reply:
+    """Answer a request for a round of training; whatever fails is a decline without data."""
+
+    def answer(merchant: Merchant) -> Reply:
+        task, trained, public_digest, public = wire.decode_train(message)
+        if public is not None:
+            context.state[PUBLIC] = wire.to_record(public)
+        held = wire.from_record(cast(ArrayRecord, context.state[PUBLIC])) if PUBLIC in context.state else None
+        if held is None or digest(held) != public_digest:
+            return merchant.declined("needs the public part of the adapter")
+        return merchant.train(task, trained, held)
+
+    return _safely(context, answer)
+
+
+def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
+    # An exception's text can hold a user id or an item, and Flower would send it on: the
+    # server learns the kind of failure, the log on this machine has the rest.
+    name = "unknown"
+    try:
+        merchant = open_merchant(site_of(context))
+        name = merchant.name
+        return answer(merchant)
+    except Exception as error:
+        log.exception("merchant %s: the request failed", name)
+        return Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
+
+
+@lru_cache(maxsize=256)
+def open_merchant(site: Site) -> Merchant:
+    """The merchant of a node; kept for the life of the process."""
+    settings = read_merchant_file(site.merchant / "merchant.toml")
+    return Merchant(settings.name, load_merchant(site.merchant), settings.privacy, site)
+
+
+@dataclass
+class Merchant:
+    """A merchant who answers requests as far as its policy and budget allow."""
+
+    name: str
+    data: MerchantData
+    policy: Policy
+    site: Site
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.site.ledger / f"{self.name}.ledger.jsonl", self.policy.delta)
+        self._examples: tuple[tuple[object, ...], Examples] | None = None
+
+    def histogram(self, task: HistogramTask, keys: np.ndarray) -> Reply:
+        """How popular the texts with these keys are here, with noise on those in the catalogue."""
+        release = Release(
+            task.run, 0, "histogram", task.noise_multiplier, 1.0, 1, 1.0, task.unit, self.policy.delta
+        )
+
+        def compute(noise: NoiseSource) -> Arrays:
+            # Which texts a merchant sells is public, so a text it does not sell is a plain zero.
+            place = {int(key): i for i, key in enumerate(keys)}
+            positions = np.array([place.get(int(key), -1) for key in self.data.catalogue.keys])
+            histories = self.data.histories
+            users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+            counts = noisy_histogram(users, histories.items, len(positions), task.noise_multiplier, noise)
+            out = np.zeros(len(keys), dtype=np.float32)
+            out[positions[positions >= 0]] = counts[positions >= 0]
+            return {wire.HISTOGRAM: out}
+
+        return self._release(release, task.delta, compute)
+
+    def train(self, task: RoundTask, trained: Arrays, public: Arrays) -> Reply:
+        """One round of private training."""
+        release = Release(
+            task.run, task.round, "dp-sgd", task.noise_multiplier, task.sample_rate, task.local_steps,
+            task.clip_norm, task.unit, self.policy.delta,
+        )  # fmt: skip
+
+        def compute(noise: NoiseSource) -> Arrays:
+            return train_round(
+                task,
+                self.data.catalogue,
+                self.examples(task),
+                encoder=self.encoder,
+                base={name: value for name, value in public.items() if not name.startswith("prior.")},
+                trained=trained,
+                prior=self.prior(public),
+                population=self.policy.population,
+                noise=noise,
+            )
+
+        return self._release(release, task.delta, compute)
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The encoder that this site has loaded."""
+        return self.site.load_encoder()
+
+    def prior(self, public: Arrays) -> np.ndarray:
+        """Log popularity of this merchant's items; a text that the server does not know gets the floor."""
+        counts = dict(zip(public[PRIOR_KEYS].tolist(), public[PRIOR_COUNTS].tolist(), strict=True))
+        floor = float(public[FLOOR][0])
+        return log_prior(np.array([counts.get(key, floor) for key in self.data.catalogue.keys.tolist()]), floor)
+
+    def examples(self, task: RoundTask) -> Examples:
+        """The merchant's records, kept until a request asks for them otherwise."""
+        key = (task.history, task.positions, task.decay, task.unit)
+        if self._examples is None or self._examples[0] != key:
+            built = build_examples(
+                self.data.histories, history=task.history, positions=task.positions, decay=task.decay, unit=task.unit
+            )
+            self._examples = (key, built)
+        return self._examples[1]
+
+    def declined(self, reason: str) -> Reply:
+        """A normal answer that releases nothing."""
+        return Reply({}, Statement(self.name, "declined", reason, population=self.policy.population))
+
+    def _release(self, release: Release, delta: float, compute: Callable[[NoiseSource], Arrays]) -> Reply:
+        """Policy, budget, ledger, and only then the computation."""
+        reason = self.policy.refusal(
+            unit=release.unit,
+            noise_multiplier=release.noise_multiplier,
+            clip_norm=release.clip_norm,
+            delta=delta,
+            round_number=release.round,
+        )
+        if reason:
+            return self.declined(f"policy: {reason}")
+        with self.ledger.locked():
+            known = self.ledger.find(release.run, release.round)
+            if known is None:
+                after = self.ledger.epsilon_with(release)
+                if after.value > self.policy.epsilon:
+                    return self.declined(
+                        f"budget: epsilon {after.value:.3f} would be over the policy's {self.policy.epsilon:g}"
+                    )
+                release = self.ledger.append(release)
+            else:
+                recorded, is_last = known
+                if not recorded.same_request(release):
+                    return self.declined("the same round was asked before with other settings")
+                if stored := self._stored(release):
+                    return stored
+                if not is_last:
+                    return self.declined("the round is over")
+                release = recorded  # the crash came before anything was sent: paid for, not yet released
+            noise: NoiseSource = SystemNoise()
+            if self.site.seed is not None:
+                noise = SeededNoise(self.site.seed, self.name, release.mechanism, release.round)
+            reply = Reply(compute(noise), self._statement(release, noise))
+            self._store(release, reply)
+            return reply
+
+    def _statement(self, release: Release, noise: NoiseSource) -> Statement:
+        return Statement(
+            merchant=self.name,
+            status="ok",
+            mechanism=release.mechanism,
+            unit=release.unit,
+            noise_multiplier=release.noise_multiplier,
+            sample_rate=release.sample_rate,
+            steps=release.steps,
+            clip_norm=release.clip_norm,
+            population=self.policy.population,
+            epsilon_spent=release.epsilon_after,
+            epsilon_budget=self.policy.epsilon,
+            delta=self.policy.delta,
+            accountant=release.accountant,
+            simulated=noise.simulated,
+        )
+
+    def _path(self, release: Release) -> Path:
+        run = re.sub(r"[^A-Za-z0-9_-]", "_", release.run)[:64]
+        return self.site.replies / self.name / f"{run}-{release.round:05d}.safetensors"
+
+    def _store(self, release: Release, reply: Reply) -> None:
+        """Keep the reply, so that a repeated request gets the same bytes; only the last is needed."""
+        path = self._path(release)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        older = [other for other in path.parent.glob("*.safetensors") if other != path]
+        temporary = path.with_suffix(".tmp")
+        statement = {"statement": json.dumps(asdict(reply.statement)), "run": release.run}
+        save_file({name: np.ascontiguousarray(value) for name, value in reply.arrays.items()}, temporary, metadata=statement)
+        temporary.replace(path)
+        for other in older:
+            other.unlink()
+
+    def _stored(self, release: Release) -> Reply | None:
+        path = self._path(release)
+        if not path.exists():
+            return None
+        with safe_open(path, framework="numpy") as file:
+            if file.metadata()["run"] != release.run:
+                return None
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Reply(arrays, Statement(**json.loads(file.metadata()["statement"])))

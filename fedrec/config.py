@@ -1,0 +1,225 @@
+"""Every setting of a run, once: name, unit, range and default.
+
+A `RunConfig` is parsed at the edge (file, `--set`, Python) and passed down as an object.
+The names are the same in a TOML file, on the command line, in code and in reports.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedrec.errors import InputError
+
+__all__ = ["RunConfig", "load_config", "parse_overrides", "save_config", "write_atomically"]
+
+Unit = Literal["user", "event"]
+Part = Literal["heads", "encoder"]
+
+
+class RunConfig(BaseModel):
+    """The settings of one federated run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rounds: int = Field(18, ge=1, le=10_000)
+    """Training rounds in all."""
+    encoder_rounds: int = Field(4, ge=0)
+    """How many of the last rounds train the encoder's LoRA instead of the heads."""
+    local_steps: int = Field(1, ge=1, le=1_000)
+    """Private steps a merchant takes in a round before it answers."""
+    sample_rate: float = Field(1.0, gt=0, le=1)
+    """Poisson sampling rate over a merchant's users in a step on the heads."""
+    encoder_sample_rate: float = Field(0.1, gt=0, le=1)
+    """Poisson sampling rate over a merchant's users in a step on the encoder."""
+    clip_norm: float = Field(0.1, gt=0)
+    """Largest L2 norm of one user's gradient."""
+
+    epsilon: float = Field(8.0, gt=0)
+    """Target epsilon a merchant and run, which the noise multipliers are planned for."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Target delta; keep it well under one over the number of users."""
+    unit: Unit = "user"
+    """What the guarantee protects: all of a user's events at a merchant, or (weaker) one example."""
+    trust: Literal["local"] = "local"
+    """Who is trusted: in `local` each merchant adds all of its own noise."""
+    noise_multiplier: float | None = Field(None, gt=0)
+    """Noise of a step on the heads over `clip_norm`; planned from `epsilon` when absent."""
+    encoder_noise_multiplier: float | None = Field(None, gt=0)
+    """The same for a step on the encoder."""
+    histogram_noise_multiplier: float | None = Field(None, gt=0)
+    """The same for the popularity histogram, whose norm per user is 1."""
+    histogram_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the budget (of squared Gaussian mu) for the popularity histogram; 0 sends none."""
+    encoder_share: float = Field(0.15, gt=0, lt=1)
+    """Share of the budget for the encoder's rounds, where there are both kinds of round."""
+
+    encoder: str = "minilm-l6"
+    """`minilm-l6` (packaged), a folder, or a Hugging Face name of a BERT."""
+    heads: bool = True
+    """Train one low-rank head for each role (history, candidate) on the pooled embedding."""
+    rank: int = Field(32, ge=1)
+    """Rank of the heads."""
+    encoder_layers: int = Field(1, ge=0)
+    """LoRA in that many of the top encoder layers; 0 for none."""
+    encoder_rank: int = Field(8, ge=1)
+    """Rank of the encoder's LoRA."""
+    lora_init: Literal["principal", "random"] = "principal"
+    """The frozen A: principal directions of the central catalogue's activations, or random."""
+    max_tokens: int = Field(48, ge=4, le=512)
+    """Longer texts are cut to this many tokens."""
+
+    history: int = Field(50, ge=1)
+    """Most recent events of a user that are pooled."""
+    positions: int = Field(2, ge=1)
+    """Most recent baskets of a user that serve as training targets."""
+    negatives: int = Field(24, ge=1)
+    """Negatives from the public catalogue for a step on the encoder (heads use all of it)."""
+    encoder_history: int = Field(12, ge=1)
+    """Most recent events of a user that a step on the encoder encodes."""
+    temperature: float = Field(3.0, gt=0)
+    """`tau`, the factor on the cosine."""
+    decay: float = Field(0.1, ge=0)
+    """Recency decay a basket that merchants train under."""
+    prior_weight: float = Field(1.0, ge=0)
+    """`w`, the factor on log popularity that merchants train under; 1 makes it a log-probability."""
+    calibrate: bool = True
+    """After every round choose the ranking's decay and prior weight on the central calibration users."""
+
+    learning_rate: float = Field(1.0, gt=0)
+    """Step size of a merchant's local private SGD."""
+    server_optimizer: Literal["average", "momentum", "adam"] = "adam"
+    """How the mean update is applied to the global adapter."""
+    server_learning_rate: float = Field(0.01, gt=0)
+    """Step size of the server's optimizer on the heads (`average` uses 1)."""
+    encoder_learning_rate: float = Field(0.003, gt=0)
+    """Step size of the server's optimizer on the encoder."""
+    weighting: Literal["population", "equal"] = "population"
+    """Weight of a merchant's update: its publicly declared population, or the same for all."""
+    min_lot: float = Field(5, ge=1)
+    """Expected users in a step under which a merchant is too small for the run."""
+    min_merchants: int = Field(1, ge=1)
+    """A round with fewer usable updates leaves the adapter as it is."""
+    round_timeout: float = Field(3600, gt=0)
+    """Seconds that the server waits for the merchants' replies in a round."""
+
+    calibration_share: float = Field(0.25, gt=0, lt=1)
+    """Share of the central users for `calibrate`; they are never evaluated on."""
+    top_k: int = Field(10, ge=1)
+    """Length of the list that HR, NDCG and Recall look at."""
+    bootstrap: int = Field(1000, ge=100)
+    """Bootstrap resamples for the confidence intervals."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the simulation and of the public choices (calibration users, bootstrap). A deployed
+    merchant's noise and sampling never see it."""
+    device: str = "auto"
+    """`auto`, `cpu`, or a torch device."""
+    texts_per_batch: int = Field(512, ge=1)
+    """Most texts in flight in the encoder."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if not self.heads and self.encoder_layers == 0:
+            raise ValueError("nothing to train: heads is false and encoder_layers is 0")
+        if self.heads and self.encoder_layers and self.encoder_rounds > self.rounds:
+            raise ValueError(f"encoder_rounds ({self.encoder_rounds}) is more than rounds ({self.rounds})")
+        return self
+
+    def part(self, round_number: int) -> Part:
+        """The part of the adapter that round `round_number` (1-based) trains."""
+        if not self.heads:
+            return "encoder"
+        if self.encoder_layers == 0:
+            return "heads"
+        return "encoder" if round_number > self.rounds - self.encoder_rounds else "heads"
+
+    def rounds_of(self, part: Part) -> int:
+        """How many of the run's rounds train `part`."""
+        return sum(self.part(number) == part for number in range(1, self.rounds + 1))
+
+    def sample_rate_of(self, part: Part) -> float:
+        """The Poisson sampling rate of a step on `part`."""
+        return self.sample_rate if part == "heads" else self.encoder_sample_rate
+
+
+def load_config(path: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a TOML file of settings and lay `overrides` over it.
+
+    Raises:
+        InputError: the file cannot be read, or a setting is unknown or out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", where=str(path), hint="give --config a TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"is not valid TOML ({error})", where=str(path)) from None
+    values |= overrides or {}
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error), where=str(path) if path else "settings") from None
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """Turn `key=value` pairs into settings; a value is read as TOML, else as a bare string.
+
+    Raises:
+        InputError: a pair has no `=`.
+    """
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"found {pair!r}", where="--set", expected="key=value")
+        try:
+            overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key.strip()] = text
+    return overrides
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved settings as TOML; a setting that is None is left out."""
+    write_atomically(path, tomli_w.dumps(config.model_dump(exclude_none=True)).encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name beside `path`, flush to disk, and rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"there is no setting {name!r}{_nearest(name)}")
+        elif name:
+            lines.append(f"{name} = {item['input']!r}: {item['msg'].lower()}")
+        else:
+            lines.append(item["msg"].removeprefix("Value error, "))
+    return "; ".join(lines)
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, RunConfig.model_fields, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

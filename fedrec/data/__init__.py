@@ -1,0 +1,19 @@
+"""Merchant folders, federation folders and basket histories."""
+
+from fedrec.data.catalogue import Catalogue, text_key
+from fedrec.data.folders import CentralData, CentralGroup, MerchantData, load_central, load_merchant, merchant_folders
+from fedrec.data.histories import Histories
+from fedrec.data.schema import Columns
+
+__all__ = [
+    "Catalogue",
+    "CentralData",
+    "CentralGroup",
+    "Columns",
+    "Histories",
+    "MerchantData",
+    "load_central",
+    "load_merchant",
+    "merchant_folders",
+    "text_key",
+]

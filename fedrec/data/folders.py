@@ -1,0 +1,123 @@
+"""The merchant folder and the federation folder: what a run reads.
+
+Merchant folder: `items.{parquet,csv}`, `events.{parquet,csv}`, `merchant.toml`.
+Federation folder: `merchants/<name>/` as above, and `central/` with `items`, the
+consenting held-out users' `events`, both with a `merchant` column where merchants have
+catalogues of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from fedrec.data.catalogue import Catalogue
+from fedrec.data.histories import Histories
+from fedrec.data.schema import Columns as C
+from fedrec.data.tables import check_events, check_items, find_table, read_table
+from fedrec.errors import InputError
+
+__all__ = ["CentralData", "CentralGroup", "MerchantData", "load_central", "load_merchant", "merchant_folders"]
+
+SHARED = "all"
+"""Name of the one group of central users where merchants share a catalogue."""
+
+
+@dataclass(frozen=True)
+class MerchantData:
+    """A merchant's catalogue (public) and its users' histories (private)."""
+
+    catalogue: Catalogue
+    histories: Histories
+
+
+@dataclass(frozen=True)
+class CentralGroup:
+    """Central users who are ranked against the same catalogue.
+
+    Attributes:
+        name: the merchant, or `all` where merchants share a catalogue.
+        positions: (items,) the group's items as positions in the central catalogue.
+        histories: the users; item indices point into the *central* catalogue.
+    """
+
+    name: str
+    positions: pd.Index
+    histories: Histories
+
+
+@dataclass(frozen=True)
+class CentralData:
+    """The server's own data: the union of the public catalogues and consenting users."""
+
+    catalogue: Catalogue
+    groups: tuple[CentralGroup, ...]
+
+
+def merchant_folders(federation: Path) -> list[Path]:
+    """The merchants' folders, by name.
+
+    Raises:
+        InputError: this is not a federation folder, or it has no merchant.
+    """
+    folder = federation / "merchants"
+    if not folder.is_dir():
+        raise InputError(
+            "there is no folder merchants/",
+            where=str(federation),
+            expected="a federation folder: merchants/<name>/ and central/",
+            hint="make one with `fedrec data split SOURCE OUT`",
+        )
+    found = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not found:
+        raise InputError("there is no merchant", where=str(folder))
+    return found
+
+
+def load_merchant(folder: Path) -> MerchantData:
+    """Read and check a merchant's tables.
+
+    Raises:
+        InputError: naming file, column and row.
+    """
+    items_path, events_path = find_table(folder, "items"), find_table(folder, "events")
+    catalogue = Catalogue.from_table(check_items(read_table(items_path), items_path))
+    events = check_events(read_table(events_path), events_path, catalogue.index, items_path.name)
+    return MerchantData(catalogue, Histories.from_table(events, catalogue))
+
+
+def load_central(federation: Path) -> CentralData:
+    """Read and check `central/`.
+
+    Raises:
+        InputError: naming file, column and row.
+    """
+    folder = federation / "central"
+    items_path, events_path = find_table(folder, "items"), find_table(folder, "events")
+    items, events = read_table(items_path), read_table(events_path)
+    own_catalogues = C.MERCHANT in items.columns
+    key = (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,)
+    items = check_items(items, items_path, key)
+    distinct = items.drop_duplicates(C.ITEM)
+    catalogue = Catalogue.from_table(distinct)
+    events = check_events(events, events_path, catalogue.index, items_path.name)
+    if own_catalogues and C.MERCHANT not in events.columns:
+        raise InputError("column 'merchant' is missing", where=str(events_path), hint=f"{items_path.name} has one")
+    groups = tuple(_central_groups(items, events, catalogue, events_path, own_catalogues))
+    return CentralData(catalogue, groups)
+
+
+def _central_groups(
+    items: pd.DataFrame, events: pd.DataFrame, catalogue: Catalogue, path: Path, own_catalogues: bool
+) -> Iterator[CentralGroup]:
+    if not own_catalogues:
+        yield CentralGroup(SHARED, pd.RangeIndex(len(catalogue)), Histories.from_table(events, catalogue))
+        return
+    for name, rows in events.groupby(C.MERCHANT):
+        own = items.loc[items[C.MERCHANT] == name, C.ITEM]
+        check_events(rows, path, pd.Index(own), f"the items of merchant {name}")
+        positions = pd.Index(sorted(catalogue.index.get_indexer(own)))
+        yield CentralGroup(str(name), positions, Histories.from_table(rows, catalogue))

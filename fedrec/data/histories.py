@@ -1,0 +1,65 @@
+"""What users did, as a compact sequence of baskets for each user.
+
+A basket is the set of a user's events that share a timestamp; the order inside a basket
+means nothing, so it is made canonical (by item index) and never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fedrec.data.catalogue import Catalogue
+from fedrec.data.schema import Columns as C
+
+__all__ = ["Histories"]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Users' baskets in time order, in compressed rows.
+
+    Attributes:
+        user_ids: (users,) the ids; they never leave the merchant.
+        offsets: (users + 1,) user `u` owns events `offsets[u]:offsets[u + 1]`.
+        items: (events,) index of the item in the catalogue.
+        baskets: (events,) number of the basket within its user, from 0, ascending.
+    """
+
+    user_ids: tuple[str, ...]
+    offsets: np.ndarray
+    items: np.ndarray
+    baskets: np.ndarray
+
+    @classmethod
+    def from_table(cls, events: pd.DataFrame, catalogue: Catalogue) -> Histories:
+        """Build from checked events: one entry for each (user, timestamp, item)."""
+        frame = pd.DataFrame(
+            {
+                "user": events[C.USER].to_numpy(),
+                "time": events[C.TIME].to_numpy(),
+                "item": catalogue.index.get_indexer(events[C.ITEM]),
+            }
+        )
+        frame = frame.drop_duplicates().sort_values(["user", "time", "item"], kind="stable", ignore_index=True)
+        new_user = frame["user"].ne(frame["user"].shift()).to_numpy()
+        new_basket = new_user | frame["time"].ne(frame["time"].shift()).to_numpy()
+        starts = np.flatnonzero(new_user)
+        basket = np.cumsum(new_basket) - 1
+        user_of_event = np.cumsum(new_user) - 1
+        return cls(
+            user_ids=tuple(frame["user"].iloc[starts]),
+            offsets=np.append(starts, len(frame)).astype(np.int64),
+            items=frame["item"].to_numpy(np.int64),
+            baskets=(basket - basket[starts][user_of_event]).astype(np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def of(self, user: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items and basket numbers of user number `user`, in time order."""
+        rows = slice(self.offsets[user], self.offsets[user + 1])
+        return self.items[rows], self.baskets[rows]

@@ -1,0 +1,105 @@
+"""From one tidy pair of tables to a federation folder with held-out users."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import tomli_w
+
+from fedrec.config import write_atomically
+from fedrec.data.schema import Columns as C
+from fedrec.data.tables import check_events, check_items, find_table, read_table, write_table
+from fedrec.errors import InputError
+
+__all__ = ["public_population", "split_source", "write_federation"]
+
+
+def public_population(users: int) -> int:
+    """A merchant's number of users rounded to one significant digit and a half (1, 1.5, 2, 2.5 ...).
+
+    The population is declared in public (it is the denominator of the expected lot), so it
+    must not move with one user; see the privacy contract, line 9.
+    """
+    if users <= 0:
+        raise ValueError(f"expected a positive number of users, found {users}")
+    step = 10 ** math.floor(math.log10(users)) / 2
+    return max(1, round(round(users / step) * step))
+
+
+def split_source(source: Path, out: Path, holdout: float, policy: dict[str, object]) -> pd.DataFrame:
+    """Turn `events` (with a `merchant` column) and `items` in `source` into a federation folder.
+
+    Args:
+        source: folder with the two tables; where `items` has a `merchant` column too, each
+            merchant gets its own catalogue, else all share one.
+        out: folder to make; it must not exist or be empty.
+        holdout: share of each merchant's users who go to `central/` with all of their events.
+        policy: the `[privacy]` table of every `merchant.toml`; `population` is added.
+
+    Returns:
+        One row a merchant: users, events, items, held-out users, population.
+
+    Raises:
+        InputError: bad tables, or `out` is not empty.
+    """
+    items_path, events_path = find_table(source, "items"), find_table(source, "events")
+    items, events = read_table(items_path), read_table(events_path)
+    if C.MERCHANT not in events.columns:
+        raise InputError("column 'merchant' is missing", where=str(events_path), expected="the merchant of every event")
+    key = (C.MERCHANT, C.ITEM) if C.MERCHANT in items.columns else (C.ITEM,)
+    items = check_items(items, items_path, key)
+    events = check_events(events, events_path, pd.Index(items[C.ITEM].unique()), items_path.name)
+    return write_federation(items, events, out, holdout, policy)
+
+
+def write_federation(
+    items: pd.DataFrame,
+    events: pd.DataFrame,
+    out: Path,
+    holdout: float,
+    policy: dict[str, object],
+    progress: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame:
+    """Write checked tables as a federation folder; see `split_source`.
+
+    Held-out users are chosen by a hash of merchant and user, so the choice is the same on
+    every machine and does not depend on the order of rows.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("is already there", where=str(out), hint="give a new folder, or remove it first")
+    if not 0 < holdout < 1:
+        raise InputError(f"found {holdout}", where="--holdout", expected="a share between 0 and 1")
+    users = events[[C.MERCHANT, C.USER]].astype(str).drop_duplicates()
+    held = pd.Series(
+        [_share(merchant, user) < holdout for merchant, user in users.itertuples(index=False)],
+        index=pd.MultiIndex.from_frame(users),
+    )
+    is_held = held.reindex(pd.MultiIndex.from_frame(events[[C.MERCHANT, C.USER]].astype(str))).to_numpy()
+    summary = []
+    for name, rows in events.groupby(C.MERCHANT):
+        progress(str(name))
+        own = rows[~is_held[rows.index]].drop(columns=C.MERCHANT)
+        catalogue = items[items[C.MERCHANT] == name].drop(columns=C.MERCHANT) if C.MERCHANT in items.columns else items
+        if own.empty:
+            raise InputError(f"merchant {name} has no user left after the hold-out", hint="lower --holdout or drop it")
+        folder = out / "merchants" / str(name)
+        count = own[C.USER].nunique()
+        population = public_population(count)
+        settings = {"name": str(name), "privacy": {**policy, "population": population}}
+        write_table(catalogue, folder / "items.parquet")
+        write_table(own, folder / "events.parquet")
+        write_atomically(folder / "merchant.toml", tomli_w.dumps(settings).encode())
+        held_out = int(held[str(name)].sum())
+        summary.append((str(name), count, len(own), len(catalogue), held_out, population))
+    write_table(items, out / "central" / "items.parquet")
+    write_table(events[is_held], out / "central" / "events.parquet")
+    return pd.DataFrame(summary, columns=["merchant", "users", "events", "items", "held_out_users", "population"])
+
+
+def _share(merchant: str, user: str) -> float:
+    digest = hashlib.blake2b(f"{merchant}\0{user}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,137 @@
+"""Reading the tables of a merchant folder, with errors that name file, column and row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from fedrec.data.schema import Columns as C
+from fedrec.errors import InputError
+
+__all__ = ["check_events", "check_items", "find_table", "read_table", "write_table"]
+
+SUFFIXES = (".parquet", ".csv")
+
+
+def find_table(folder: Path, name: str) -> Path:
+    """The one file `name.parquet` or `name.csv` in `folder`.
+
+    Raises:
+        InputError: there is none, or there are both.
+    """
+    found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
+    if not found:
+        raise InputError(f"there is no {name}.parquet or {name}.csv", where=str(folder))
+    if len(found) > 1:
+        raise InputError(f"there are both {name}.parquet and {name}.csv", where=str(folder), hint="keep one of them")
+    return found[0]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read CSV or Parquet; ids stay text, so that `007` is not 7.
+
+    Raises:
+        InputError: the file is not what its name says.
+    """
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path)) from None
+    except Exception as error:  # pandas and pyarrow raise many kinds
+        raise InputError(f"cannot be read ({error})", where=str(path), expected=f"a {path.suffix[1:]} table") from None
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write Parquet to a temporary name and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    frame.to_parquet(temporary, index=False)
+    temporary.replace(path)
+
+
+def check_items(frame: pd.DataFrame, path: Path, key: tuple[str, ...] = (C.ITEM,)) -> pd.DataFrame:
+    """Validate a catalogue: columns there, ids unique and present, a title in every row.
+
+    Raises:
+        InputError: the first thing that is wrong, with its row.
+    """
+    _require(frame, C.ITEM_REQUIRED, path)
+    if frame.empty:
+        raise InputError("the catalogue is empty", where=str(path))
+    frame = frame.copy()
+    for column in (*C.ITEM_REQUIRED, *(name for name in key if name != C.ITEM)):
+        _forbid_blank(frame, column, path)
+        frame[column] = frame[column].astype(str)
+    repeated = frame.duplicated(list(key))
+    if repeated.any():
+        row = int(repeated.to_numpy().argmax())
+        raise InputError(
+            f"item_id {frame[C.ITEM].iloc[row]!r} is there twice", where=_at(path, C.ITEM, row), expected="unique item ids"
+        )
+    return frame.reset_index(drop=True)
+
+
+def check_events(frame: pd.DataFrame, path: Path, item_ids: pd.Index, catalogue: str) -> pd.DataFrame:
+    """Validate events: columns there, ids present, timestamps that parse, items that exist.
+
+    Args:
+        item_ids: the ids of the catalogue.
+        catalogue: what to call the catalogue in an error.
+
+    Returns:
+        The events with `timestamp` parsed, in the order of the file.
+
+    Raises:
+        InputError: the first thing that is wrong, with its row.
+    """
+    _require(frame, C.EVENT_REQUIRED, path)
+    if frame.empty:
+        raise InputError("there are no events", where=str(path), expected="at least one row")
+    frame = frame.copy()
+    for column in C.EVENT_REQUIRED:
+        _forbid_blank(frame, column, path)
+    frame[C.USER], frame[C.ITEM] = frame[C.USER].astype(str), frame[C.ITEM].astype(str)
+    if not pd.api.types.is_datetime64_any_dtype(frame[C.TIME]):
+        parsed = pd.to_datetime(frame[C.TIME], errors="coerce", format="ISO8601", utc=True)
+        if parsed.isna().any():
+            row = int(parsed.isna().to_numpy().argmax())
+            raise InputError(
+                f"{frame[C.TIME].iloc[row]!r} is not a timestamp",
+                where=_at(path, C.TIME, row),
+                expected="ISO 8601, such as 2026-01-31 or 2026-01-31T09:30:00",
+            )
+        frame[C.TIME] = parsed
+    unknown = ~frame[C.ITEM].isin(item_ids)
+    if unknown.any():
+        row = int(unknown.to_numpy().argmax())
+        raise InputError(
+            f"item_id {frame[C.ITEM].iloc[row]!r} is not in {catalogue} ({int(unknown.sum())} such events)",
+            where=_at(path, C.ITEM, row),
+            hint="add the items to the catalogue or remove the events",
+        )
+    return frame.reset_index(drop=True)
+
+
+def _require(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise InputError(
+            f"column {missing[0]!r} is missing; found {', '.join(map(str, frame.columns))}",
+            where=str(path),
+            expected=f"the columns {', '.join(columns)}",
+        )
+
+
+def _forbid_blank(frame: pd.DataFrame, column: str, path: Path) -> None:
+    blank = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
+    if blank.any():
+        raise InputError("is empty", where=_at(path, column, int(blank.to_numpy().argmax())), expected="a value")
+
+
+def _at(path: Path, column: str, row: int) -> str:
+    # A CSV's first data row is line 2; Parquet has rows only.
+    place = f"line {row + 2}" if path.suffix == ".csv" else f"row {row}"
+    return f"{path}, column {column}, {place}"

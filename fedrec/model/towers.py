@@ -1,0 +1,105 @@
+"""The two towers: item embeddings by role, user vectors, scores.
+
+    e_j = normalise(mean-pooled encoder output of item j - centre)
+    h_j = normalise(e_j + e_j A B_history),   c_j = normalise(e_j + e_j A B_candidate)
+    u   = normalise(sum over the history of softmax(-decay * age) h)
+    score(j) = tau * <u, c_j> + w * log prior(j)
+
+`age` counts baskets, not events: order inside a basket means nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.encoder import TextEncoder
+from fedrec.model.cache import States
+
+__all__ = ["Scoring", "centred", "init_base", "init_trained", "log_prior", "recency_weights", "role_table"]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The three numbers of the score; chosen on central users, sent with every round."""
+
+    temperature: float
+    decay: float
+    prior_weight: float
+
+
+def init_base(encoder: TextEncoder, states: States, heads: bool, rank: int, how: str, seed: int) -> Arrays:
+    """The public, frozen part: the centre and every `A`, from the central catalogue.
+
+    Args:
+        states: the trunk's output for the central catalogue.
+        how: `principal` takes the top eigenvectors of the activations' second moments (of the
+            centred embeddings for the heads); `random` orthonormal rows.
+
+    Returns:
+        `centre` (hidden,), `heads.A` (hidden, rank), and the encoder's A under PEFT's names.
+    """
+    pooled = encoder.pooled(states)  # (items, hidden)
+    base: Arrays = {CENTRE: pooled.mean(0).cpu().numpy()}
+    generator = torch.Generator().manual_seed(seed)
+    if heads:
+        if rank > encoder.hidden:
+            from fedrec.errors import InputError
+
+            raise InputError(f"found {rank}", where="rank", expected=f"at most {encoder.hidden}, the encoder's width")
+        e = centred(pooled, base)
+        base[HEAD_A] = _directions(e.T @ e, rank, how, generator).T.contiguous().numpy()
+    moments = encoder.layer_inputs(states) if how == "principal" else {}
+    for name, value in encoder.frozen().items():
+        moment = moments.get(name, torch.empty(value.shape[1], value.shape[1]))
+        base[name] = _directions(moment, value.shape[0], how, generator).contiguous().numpy()
+    return base
+
+
+def init_trained(encoder: TextEncoder, heads: bool, rank: int) -> Arrays:
+    """Every `B`, zero: the adapter starts as the pretrained encoder."""
+    trained = {name: np.zeros_like(value) for name, value in encoder.trained().items()}
+    if heads:
+        trained |= {name: np.zeros((rank, encoder.hidden), dtype=np.float32) for name in HEAD_B.values()}
+    return trained
+
+
+def centred(pooled: Tensor, base: Arrays) -> Tensor:
+    """`e`: pooled vectors minus the centre, unit length, (items, hidden)."""
+    return normalize(pooled - torch.as_tensor(base[CENTRE], device=pooled.device), dim=-1)
+
+
+def role_table(e: Tensor, base: Arrays, trained: Arrays, role: str) -> Tensor:
+    """`h` or `c`: the embeddings as `role` (history, candidate) sees them, (items, hidden)."""
+    if HEAD_B[role] not in trained:
+        return e
+    a, b = (torch.as_tensor(value, device=e.device) for value in (base[HEAD_A], trained[HEAD_B[role]]))
+    return normalize(e + (e @ a) @ b, dim=-1)
+
+
+def recency_weights(ages: np.ndarray, valid: np.ndarray, decay: float) -> np.ndarray:
+    """softmax(-decay * age) over the last axis, zero where not `valid`; rows without any are zero."""
+    weights = np.exp(-decay * np.where(valid, ages - np.where(valid, ages, np.inf).min(-1, keepdims=True, initial=1e9), 0))
+    weights = np.where(valid, weights, 0.0)
+    return (weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def log_prior(counts: np.ndarray, floor: float) -> np.ndarray:
+    """log of the popularity from (noisy) counts, each at least `floor`, over their sum; (items,) float32."""
+    counts = np.maximum(counts.astype(np.float64), floor)
+    return np.log(counts / counts.sum()).astype(np.float32)
+
+
+def _directions(moment: Tensor, rank: int, how: str, generator: torch.Generator) -> Tensor:
+    """`rank` orthonormal rows: top eigenvectors of `moment`, signs fixed, or random ones."""
+    width = moment.shape[0]
+    if how == "random":
+        return torch.linalg.qr(torch.randn(width, rank, generator=generator))[0].T
+    vectors = torch.linalg.eigh(moment.cpu().double())[1].flip(-1)[:, :rank].T
+    signs = torch.sign(vectors.gather(1, vectors.abs().argmax(1, keepdim=True)))
+    return (vectors * signs).float()

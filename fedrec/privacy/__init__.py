@@ -1,0 +1,30 @@
+"""What the software promises, enforced: mechanisms, accounting, policy, ledger."""
+
+from fedrec.privacy.accountants import ACCOUNTANTS, Epsilon, accountant, epsilon
+from fedrec.privacy.events import SampledGaussian
+from fedrec.privacy.ledger import Ledger, LedgerError, Release
+from fedrec.privacy.mechanism import UserDPOptimizer, noisy_histogram
+from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from fedrec.privacy.planning import NoisePlan, plan_noise
+from fedrec.privacy.policy import MerchantFile, Policy, read_merchant_file
+
+__all__ = [
+    "ACCOUNTANTS",
+    "Epsilon",
+    "Ledger",
+    "LedgerError",
+    "MerchantFile",
+    "NoisePlan",
+    "NoiseSource",
+    "Policy",
+    "Release",
+    "SampledGaussian",
+    "SeededNoise",
+    "SystemNoise",
+    "UserDPOptimizer",
+    "accountant",
+    "epsilon",
+    "noisy_histogram",
+    "plan_noise",
+    "read_merchant_file",
+]

@@ -1,0 +1,115 @@
+"""`train_round`: the one function that simulation and deployment both call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedrec.config import Part, Unit
+from fedrec.data import Catalogue
+from fedrec.model.adapter import Arrays, norm
+from fedrec.model.encoder import TextEncoder
+from fedrec.model.towers import Scoring, centred
+from fedrec.privacy import NoiseSource, UserDPOptimizer
+from fedrec.training.encoder import EncoderTrainer
+from fedrec.training.examples import Examples
+from fedrec.training.heads import HeadsTrainer
+
+__all__ = ["RoundTask", "expected_lot", "train_round"]
+
+
+@dataclass(frozen=True)
+class RoundTask:
+    """What the server asks of a merchant in a round."""
+
+    run: str
+    round: int
+    part: Part
+    local_steps: int
+    sample_rate: float
+    clip_norm: float
+    noise_multiplier: float
+    delta: float
+    unit: Unit
+    learning_rate: float
+    history: int
+    positions: int
+    negatives: int
+    encoder_history: int
+    temperature: float
+    decay: float
+    prior_weight: float
+
+    @property
+    def scoring(self) -> Scoring:
+        """The numbers of the score that this round trains under."""
+        return Scoring(self.temperature, self.decay, self.prior_weight)
+
+
+def expected_lot(task: RoundTask, population: int) -> float:
+    """Expected number of records in a step, from public numbers only.
+
+    With unit `event` a user is up to `positions` records, and the denominator says so.
+    """
+    return task.sample_rate * population * (task.positions if task.unit == "event" else 1)
+
+
+def train_round(
+    task: RoundTask,
+    catalogue: Catalogue,
+    examples: Examples,
+    *,
+    encoder: TextEncoder,
+    base: Arrays,
+    trained: Arrays,
+    prior: np.ndarray,
+    population: int,
+    noise: NoiseSource,
+) -> Arrays:
+    """Take the round's private steps and return the noisy change of the trained part.
+
+    Args:
+        examples: every record of the merchant, as `build_examples` makes them.
+        prior: (items,) log popularity of the merchant's catalogue.
+        population: the publicly declared number of users; never the true one.
+        noise: where sampling and noise come from.
+
+    Returns:
+        `trained after - trained before` for the arrays of `task.part`, float32.
+
+    Raises:
+        RuntimeError: the adapter did not move, which means that the hooks saw nothing.
+    """
+    encoder.load({**base, **trained})
+    trainer: HeadsTrainer | EncoderTrainer
+    if task.part == "heads":
+        e = centred(encoder.embed(catalogue), base)
+        trainer = HeadsTrainer(e, prior, base, trained, task.scoring)
+    else:
+        trainer = EncoderTrainer(encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history)
+    before = trainer.arrays()
+    watched = trainer.watch()
+    try:
+        optimizer = UserDPOptimizer(
+            trainer.parameters(),
+            noise,
+            learning_rate=task.learning_rate,
+            noise_multiplier=task.noise_multiplier,
+            clip_norm=task.clip_norm,
+            expected_lot=expected_lot(task, population),
+        )
+        for _ in range(task.local_steps):
+            if isinstance(trainer, EncoderTrainer):
+                trainer.negatives = noise.integers(len(catalogue), task.negatives)
+            lot = examples.take(noise.poisson(len(examples), task.sample_rate))
+            for chunk in trainer.chunks(lot):
+                trainer.gradients(chunk)
+                optimizer.add_chunk()
+            optimizer.finish_step()
+    finally:
+        watched.remove_hooks()
+    delta = {name: value - before[name] for name, value in trainer.arrays().items()}
+    if norm(delta) == 0:
+        raise RuntimeError("the private steps moved nothing: no gradient and no noise reached the adapter")
+    return delta

@@ -1,0 +1,61 @@
+"""The ServerApp: from the run folder to `strategy.start` to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from fedrec import wire
+from fedrec.data import load_central
+from fedrec.model.recommender import save_recommender
+from fedrec.privacy import plan_noise
+from server.evaluation import CentralEvaluator
+from server.progress import notify
+from server.run_folder import RunFolder
+from server.start import first_state, load_encoder_for, write_line
+from server.strategy import NobodyLeft, PrivateLora
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, or go on with, the federated run that the site file names."""
+    site = json.loads(Path(os.environ["FEDREC_SITE"]).read_text(encoding="utf-8"))
+    folder = RunFolder.open(Path(site["run"]))
+    config = folder.config
+    central = load_central(Path(site["federation"]))
+    encoder = load_encoder_for(config)
+    evaluator = CentralEvaluator(central, config, encoder)
+    state = folder.load() or first_state(config, central, encoder)
+    strategy = PrivateLora(config, plan_noise(config), state)
+
+    if "prior.counts" not in state.public:
+        prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
+        strategy.state = state = replace(state, public={**state.public, **prior})
+        line = evaluator.line(state.public, state.trained)
+        write_line(folder, 0, None, record, {**line, "baselines": evaluator.baselines(state.public, state.trained)})
+        folder.save(state)
+
+    def evaluate(server_round: int, _: ArrayRecord) -> MetricRecord | None:
+        if server_round == 0:
+            return None  # written above, or by the run that this one goes on with
+        line = evaluator.line(strategy.state.public, strategy.state.trained)
+        write_line(folder, strategy.state.round, config.part(strategy.state.round), strategy.record, line)
+        save_recommender(folder.path / "adapter", config, encoder, central, strategy.state.public, strategy.state.trained, line["scoring"])
+        folder.save(strategy.state)
+        return MetricRecord({name: float(value) for name, value in line["central"].items()})
+
+    try:
+        strategy.start(
+            grid, wire.to_record(state.trained), config.rounds - state.round, config.round_timeout, evaluate_fn=evaluate
+        )
+        notify("finished", reason="all rounds are done")
+    except NobodyLeft as reason:
+        folder.write_json("ended_early.json", {"round": strategy.state.round, "reason": str(reason), **asdict(strategy.record)})
+        notify("finished", reason=f"every merchant has declined ({reason})")

@@ -1,0 +1,141 @@
+"""The run folder: configuration, metrics, checkpoints, adapter.
+
+A checkpoint is one file that is renamed into place, so an interruption leaves the one
+before. `metrics.jsonl` is cut back to the checkpoint on resume: a round counts when its
+checkpoint is there.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from fedrec.config import RunConfig, load_config, save_config, write_atomically
+from fedrec.errors import InputError
+from fedrec.model.adapter import Arrays
+from fedrec.model.towers import Scoring
+
+__all__ = ["RunFolder", "ServerState"]
+
+KEPT_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What a server must remember to go on.
+
+    Attributes:
+        run: the run's id, the one that ledgers hold.
+        round: the last finished round.
+        trained: the adapter.
+        public: base arrays and prior, as merchants get them.
+        optimizer: the server optimizer's arrays.
+        scoring: what merchants train under; the evaluation chooses its own weight of the prior.
+    """
+
+    run: str
+    round: int
+    trained: Arrays
+    public: Arrays
+    optimizer: Arrays
+    scoring: Scoring
+
+    def after(self, trained: Arrays, optimizer: Arrays) -> ServerState:
+        """The state one round later."""
+        return replace(self, round=self.round + 1, trained=trained, optimizer=optimizer)
+
+
+class RunFolder:
+    """`runs/<id>/`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> RunFolder:
+        """Make a new run folder.
+
+        Raises:
+            InputError: there is something already.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(
+                "is already there", where=str(path), hint="give another --out, or --resume to go on with it"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        save_config(config, path / "config.toml")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open one that is there.
+
+        Raises:
+            InputError: this is not a run folder.
+        """
+        if not (path / "config.toml").is_file():
+            raise InputError("there is no config.toml", where=str(path), expected="a run folder")
+        return cls(path)
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved settings."""
+        return load_config(self.path / "config.toml")
+
+    @staticmethod
+    def new_run_id() -> str:
+        """An id that no other run has."""
+        return uuid.uuid4().hex[:16]
+
+    def save(self, state: ServerState) -> None:
+        """Write a checkpoint; the last few are kept."""
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        arrays = {
+            f"{group}|{name}": value
+            for group in ("trained", "public", "optimizer")
+            for name, value in getattr(state, group).items()
+        }
+        meta = {"run": state.run, "round": str(state.round), "scoring": json.dumps(asdict(state.scoring))}
+        path = folder / f"round-{state.round:05d}.safetensors"
+        temporary = path.with_suffix(".tmp")
+        save_file(arrays, temporary, metadata=meta)
+        temporary.replace(path)
+        for old in sorted(folder.glob("round-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+    def load(self) -> ServerState | None:
+        """The last checkpoint, None before the first."""
+        found = sorted((self.path / "checkpoints").glob("round-*.safetensors"))
+        if not found:
+            return None
+        groups: dict[str, Arrays] = {"trained": {}, "public": {}, "optimizer": {}}
+        with safe_open(found[-1], framework="numpy") as file:
+            meta = file.metadata()
+            for key in file.keys():  # noqa: SIM118
+                group, _, name = key.partition("|")
+                groups[group][name] = file.get_tensor(key)
+        return ServerState(run=meta["run"], round=int(meta["round"]), scoring=Scoring(**json.loads(meta["scoring"])), **groups)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append a round's line; a line of the same or a later round is replaced."""
+        lines = [known for known in self.metrics() if known["round"] < line["round"]]
+        text = "".join(json.dumps(known) + "\n" for known in [*lines, line])
+        write_atomically(self.path / "metrics.jsonl", text.encode())
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write a JSON file of the folder."""
+        write_atomically(self.path / name, json.dumps(value, indent=2).encode())

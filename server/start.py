@@ -1,0 +1,60 @@
+"""The first state of a run, and the line of `metrics.jsonl` for each round."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fedrec.config import Part, RunConfig
+from fedrec.data import CentralData
+from fedrec.model import Scoring, TextEncoder, init_base, init_trained, load_encoder
+from server.progress import notify
+from server.run_folder import RunFolder, ServerState
+from server.strategy import RoundRecord
+
+__all__ = ["first_state", "load_encoder_for", "model_arguments", "write_line"]
+
+
+def model_arguments(config: RunConfig) -> dict[str, str | int]:
+    """The arguments of `load_encoder` under these settings."""
+    return {
+        "name": config.encoder,
+        "layers": config.encoder_layers,
+        "rank": config.encoder_rank,
+        "max_tokens": config.max_tokens,
+        "device": config.device,
+        "texts_per_batch": config.texts_per_batch,
+    }
+
+
+def load_encoder_for(config: RunConfig) -> TextEncoder:
+    """The encoder under these settings."""
+    return load_encoder(**model_arguments(config))  # type: ignore[arg-type]
+
+
+def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -> ServerState:
+    """Round 0: the pretrained encoder, `A` from the public catalogue, every `B` zero."""
+    notify("preparing", what="item texts through the frozen trunk", texts=len(central.catalogue))
+    states = encoder.states(central.catalogue)
+    base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
+    trained = init_trained(encoder, config.heads, config.rank)
+    scoring = Scoring(config.temperature, config.decay, config.prior_weight)
+    return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring)
+
+
+def write_line(folder: RunFolder, number: int, part: Part | None, record: RoundRecord, line: dict[str, Any]) -> None:
+    """Append a round to `metrics.jsonl` and tell the watchers."""
+    full = {
+        "round": number,
+        "part": part or "histogram",
+        "seconds": round(time.time() - record.started, 3),
+        "took_part": sorted(record.took_part),
+        "declined": record.declined,
+        "refused": record.refused,
+        "bytes_down": record.bytes_down,
+        "bytes_up": record.bytes_up,
+        "privacy": record.privacy,
+        **line,
+    }
+    folder.add_metrics(full)
+    notify("round_done", **full)

@@ -1,0 +1,202 @@
+"""A Flower strategy that averages private LoRA updates.
+
+Each reply is checked (names, shapes, finiteness, norm, and that it answers this round)
+before it counts. Who took part, who declined and who was refused, and why, is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedrec import wire
+from fedrec.aggregation import apply_update, plausible_norm, update_fault, weighted_mean
+from fedrec.config import RunConfig
+from fedrec.model import Arrays, digest, of_part
+from fedrec.privacy import NoisePlan
+from fedrec.training import RoundTask
+from server.evaluation import COUNTS, FLOOR, KEYS
+from server.progress import notify
+from server.run_folder import ServerState
+
+__all__ = ["NobodyLeft", "PrivateLora", "RoundRecord"]
+
+HISTOGRAM_BOUND = 1e9
+"""Largest plausible count; anything over it is vandalism."""
+
+
+class NobodyLeft(Exception):
+    """Every merchant has declined: the run ends here, with what was learned so far."""
+
+
+@dataclass
+class RoundRecord:
+    """What happened in a round, by merchant."""
+
+    started: float = field(default_factory=time.time)
+    took_part: list[str] = field(default_factory=list)
+    declined: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    bytes_down: dict[str, int] = field(default_factory=dict)
+    bytes_up: dict[str, int] = field(default_factory=dict)
+    privacy: dict[str, dict[str, float | str]] = field(default_factory=dict)
+
+
+class PrivateLora(Strategy):
+    """Sends tasks, checks and averages what comes back, applies the server optimizer."""
+
+    def __init__(self, config: RunConfig, plan: NoisePlan, state: ServerState) -> None:
+        self.config, self.plan, self.state = config, plan, state
+        self.offset = state.round
+        self.record = RoundRecord()
+        self.names: dict[int, str] = {}
+        self._informed: set[int] = set()
+        self._sent: dict[int, int] = {}
+
+    def collect_priors(self, grid: Grid, keys: np.ndarray, timeout: float) -> tuple[Arrays, RoundRecord]:
+        """Ask every merchant for its noisy histogram; the sum is the prior.
+
+        Args:
+            keys: (items,) text keys of the central catalogue.
+        """
+        self.record = RoundRecord()
+        total = np.zeros(len(keys), dtype=np.float64)
+        sigma = self.plan.histogram
+        if sigma is not None:
+            task = wire.HistogramTask(self.state.run, sigma, self.config.delta, self.config.unit)
+            content = wire.encode_histogram_task(task, keys)
+            self._sent = {node: wire.size(content) for node in grid.get_node_ids()}
+            notify("histogram_started", merchants=len(self._sent))
+            messages = [Message(content, node, "train.histogram") for node in self._sent]
+            like = {wire.HISTOGRAM: np.zeros(len(keys), dtype=np.float32)}
+            for reply in self._usable(grid.send_and_receive(messages, timeout=timeout), like, HISTOGRAM_BOUND, sigma):
+                total += reply.arrays[wire.HISTOGRAM]
+            self._informed.clear()
+        # A count below the noise of one merchant says nothing; it stands for "rare".
+        floor = max(1.0, sigma or 0.0)
+        prior = {KEYS: keys, COUNTS: total.astype(np.float32), FLOOR: np.array([floor], dtype=np.float32)}
+        return prior, self.record
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """One task for every node; the public part goes to those who may not have it."""
+        number = server_round + self.offset
+        self.record = RoundRecord()
+        task, public = self._task(number), self.state.public
+        messages = []
+        self._sent = {}
+        for node in grid.get_node_ids():
+            content = wire.encode_train(task, self.state.trained, digest(public), None if node in self._informed else public)
+            self._sent[node] = wire.size(content)
+            messages.append(Message(content, node, "train", group_id=str(number)))
+        notify("round_started", round=number, rounds=self.config.rounds, part=task.part, merchants=len(messages))
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the usable updates and take the server optimizer's step.
+
+        Raises:
+            NobodyLeft: every merchant that answered has declined.
+        """
+        task = self._task(server_round + self.offset)
+        like = of_part(self.state.trained, task.part)
+        used = list(self._usable(replies, like, self._most(like), task.noise_multiplier))
+        trained, optimizer = self.state.trained, self.state.optimizer
+        if len(used) >= self.config.min_merchants:
+            weights = [float(r.statement.population) if self.config.weighting == "population" else 1.0 for r in used]
+            update = weighted_mean([reply.arrays for reply in used], weights)
+            rate = self.config.server_learning_rate if task.part == "heads" else self.config.encoder_learning_rate
+            moved, optimizer = apply_update(self.config.server_optimizer, trained, update, optimizer, rate)
+            trained = {**trained, **moved}
+        elif not used and self.record.declined and not self.record.refused:
+            raise NobodyLeft(next(iter(self.record.declined.values())))
+        self.state = self.state.after(trained, optimizer)
+        return wire.to_record(trained), None
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Nothing: a metric computed at a merchant would be a release."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing: see `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing to log: the run's settings are in its folder."""
+
+    def _task(self, number: int) -> RoundTask:
+        config, part, scoring = self.config, self.config.part(number), self.state.scoring
+        return RoundTask(
+            run=self.state.run,
+            round=number,
+            part=part,
+            local_steps=config.local_steps,
+            sample_rate=config.sample_rate_of(part),
+            clip_norm=config.clip_norm,
+            noise_multiplier=self.plan.of(part),
+            delta=config.delta,
+            unit=config.unit,
+            learning_rate=config.learning_rate,
+            history=config.history,
+            positions=config.positions,
+            negatives=config.negatives,
+            encoder_history=config.encoder_history,
+            temperature=scoring.temperature,
+            decay=scoring.decay,
+            prior_weight=scoring.prior_weight,
+        )
+
+    def _most(self, like: Arrays) -> float:
+        task = self._task(self.state.round + 1)
+        return plausible_norm(
+            steps=task.local_steps,
+            learning_rate=task.learning_rate,
+            clip_norm=task.clip_norm,
+            noise_multiplier=task.noise_multiplier,
+            numbers=sum(value.size for value in like.values()),
+            lot=self.config.min_lot,
+        )
+
+    def _usable(self, replies: Iterable[Message], like: Arrays, most: float, sigma: float) -> Iterable[wire.Reply]:
+        """The replies that count; the others are recorded with the reason."""
+        for message in sorted(replies, key=lambda one: one.metadata.src_node_id):
+            node = message.metadata.src_node_id
+            name = self.names.get(node, f"node {node}")
+            if message.has_error():
+                self.record.refused[name] = f"error {message.error.code}"
+                continue
+            try:
+                reply = wire.decode_reply(message)
+            except (wire.WireError, ValueError, TypeError) as error:
+                self.record.refused[name] = str(error)
+                continue
+            name = self.names[node] = reply.statement.merchant
+            self.record.bytes_down[name], self.record.bytes_up[name] = self._sent.get(node, 0), wire.size(message.content)
+            if reply.statement.status == "declined":
+                self.record.declined[name] = reply.statement.reason
+                if reply.statement.reason.startswith("needs the public part"):
+                    self._informed.discard(node)
+                continue
+            self._informed.add(node)
+            fault = update_fault(reply.arrays, like, most)
+            if fault is None and reply.statement.noise_multiplier < sigma:
+                fault = f"noise_multiplier {reply.statement.noise_multiplier:g} is under the task's {sigma:g}"
+            if fault is None and reply.statement.population < 1:
+                fault = "declares no population"
+            if fault:
+                self.record.refused[name] = fault
+                continue
+            self.record.took_part.append(name)
+            self.record.privacy[name] = {
+                "epsilon": reply.statement.epsilon_spent,
+                "budget": reply.statement.epsilon_budget,
+                "delta": reply.statement.delta,
+                "accountant": reply.statement.accountant,
+                "population": reply.statement.population,
+            }
+            yield reply

@@ -1,0 +1,1 @@
+"""Engines that run the ServerApp and ClientApp on one machine, and what is compared there."""

@@ -1,0 +1,109 @@
+"""Two ways to run the same ServerApp and ClientApp on one machine.
+
+`flower` is Flower's simulation runtime on Ray. `inline` calls the ClientApp in this
+process, merchant after merchant: one loaded model, one trunk cache, no start-up. The
+messages are the same objects, so a run is the same but for the order of floating-point
+sums, which differs with the number of threads that a process has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.progress import notify
+
+__all__ = ["ENGINES", "InlineGrid", "run_flower", "run_inline"]
+
+Engine = Callable[[ServerApp, ClientApp, int], None]
+SERVER_NODE = 1
+
+
+class InlineGrid(Grid):
+    """A grid whose nodes are this process."""
+
+    def __init__(self, client_app: ClientApp, nodes: int) -> None:
+        self._client_app = client_app
+        self._run = Run.create_empty(run_id=1)
+        # The same ids in every run: replies are averaged in the order of node ids.
+        self._contexts = {
+            SERVER_NODE + 1 + i: Context(
+                run_id=1,
+                node_id=SERVER_NODE + 1 + i,
+                node_config={"partition-id": i, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for i in range(nodes)
+        }
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """See `Grid`."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """See `Grid`."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """See `Grid`."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid`."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answer the messages at once; the replies wait to be pulled."""
+        ids = []
+        for message in messages:
+            reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+            ids.append(f"{len(self._replies)}")
+            self._replies[ids[-1]] = reply
+            notify("merchant_done", done=len(ids))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid`."""
+        return [self._replies.pop(name) for name in list(message_ids)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid`; nothing can be late here, so `timeout` has no effect."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def run_inline(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
+    """Run in this process."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE, 1
+    context = Context(run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
+    server_app(InlineGrid(client_app, nodes), context)
+
+
+def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
+    """Run under Flower's simulation runtime, one core a merchant."""
+    from flwr.simulation import run_simulation
+
+    quiet = {"init_args": {"logging_level": logging.ERROR, "log_to_driver": False}}
+    import torch
+
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.25 if torch.cuda.is_available() else 0.0}}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        run_simulation(server_app, client_app, num_supernodes=nodes, backend_config={**quiet, **resources})
+
+
+ENGINES: dict[str, Engine] = {"inline": run_inline, "flower": run_flower}

@@ -1,0 +1,162 @@
+"""The same training with the noise and the clipping off: a yardstick that is not private.
+
+It shares the model and the loss with private training and nothing else: a plain sum of
+gradients, no Flower, no Opacus, no ledger. Only a simulation can run it, since it needs
+every merchant's data in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.aggregation import apply_update, weighted_mean
+from fedrec.config import Part, RunConfig
+from fedrec.data import MerchantData, load_merchant, merchant_folders
+from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
+from fedrec.model.adapter import HEAD_A, HEAD_B, of_part
+from fedrec.privacy import Policy, SeededNoise, read_merchant_file
+from fedrec.training import Examples, build_examples
+from fedrec.training.heads import masked_loss
+
+__all__ = ["Pooled", "plain_counts", "reference_rounds"]
+
+COUNTS, FLOOR = "prior.counts", "prior.floor"
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """One merchant, as the reference sees it."""
+
+    name: str
+    data: MerchantData
+    policy: Policy
+
+    @classmethod
+    def read(cls, federation: Path) -> list[Pooled]:
+        """All merchants of a federation folder."""
+        out = []
+        for folder in merchant_folders(federation):
+            settings = read_merchant_file(folder / "merchant.toml")
+            out.append(cls(settings.name, load_merchant(folder), settings.privacy))
+        return out
+
+
+def plain_counts(merchants: list[Pooled], keys: np.ndarray) -> np.ndarray:
+    """How many users bought each text, without noise: (items,) float32."""
+    place = {int(key): i for i, key in enumerate(keys)}
+    counts = np.zeros(len(keys), dtype=np.float32)
+    for merchant in merchants:
+        histories = merchant.data.histories
+        users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+        pairs = np.unique(np.stack([users, histories.items]), axis=1)
+        bought = np.bincount(pairs[1], minlength=len(merchant.data.catalogue))
+        for key, count in zip(merchant.data.catalogue.keys, bought, strict=True):
+            if int(key) in place:
+                counts[place[int(key)]] += count
+    return counts
+
+
+def reference_rounds(
+    config: RunConfig, merchants: list[Pooled], encoder: TextEncoder, public: Arrays, trained: Arrays
+) -> Iterator[tuple[int, Arrays]]:
+    """Rounds of federated averaging without privacy, yielding the adapter after each.
+
+    Args:
+        public: the base arrays, and `prior.counts` and `prior.floor` by `prior.keys`.
+        trained: where to start.
+    """
+    state: Arrays = {}
+    examples = [
+        build_examples(m.data.histories, history=config.history, positions=config.positions, decay=config.decay, unit=config.unit)
+        for m in merchants
+    ]
+    weights = [float(m.policy.population) if config.weighting == "population" else 1.0 for m in merchants]
+    for number in range(1, config.rounds + 1):
+        part = config.part(number)
+        updates = [
+            _local(config, part, number, merchant, one, encoder, public, trained)
+            for merchant, one in zip(merchants, examples, strict=True)
+        ]
+        rate = config.server_learning_rate if part == "heads" else config.encoder_learning_rate
+        moved, state = apply_update(config.server_optimizer, trained, weighted_mean(updates, weights), state, rate)
+        trained = {**trained, **moved}
+        yield number, trained
+
+
+def _local(
+    config: RunConfig, part: Part, number: int, merchant: Pooled, examples: Examples,
+    encoder: TextEncoder, public: Arrays, trained: Arrays,
+) -> Arrays:  # fmt: skip
+    """One merchant's change after its local steps of plain SGD."""
+    counts = dict(zip(public["prior.keys"].tolist(), public[COUNTS].tolist(), strict=True))
+    floor = float(public[FLOOR][0])
+    prior = log_prior(np.array([counts.get(key, floor) for key in merchant.data.catalogue.keys.tolist()]), floor)
+    noise = SeededNoise(config.seed, merchant.name, "reference", number)
+    before = of_part(trained, part)
+    local = {**trained}
+    for _ in range(config.local_steps):
+        lot = examples.take(noise.poisson(len(examples), config.sample_rate_of(part)))
+        gradient = _heads if part == "heads" else _encoder
+        expected = config.sample_rate_of(part) * merchant.policy.population * (config.positions if config.unit == "event" else 1)
+        summed = gradient(config, merchant, lot, prior, encoder, public, local, noise)
+        local |= {name: (local[name] - config.learning_rate * value / expected).astype(np.float32) for name, value in summed.items()}
+    return {name: local[name] - value for name, value in before.items()}
+
+
+def _heads(
+    config: RunConfig, merchant: Pooled, lot: Examples, prior: np.ndarray,
+    encoder: TextEncoder, public: Arrays, trained: Arrays, noise: SeededNoise,
+) -> Arrays:  # fmt: skip
+    """Summed gradient of the heads by plain autograd."""
+    encoder.load({**public, **trained})
+    e = centred(encoder.embed(merchant.data.catalogue), public)
+    a = torch.as_tensor(public[HEAD_A], device=e.device)
+    b = {role: torch.tensor(trained[name], device=e.device, requires_grad=True) for role, name in HEAD_B.items()}
+    tables = {role: torch.nn.functional.normalize(e + (e @ a) @ value, dim=-1) for role, value in b.items()}
+    offset = torch.as_tensor(prior, device=e.device) * config.prior_weight
+    total = e.new_zeros(())
+    for start in range(0, len(lot), 512):
+        chunk = lot.take(np.arange(start, min(start + 512, len(lot))))
+        weights = torch.zeros(len(chunk), chunk.weights.shape[1], len(e), device=e.device)
+        items = torch.as_tensor(chunk.items, device=e.device)[:, None].expand(-1, weights.shape[1], -1)
+        weights.scatter_add_(2, items, torch.as_tensor(chunk.weights, device=e.device))
+        users = torch.nn.functional.normalize(weights @ tables["history"], dim=-1)
+        total = total + masked_loss(config.temperature * users @ tables["candidate"].T + offset, chunk).sum()
+    gradients = torch.autograd.grad(total, list(b.values()), allow_unused=True)
+    return {HEAD_B[role]: _array(gradient, b[role]) for role, gradient in zip(b, gradients, strict=True)}
+
+
+def _encoder(
+    config: RunConfig, merchant: Pooled, lot: Examples, prior: np.ndarray,
+    encoder: TextEncoder, public: Arrays, trained: Arrays, noise: SeededNoise,
+) -> Arrays:  # fmt: skip
+    """Summed gradient of the encoder's LoRA: each distinct text once, since no user is told from another."""
+    from fedrec.training.encoder import EncoderTrainer, layout
+
+    scoring = Scoring(config.temperature, config.decay, config.prior_weight)
+    states = encoder.states(merchant.data.catalogue)
+    trainer = EncoderTrainer(encoder, states, prior, public, trained, scoring, history=config.encoder_history)
+    trainer.negatives = noise.integers(len(prior), config.negatives)
+    parameters = trainer.parameters()
+    summed = [torch.zeros_like(value) for value in parameters]
+    for chunk in trainer.chunks(lot):
+        pairs = layout(chunk, trainer.negatives, config.encoder_history)
+        distinct, where = np.unique(pairs.text, return_inverse=True)
+        leaf = encoder.pooled(states, distinct).requires_grad_(True)
+        losses = trainer.losses(leaf[torch.as_tensor(where)], pairs, chunk)
+        (upstream,) = torch.autograd.grad(losses.sum(), leaf)
+        for rows in encoder.batches(states.length[distinct]):
+            out = encoder.run_top(*encoder.gather(states, distinct[rows]))
+            for total, gradient in zip(summed, torch.autograd.grad(out, parameters, upstream[torch.as_tensor(rows)]), strict=True):
+                total += gradient
+    return dict(zip(of_part(trained, "encoder"), (value.cpu().numpy() for value in summed), strict=True))
+
+
+def _array(gradient: Tensor | None, like: Tensor) -> np.ndarray:
+    return np.zeros(like.shape, np.float32) if gradient is None else gradient.cpu().numpy()

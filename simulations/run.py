@@ -1,0 +1,148 @@
+"""A simulated run from a federation folder to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.config import RunConfig
+from fedrec.data import MerchantData, load_central, load_merchant, merchant_folders
+from fedrec.errors import InputError
+from fedrec.privacy import read_merchant_file
+from server.evaluation import CentralEvaluator
+from server.progress import notify
+from server.run_folder import RunFolder
+from server.start import first_state, load_encoder_for, model_arguments
+from simulations.engines import ENGINES
+from simulations.reference import Pooled, plain_counts, reference_rounds
+
+__all__ = ["check_federation", "finish", "resume", "simulate"]
+
+SITE = "site.json"
+
+
+def check_federation(federation: Path, config: RunConfig | None = None) -> dict[str, MerchantData]:
+    """Read every table of a federation folder, so that bad data stops a run before it starts.
+
+    Args:
+        config: also check that every merchant is large enough for these settings.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    merchants: dict[str, MerchantData] = {}
+    for folder in merchant_folders(federation):
+        settings = read_merchant_file(folder / "merchant.toml")
+        if settings.name in merchants:
+            raise InputError(f"the name {settings.name!r} is there twice", where=str(folder / "merchant.toml"))
+        merchants[settings.name] = load_merchant(folder)
+        for part in ("heads", "encoder") if config else ():
+            lot = config.sample_rate_of(part) * settings.privacy.population  # type: ignore[union-attr]
+            if config.rounds_of(part) and lot < config.min_lot:  # type: ignore[union-attr]
+                name = "sample_rate" if part == "heads" else "encoder_sample_rate"
+                raise InputError(
+                    f"merchant {settings.name} declares {settings.privacy.population} users: at {name} "
+                    f"{config.sample_rate_of(part):g} a step expects {lot:.1f} of them",  # type: ignore[union-attr]
+                    where=str(folder / "merchant.toml"),
+                    expected=f"at least min_lot = {config.min_lot:g}",  # type: ignore[union-attr]
+                    hint=f"raise {name} or leave the merchant out",
+                )
+    load_central(federation)
+    return merchants
+
+
+def simulate(federation: Path, config: RunConfig, out: Path, engine: str = "inline") -> RunFolder:
+    """Start a run and see it to its end.
+
+    Raises:
+        InputError: bad data or settings, or `out` is taken.
+    """
+    check_federation(federation, config)
+    load_encoder_for(config)
+    folder = RunFolder.create(out, config)
+    site = {"federation": str(federation.resolve()), "run": str(out.resolve()), "engine": engine, "seed": config.seed}
+    folder.write_json(SITE, {**site, "model": model_arguments(config)})
+    return _go_on(folder, engine)
+
+
+def resume(out: Path, engine: str | None = None) -> RunFolder:
+    """Go on with an interrupted run from its last checkpoint.
+
+    Raises:
+        InputError: this is not the folder of a simulated run, or its data have moved.
+    """
+    folder = RunFolder.open(out)
+    try:
+        site = json.loads((out / SITE).read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"there is no {SITE}", where=str(out), expected="the folder of a simulated run") from None
+    folder.write_json(SITE, {**site, "run": str(out.resolve())})
+    return _go_on(folder, engine or site["engine"])
+
+
+def _go_on(folder: RunFolder, engine: str) -> RunFolder:
+    from clients.app import app as client_app
+    from server.app import app as server_app
+
+    site_path = (folder.path / SITE).resolve()
+    os.environ["FEDREC_SITE"] = str(site_path)
+    federation = Path(json.loads(site_path.read_text(encoding="utf-8"))["federation"])
+    state = folder.load()
+    ended = (folder.path / "ended_early.json").exists()
+    if state is None or (state.round < folder.config.rounds and not ended):
+        ENGINES[engine](server_app, client_app, len(merchant_folders(federation)))
+    return folder
+
+
+def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
+    """The final table: baselines, what was trained, and the reference that is not private.
+
+    Returns:
+        What is written to `results.json`: rows of a name, whether it is private, and metrics.
+    """
+    site = json.loads((folder.path / SITE).read_text(encoding="utf-8"))
+    federation, config, lines = Path(site["federation"]), folder.config, folder.metrics()
+    rows = [_row(name, True, metrics) for name, metrics in lines[0]["baselines"].items()]
+    rows.append(_row("untrained start (text + private popularity)", True, lines[0]["central"]))
+    heads = [line for line in lines if line["part"] == "heads"]
+    encoder = [line for line in lines if line["part"] == "encoder"]
+    if heads and encoder:
+        rows.append(_row("federated, private, heads only", True, heads[-1]["central"]))
+    if len(lines) > 1:
+        what = "heads + encoder LoRA" if heads and encoder else "heads" if heads else "encoder LoRA"
+        rows.append(_row(f"federated, private, {what}", True, lines[-1]["central"]))
+    if with_reference:
+        rows += _reference(folder, federation, config)
+    results = {"rows": rows, "rounds": lines[-1]["round"], "privacy": lines[-1].get("privacy", {}), "simulation": True}
+    folder.write_json("results.json", results)
+    return results
+
+
+def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[dict[str, Any]]:
+    central, encoder, merchants = load_central(federation), load_encoder_for(config), Pooled.read(federation)
+    evaluator = CentralEvaluator(central, config, encoder)
+    state = first_state(config, central, encoder)
+    keys = central.catalogue.keys
+
+
+    counts = plain_counts(merchants, keys)
+    public = {**state.public, "prior.keys": keys, "prior.counts": counts, "prior.floor": np.ones(1, dtype=np.float32)}
+    rows = [_row("popularity, not private", False, evaluator.popularity(counts))]
+    cached = folder.path / "reference.json"
+    if cached.exists():
+        return [*rows, *json.loads(cached.read_text(encoding="utf-8"))]
+    notify("reference_started", rounds=config.rounds)
+    trained = state.trained
+    for number, trained in reference_rounds(config, merchants, encoder, public, state.trained):
+        notify("reference_round", round=number, rounds=config.rounds)
+    row = _row("same training, noise and clipping off", False, evaluator.line(public, trained)["central"])
+    folder.write_json("reference.json", [row])
+    return [*rows, row]
+
+
+def _row(name: str, private: bool, metrics: dict[str, float]) -> dict[str, Any]:
+    return {"name": name, "private": private, **metrics}

@@ -1,0 +1,145 @@
+"""The oracle: fast per-user gradients equal one user at a time through plain autograd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
+from fedrec.training.encoder import EncoderTrainer
+from fedrec.training.examples import Examples, build_examples, last_positions
+from fedrec.training.heads import HeadsTrainer
+
+from .conftest import make_catalogue, make_encoder, make_histories
+
+
+def setup(folder: Path, seed: int):
+    """A random configuration: rank, layers, history lengths, positions, catalogue, adapter."""
+    rng = np.random.default_rng(seed)
+    layers, rank, head_rank = int(rng.integers(1, 4)), int(rng.integers(1, 6)), int(rng.integers(1, 9))
+    history, positions = int(rng.integers(1, 12)), int(rng.integers(1, 4))
+    catalogue = make_catalogue(int(rng.integers(8, 30)), seed)
+    encoder = make_encoder(folder, layers, rank)
+    states = encoder.states(catalogue)
+    base = init_base(encoder, states, True, head_rank, "random" if seed % 2 else "principal", seed)
+    trained = {
+        name: rng.normal(0, 0.1, value.shape).astype(np.float32)
+        for name, value in init_trained(encoder, True, head_rank).items()
+    }
+    encoder.load({**base, **trained})
+    scoring = Scoring(float(rng.uniform(1, 15)), float(rng.uniform(0, 1)), float(rng.uniform(0, 2)))
+    prior = log_prior(rng.exponential(3, len(catalogue)), 0.5)
+    histories = make_histories(11, catalogue, baskets=6, seed=seed)
+    unit = "event" if seed % 3 == 2 else "user"
+    examples = build_examples(histories, history=history, positions=positions, decay=scoring.decay, unit=unit)
+    return rng, encoder, states, base, trained, scoring, prior, histories, examples, (history, positions, unit)
+
+
+def one_user(histories, user: int, history: int, positions: int, decay: float, h, c, scoring, prior, only=None):
+    """The loss of one user, straight from the definition, position by position and item by item."""
+    items, baskets = histories.of(user)
+    chosen = last_positions(items, baskets, positions)
+    losses = []
+    start = np.flatnonzero(baskets < chosen[0][0])[-2 * history :][0] if chosen else 0
+    for number, new in chosen:
+        events = [i for i in range(len(items)) if i >= start and baskets[i] < number][-history:]
+        w = torch.softmax(torch.tensor([-decay * float(number - 1 - baskets[i]) for i in events]), 0)
+        u = normalize(sum(w[k] * h(items[i]) for k, i in enumerate(events)), dim=0)
+        seen = set(items[baskets < number].tolist())
+        for item in new:
+            against = [j for j in (only if only is not None else range(len(prior))) if j not in seen]
+            if only is not None:  # sampled softmax: the target against the negatives that are not targets
+                against = [int(item), *(j for j in against if j not in set(new.tolist()))]
+            logits = torch.stack([scoring.temperature * (u @ c(j)) + scoring.prior_weight * float(prior[j]) for j in against])
+            losses.append((torch.logsumexp(logits, 0) - logits[against.index(int(item))]) / (len(new) * len(chosen)))
+    return losses, [len(new) for _, new in chosen]
+
+
+def records_of(losses, sizes, unit):
+    """One sum a user, or one mean a position."""
+    if unit == "user":
+        return [sum(losses)] if losses else [None]
+    out, start = [], 0
+    for size in sizes:
+        out.append(sum(losses[start : start + size]) * len(sizes))
+        start += size
+    return out
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> None:
+    rng, encoder, states, base, trained, scoring, prior, histories, examples, (history, positions, unit) = setup(tiny_bert_folder, seed)
+    e = centred(encoder.pooled(states), base).double()
+    base, trained = ({k: v.astype(np.float64) for k, v in arrays.items()} for arrays in (base, trained))
+    trainer = HeadsTrainer(e, prior, base, trained, scoring)
+    examples = Examples(examples.items, examples.weights.astype(np.float64), *(examples.target, examples.target_weight, examples.seen))
+    watched = trainer.watch()
+    trainer.gradients(examples)
+    fast = [p.grad_sample for p in trainer.parameters()]
+    watched.remove_hooks()
+
+    a = torch.tensor(base[HEAD_A])
+    slow = []
+    for user in range(len(histories)):
+        b = {role: torch.tensor(trained[name], requires_grad=True) for role, name in HEAD_B.items()}
+        role = lambda r: lambda j: normalize(e[j] + (e[j] @ a) @ b[r], dim=0)  # noqa: E731, B023
+        losses, sizes = one_user(histories, user, history, positions, scoring.decay, role("history"), role("candidate"), scoring, prior)
+        for loss in records_of(losses, sizes, unit):
+            if loss is None:
+                slow.append([torch.zeros_like(b["history"]), torch.zeros_like(b["candidate"])])
+            else:
+                slow.append(torch.autograd.grad(loss, [b["history"], b["candidate"]], retain_graph=True))
+    compare(fast, slow)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> None:
+    rng, encoder, states, base, trained, scoring, prior, histories, examples, (history, positions, unit) = setup(tiny_bert_folder, seed)
+    if seed % 4 == 3:
+        trained = {name: value for name, value in trained.items() if name not in HEAD_B.values()}
+    trainer = EncoderTrainer(encoder, states, prior, base, trained, scoring, history=2 * history)
+    trainer.negatives = rng.integers(0, len(prior), 9)
+    watched = trainer.watch()
+    trainer.gradients(examples)
+    fast = [p.grad_sample for p in trainer.parameters()]
+    watched.remove_hooks()
+
+    slow = []
+    for user in range(len(histories)):
+        e = {j: one_text(encoder, states, base, j) for j in range(len(prior))}
+        role = lambda r: lambda j: head(e[int(j)], base, trained, r)  # noqa: E731, B023
+        losses, sizes = one_user(
+            histories, user, history, positions, scoring.decay, role("history"), role("candidate"), scoring, prior, trainer.negatives.tolist()
+        )  # fmt: skip
+        for loss in records_of(losses, sizes, unit):
+            if loss is None or not loss.requires_grad:
+                slow.append([torch.zeros_like(p) for p in trainer.parameters()])
+            else:
+                slow.append(torch.autograd.grad(loss, trainer.parameters(), retain_graph=True))
+    compare(fast, slow)
+
+
+def one_text(encoder, states, base: Arrays, item: int) -> torch.Tensor:
+    pooled = encoder.run_top(*encoder.gather(states, np.array([item])))[0]
+    return normalize(pooled - torch.tensor(base[CENTRE]), dim=0)
+
+
+def head(e: torch.Tensor, base: Arrays, trained: Arrays, role: str) -> torch.Tensor:
+    if HEAD_B[role] not in trained:
+        return e
+    return normalize(e + (e @ torch.tensor(base[HEAD_A])) @ torch.tensor(trained[HEAD_B[role]]), dim=0)
+
+
+def compare(fast: list[torch.Tensor], slow: list) -> None:
+    """Largest difference over the largest gradient of any user, all parameters together."""
+    fast_flat = torch.cat([value.flatten(1).double() for value in fast], dim=1)
+    slow_flat = torch.stack([torch.cat([value.flatten().double() for value in user]) for user in slow])
+    assert fast_flat.shape == slow_flat.shape
+    assert slow_flat.norm(dim=1).max() > 1e-3, "the oracle has nothing to compare"
+    difference = (fast_flat - slow_flat).norm(dim=1) / slow_flat.norm(dim=1).max()
+    assert float(difference.max()) < 1e-5
