@@ -12,6 +12,7 @@ import numpy as np
 from fedrec.config import RunConfig
 from fedrec.data import MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
+from fedrec.evaluation import bootstrap_interval
 from fedrec.privacy import read_merchant_file
 from server.evaluation import CentralEvaluator
 from server.progress import notify
@@ -117,7 +118,13 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
         rows.append(_row(f"federated, private, {what}", True, lines[-1]["central"]))
     if with_reference:
         rows += _reference(folder, federation, config)
-    results = {"rows": rows, "rounds": lines[-1]["round"], "privacy": lines[-1].get("privacy", {}), "simulation": True}
+    results = {
+        "rows": rows,
+        "rounds": lines[-1]["round"],
+        "simulation": True,
+        "model_bytes": load_encoder_for(config).base_size,
+        "gain": _gain(folder, federation, config),
+    }
     folder.write_json("results.json", results)
     return results
 
@@ -142,6 +149,20 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
     row = _row("same training, noise and clipping off", False, evaluator.line(public, trained)["central"])
     folder.write_json("reference.json", [row])
     return [*rows, row]
+
+
+def _gain(folder: RunFolder, federation: Path, config: RunConfig) -> dict[str, float] | None:
+    """NDCG of the trained adapter minus that of its untrained start, user by user."""
+    state = folder.load()
+    if state is None or state.round == 0:
+        return None
+    evaluator = CentralEvaluator(load_central(federation), config, load_encoder_for(config))
+    zero = {name: np.zeros_like(value) for name, value in state.trained.items()}
+    start, end = (
+        evaluator.per_user(state.public, trained, evaluator.scoring(state.public, trained)) for trained in (zero, state.trained)
+    )
+    low, high = bootstrap_interval(end.ndcg - start.ndcg, config.bootstrap, config.seed)
+    return {"mean": float((end.ndcg - start.ndcg).mean()), "low": low, "high": high}
 
 
 def _row(name: str, private: bool, metrics: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""`fedrec`: one program, a command for each job.
+
+Exit status: 0 done, 2 wrong use or bad input, 1 a failure of the program, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fedrec.cli import data, results, simulate
+from fedrec.cli.terminal import err
+from fedrec.errors import InputError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="fedrec",
+    help="Merchants train one recommender together, none of them showing what its customers do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(data.app, name="data")
+app.command()(simulate.demo)
+app.command("simulate")(simulate.simulate_command)
+app.command()(results.evaluate)
+app.command()(results.recommend)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """The program's own options."""
+    if version:
+        from fedrec import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def run() -> None:
+    """Entry point: errors as one line, interruptions as 130."""
+    try:
+        status = app(standalone_mode=False)
+    except InputError as error:
+        err.print("[bold red]error[/bold red]", end=" ")
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        status = 2
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("interrupted")
+        status = 130
+    except Exception as error:
+        # typer carries its own copy of click, so its usage errors are known by their shape.
+        if not hasattr(error, "format_message"):
+            raise
+        err.print(f"[bold red]error[/bold red] {error.format_message()}", highlight=False)
+        status = getattr(error, "exit_code", 2)
+    sys.exit(status if isinstance(status, int) else 0)

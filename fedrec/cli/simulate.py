@@ -1,0 +1,153 @@
+"""`fedrec simulate` and `fedrec demo`: a whole federation on one machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedrec.cli.terminal import err, metrics_table, out, print_json, quiet_libraries, round_progress
+from fedrec.config import RunConfig, load_config, parse_overrides
+from fedrec.errors import InputError
+
+__all__ = ["demo", "simulate_command"]
+
+
+class EngineName(StrEnum):
+    """Which engine runs the apps."""
+
+    inline = "inline"
+    flower = "flower"
+
+
+class By(StrEnum):
+    """What a merchant is in the demo."""
+
+    manufacturer = "manufacturer"
+    store = "store"
+    department = "department"
+
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="inline: this process; flower: Flower's runtime on Ray.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; by default runs/<date>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Reference = Annotated[bool, typer.Option("--reference/--no-reference", help="Also train without privacy, to compare.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the final table as JSON.")]
+
+
+def simulate_command(
+    federation: Annotated[Path | None, typer.Argument(metavar="[FEDERATION_FOLDER]", help="merchants/ and central/.")] = None,
+    config: Config = None,
+    settings: Set = None,
+    engine: EngineOption = EngineName.inline,
+    target: Out = None,
+    resume: Resume = False,
+    reference: Reference = True,
+    json: Json = False,
+) -> None:
+    """Train one private recommender over all merchants of a federation folder."""
+    if resume:
+        federation = None
+    elif federation is None:
+        raise InputError("no federation folder was given", hint="fedrec simulate FOLDER, or fedrec demo for the embedded data")
+    _run(federation, load_config(config, parse_overrides(settings or [])), engine, target, resume, reference, json)
+
+
+def demo(
+    by: Annotated[By, typer.Option(help="What a merchant is.")] = By.manufacturer,
+    config: Config = None,
+    settings: Set = None,
+    engine: EngineOption = EngineName.inline,
+    target: Out = None,
+    resume: Resume = False,
+    reference: Reference = True,
+    json: Json = False,
+) -> None:
+    """The same on embedded data: a year of grocery baskets at twelve brand shops."""
+    resolved = load_config(config, parse_overrides(settings or []))
+    _run(None if resume else _demo_folder(by, resolved), resolved, engine, target, resume, reference, json)
+
+
+def _run(
+    federation: Path | None, config: RunConfig, engine: EngineName, target: Path | None, resume: bool, reference: bool, json: bool
+) -> None:
+    if resume and target is None:
+        raise InputError("--resume needs the run folder", hint="give it with --out")
+    folder_path = target or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    quiet_libraries()
+    from fedrec.report.run_report import write_report
+    from simulations.run import finish, simulate
+    from simulations.run import resume as go_on
+
+    try:
+        with round_progress():
+            folder = go_on(folder_path) if federation is None else simulate(federation, config, folder_path, engine.value)
+            results = finish(folder, reference)
+    except KeyboardInterrupt:
+        err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}", highlight=False)
+        raise
+    report = write_report(folder.path, folder.config, folder.metrics(), results)
+    if json:
+        print_json({"run": str(folder.path), **results})
+        return
+    _show(folder.path, folder.config, results, folder.metrics())
+    out.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def _show(path: Path, config: RunConfig, results: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    from fedrec.cli.terminal import table
+
+    out.print(metrics_table(results, config.top_k))
+    last: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        last |= line["privacy"]
+    rows = [
+        [name, f"{p['epsilon']:.3f}", f"{p['budget']:g}", f"{p['delta']:g}", p["accountant"], f"{p['population']:,}"]
+        for name, p in sorted(last.items())
+    ]
+    if rows:
+        out.print(
+            table(
+                f"Privacy spent by each merchant's ledger, unit: {config.unit} (a simulation: the noise has a seed)",
+                ["merchant", "epsilon", "budget", "delta", "accountant", "declared users"],
+                rows,
+            )
+        )
+        total = sum(p["epsilon"] for p in last.values())
+        out.print(
+            f"A person who is a customer of several merchants is covered by the sum of their epsilons: at most {total:.1f} here.",
+            style="dim",
+        )
+    up = [size for line in lines[1:] for size in line["bytes_up"].values()]
+    down = [size for line in lines[2:] for size in line["bytes_down"].values()]
+    model = results["model_bytes"]
+    if up and down:
+        out.print(
+            f"A merchant sends at most {max(up):,} bytes a round and gets {max(down):,}; "
+            f"the model has {model:,}: {model / max(up):,.0f} and {model / max(down):,.0f} times more.",
+            style="dim",
+        )
+
+
+def _demo_folder(by: By, config: RunConfig) -> Path:
+    """The demo's federation folder, made once and kept in the cache."""
+    from fedrec.data.demo import build_demo
+
+    root = Path(os.environ.get("FEDREC_CACHE", Path.home() / ".cache" / "fedrec"))
+    folder = root / f"demo-{by.value}-epsilon-{config.epsilon:g}-delta-{config.delta:g}"
+    if not folder.exists():
+        err.print(f"making the demo's federation folder in {folder}", highlight=False, soft_wrap=True)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            build_demo(temporary, {"epsilon": config.epsilon, "delta": config.delta}, by.value)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,154 @@
+"""What the commands share: errors, exit status, JSON, tables, progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "table"]
+
+out = Console()
+err = Console(stderr=True)
+
+
+def print_json(value: object) -> None:
+    """JSON for machines, on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    made = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        made.add_row(*(str(value) for value in row))
+    return made
+
+
+def metrics_table(results: dict[str, Any], k: int) -> Table:
+    """The final table of a run, each figure with its 95% interval."""
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        return f"{row[name]:.4f}\n{row[name + '_low']:.4f}-{row[name + '_high']:.4f}"
+
+    names = (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")
+    rows = [[row["name"], "yes" if row["private"] else "NO", *(cell(row, name) for name in names)] for row in results["rows"]]
+    users = int(results["rows"][0]["users"])
+    title = f"Central evaluation: {users:,} held-out users, full catalogue, 95% intervals"
+    made = table(title, ["", "private", *(name.upper() for name in names)], rows)
+    made.show_lines = True
+    return made
+
+
+def quiet_libraries() -> None:
+    """Keep other packages' banners out of the terminal; their errors still come through."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import flwr  # noqa: F401  (importing it sets the level of its logger)
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    flower = logging.getLogger("flwr")
+    flower.setLevel(logging.WARNING)
+    flower.propagate = False
+
+
+@contextmanager
+def round_progress() -> Iterator[None]:
+    """Show a run's rounds and merchants as they go, with the time that is left."""
+    from server.progress import watching
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=err, transient=False, speed_estimate_period=600) as progress, watching(_Watcher(progress)):
+        yield
+
+
+class _Watcher:
+    """Turns a run's events into bars and lines."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.rounds: TaskID | None = None
+        self.merchants: TaskID | None = None
+        self.started = time.time()
+
+    def __call__(self, event: str, fields: dict[str, Any]) -> None:
+        handler = getattr(self, f"_{event}", None)
+        if handler is not None:
+            handler(**fields)
+
+    def _line(self, text: str) -> None:
+        self.progress.console.print(f"[dim]{time.time() - self.started:6.0f} s[/dim]  {text}", highlight=False)
+
+    def _data(self, what: str) -> None:
+        self._line(what)
+
+    def _preparing(self, what: str, texts: int) -> None:
+        self._line(f"{what}: {texts:,}")
+
+    def _histogram_started(self, merchants: int) -> None:
+        self._line(f"popularity: {merchants} private histograms")
+        self.merchants = self.progress.add_task("merchants", total=merchants)
+
+    def _round_started(self, round: int, rounds: int, part: str, merchants: int) -> None:
+        if self.rounds is None:
+            self.rounds = self.progress.add_task("rounds", total=rounds, completed=round - 1)
+        if self.merchants is None:
+            self.merchants = self.progress.add_task("merchants", total=merchants)
+        self.progress.update(self.rounds, description=f"rounds ({part})")
+        self.progress.reset(self.merchants, total=merchants, description=f"  merchants, round {round}")
+
+    def _merchant_done(self, done: int) -> None:
+        if self.merchants is not None:
+            self.progress.update(self.merchants, completed=done)
+
+    def _round_done(self, **line: Any) -> None:
+        if self.rounds is not None:
+            self.progress.update(self.rounds, completed=line["round"])
+        ndcg = next(name for name in line["central"] if name.startswith("ndcg@") and "_" not in name)
+        central, spent = line["central"], [entry["epsilon"] for entry in line["privacy"].values()]
+        text = f"round {line['round']:>3} {line['part']:<9} {ndcg.upper()} {central[ndcg]:.4f}"
+        text += f" [{central[ndcg + '_low']:.4f}, {central[ndcg + '_high']:.4f}]  {len(line['took_part'])} merchants"
+        if spent:
+            text += f"  epsilon {max(spent):.2f}"
+        if line["bytes_up"]:
+            text += f"  {max(line['bytes_down'].values()) / 1000:.0f} kB down, {max(line['bytes_up'].values()) / 1000:.0f} kB up"
+        self._line(text)
+        for what in ("declined", "refused"):
+            for merchant, reason in line[what].items():
+                self._line(f"    {merchant} {what}: {reason}")
+
+    def _finished(self, reason: str) -> None:
+        self._line(reason)
+
+    def _reference_started(self, rounds: int) -> None:
+        self._line("the same training with noise and clipping off, as a reference that is not private")
+        self.rounds = self.progress.add_task("reference (not private)", total=rounds)
+
+    def _reference_round(self, round: int, rounds: int) -> None:
+        if self.rounds is not None:
+            self.progress.update(self.rounds, completed=round)

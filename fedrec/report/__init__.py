@@ -1,0 +1,1 @@
+"""Reports that a person opens: self-contained HTML, no network."""

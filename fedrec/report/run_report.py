@@ -1,0 +1,71 @@
+"""`report.html` of a run: what was trained, how well it ranks, what it cost in privacy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from fedrec.config import RunConfig, write_atomically
+from fedrec.report.plots import curves
+
+__all__ = ["write_report"]
+
+
+def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> Path:
+    """Write `report.html` into the run folder and return its path."""
+    environment = Environment(loader=PackageLoader("fedrec.report", "."), autoescape=select_autoescape(["html"]))
+    last: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        last |= line["privacy"]
+    html = environment.get_template("run.html").render(
+        config=config,
+        settings=config.model_dump(exclude_none=True),
+        results=results,
+        lines=lines,
+        privacy=dict(sorted(last.items())),
+        total_epsilon=sum(entry["epsilon"] for entry in last.values()),
+        k=config.top_k,
+        metric_names=(f"ndcg@{config.top_k}", f"hr@{config.top_k}", f"recall@{config.top_k}", "mrr"),
+        plots=[(title, Markup(svg)) for title, svg in _plots(config, lines, results)],  # noqa: S704
+        most_up=max((size for line in lines[1:] for size in line["bytes_up"].values()), default=0),
+        most_down=max((size for line in lines[2:] for size in line["bytes_down"].values()), default=0),
+    )
+    path = folder / "report.html"
+    write_atomically(path, html.encode())
+    return path
+
+
+def _plots(config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> list[tuple[str, str]]:
+    k, rounds = config.top_k, [line["round"] for line in lines]
+    out = []
+    for name in (f"ndcg@{k}", f"hr@{k}"):
+        values = [line["central"][name] for line in lines]
+        band = ([line["central"][f"{name}_low"] for line in lines], [line["central"][f"{name}_high"] for line in lines])
+        levels = {row["name"]: row[name] for row in results["rows"] if row["name"].startswith(("popularity", "text", "same training"))}
+        svg = curves(
+            {"federated, private": (rounds, values)}, x="round", y=name.upper(), bands={"federated, private": band}, levels=levels
+        )
+        out.append((f"Central {name.upper()} by round, with 95% intervals", svg))
+    merchants = sorted({name for line in lines for name in line["privacy"]})
+    if merchants:
+        out.append(("Epsilon spent by merchant and round", _by_merchant(lines, merchants, lambda line, m: line["privacy"].get(m, {}).get("epsilon"), "epsilon")))
+        for key, title in (("bytes_up", "Kilobytes sent by a merchant in a round"), ("bytes_down", "Kilobytes received by a merchant in a round")):
+            svg = _by_merchant(lines, merchants, lambda line, m, key=key: _kilo(line[key].get(m)), "kB")
+            out.append((title, svg))
+    return out
+
+
+def _by_merchant(lines: list[dict[str, Any]], merchants: list[str], value: Any, y: str) -> str:
+    series = {}
+    for merchant in merchants:
+        points = [(line["round"], value(line, merchant)) for line in lines]
+        kept = [point for point in points if point[1] is not None]
+        series[merchant] = ([x for x, _ in kept], [y for _, y in kept])
+    return curves(series, x="round", y=y)
+
+
+def _kilo(size: int | None) -> float | None:
+    return None if size is None else size / 1000
