@@ -120,7 +120,7 @@ class RunConfig(BaseModel):
     merchant's noise and sampling never see it."""
     device: str = "auto"
     """`auto`, `cpu`, or a torch device."""
-    texts_per_batch: int = Field(512, ge=1)
+    texts_per_batch: int = Field(128, ge=1)
     """Most texts in flight in the encoder."""
 
     @model_validator(mode="after")

@@ -62,11 +62,14 @@ class CentralEvaluator:
         return {"scoring": asdict(scoring), "central": self.summary(self.per_user(public, trained, scoring))}
 
     def baselines(self, public: Arrays, trained: Arrays) -> dict[str, dict[str, float]]:
-        """Text alone, and the private popularity list alone, at round 0."""
+        """At round 0: text alone, the private popularity list alone, and both as merchants train under them."""
+        config = self.config
         text = self.scoring(public, trained, with_prior=False)
+        as_trained = Scoring(config.temperature, config.decay, config.prior_weight)
         return {
             "text zero-shot": self.summary(self.per_user(public, trained, text)),
             "popularity, private histograms": self.popularity(public[COUNTS]),
+            "untrained start": self.summary(self.per_user(public, trained, as_trained)),
         }
 
     def popularity(self, counts: np.ndarray) -> dict[str, float]:

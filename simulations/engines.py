@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -93,17 +94,25 @@ def run_inline(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None
 
 def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
     """Run under Flower's simulation runtime, one core a merchant."""
+    import ray
+    import torch
     from flwr.simulation import run_simulation
 
-    quiet = {"init_args": {"logging_level": logging.ERROR, "log_to_driver": False}}
-    import torch
-
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.25 if torch.cuda.is_available() else 0.0}}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Before the ServerApp has a thread: Ray starts by forking, and a fork while another thread
+    # is inside a matrix product can leave that product spinning for ever.
+    python_path = os.pathsep.join(sys.path)
+    ray.init(
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path}},
+    )
+    resources = {"num_cpus": 1, "num_gpus": 0.25 if torch.cuda.is_available() else 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        run_simulation(server_app, client_app, num_supernodes=nodes, backend_config={**quiet, **resources})
+        run_simulation(server_app, client_app, num_supernodes=nodes, backend_config={"client_resources": resources})
 
 
 ENGINES: dict[str, Engine] = {"inline": run_inline, "flower": run_flower}

@@ -108,7 +108,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     site = json.loads((folder.path / SITE).read_text(encoding="utf-8"))
     federation, config, lines = Path(site["federation"]), folder.config, folder.metrics()
     rows = [_row(name, True, metrics) for name, metrics in lines[0]["baselines"].items()]
-    rows.append(_row("untrained start (text + private popularity)", True, lines[0]["central"]))
+    rows.append(_row("untrained start, calibrated", True, lines[0]["central"]))
     heads = [line for line in lines if line["part"] == "heads"]
     encoder = [line for line in lines if line["part"] == "encoder"]
     if heads and encoder:

@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+WIDE = 110
+"""Columns of the terminal from which the final table shows all metrics."""
+
 __all__ = ["err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "table"]
 
 out = Console()
@@ -43,7 +46,7 @@ def metrics_table(results: dict[str, Any], k: int) -> Table:
     def cell(row: dict[str, Any], name: str) -> str:
         return f"{row[name]:.4f}\n{row[name + '_low']:.4f}-{row[name + '_high']:.4f}"
 
-    names = (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")
+    names = (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")[: 4 if out.width >= WIDE else 2]
     rows = [[row["name"], "yes" if row["private"] else "NO", *(cell(row, name) for name in names)] for row in results["rows"]]
     users = int(results["rows"][0]["users"])
     title = f"Central evaluation: {users:,} held-out users, full catalogue, 95% intervals"
@@ -66,7 +69,7 @@ def quiet_libraries() -> None:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     flower = logging.getLogger("flwr")
-    flower.setLevel(logging.WARNING)
+    flower.setLevel(logging.ERROR)
     flower.propagate = False
 
 
@@ -136,7 +139,7 @@ class _Watcher:
         if spent:
             text += f"  epsilon {max(spent):.2f}"
         if line["bytes_up"]:
-            text += f"  {max(line['bytes_down'].values()) / 1000:.0f} kB down, {max(line['bytes_up'].values()) / 1000:.0f} kB up"
+            text += f"  {max(line['bytes_down'].values()) / 1000:.1f} kB down, {max(line['bytes_up'].values()) / 1000:.1f} kB up"
         self._line(text)
         for what in ("declined", "refused"):
             for merchant, reason in line[what].items():

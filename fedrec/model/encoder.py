@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
 
 from fedrec.data import Catalogue
@@ -59,7 +61,7 @@ def resolve_device(name: str) -> torch.device:
 
 @lru_cache(maxsize=4)
 def load_encoder(
-    name: str = PACKAGED, layers: int = 1, rank: int = 8, max_tokens: int = 48, device: str = "auto", texts_per_batch: int = 512
+    name: str = PACKAGED, layers: int = 1, rank: int = 8, max_tokens: int = 48, device: str = "auto", texts_per_batch: int = 128
 ) -> TextEncoder:
     """The encoder for these settings; one a process, shared by all merchants in it.
 
@@ -171,10 +173,16 @@ class TextEncoder(nn.Module):
 
     def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and self.layers > 0):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and self.layers > 0), self._attention():
             for layer in self.top:
                 hidden = layer(hidden, mask[:, None, None, :])
         return _mean(hidden.float(), mask)
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """On a processor the fused attention's backward takes half of a step at these lengths; plain products do not."""
+        if self.device.type == "cpu" and torch.is_grad_enabled():
+            return sdpa_kernel(SDPBackend.MATH)
+        return nullcontext()
 
     def layer_inputs(self, states: States) -> dict[str, Tensor]:
         """Second moments of what enters each LoRA, (in, in) a module, by the name of its `A`.

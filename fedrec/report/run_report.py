@@ -44,7 +44,7 @@ def _plots(config: RunConfig, lines: list[dict[str, Any]], results: dict[str, An
     for name in (f"ndcg@{k}", f"hr@{k}"):
         values = [line["central"][name] for line in lines]
         band = ([line["central"][f"{name}_low"] for line in lines], [line["central"][f"{name}_high"] for line in lines])
-        levels = {row["name"]: row[name] for row in results["rows"] if row["name"].startswith(("popularity", "text", "same training"))}
+        levels = {row["name"]: row[name] for row in results["rows"] if row["name"].startswith(("popularity, private", "same training"))}
         svg = curves(
             {"federated, private": (rounds, values)}, x="round", y=name.upper(), bands={"federated, private": band}, levels=levels
         )
