@@ -6,9 +6,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.merchant import answer_histogram, answer_train
+from clients.recorder import record_replies
 from fedrec import wire
 
-app = ClientApp()
+app = ClientApp(mods=[record_replies])
 
 
 @app.train("histogram")

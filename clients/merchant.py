@@ -22,7 +22,17 @@ from fedrec.data import MerchantData, load_merchant
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import log_prior
-from fedrec.privacy import Ledger, NoiseSource, Policy, Release, SeededNoise, SystemNoise, noisy_histogram, read_merchant_file
+from fedrec.privacy import (
+    Ledger,
+    NoiseSource,
+    Policy,
+    Release,
+    SeededNoise,
+    SystemNoise,
+    noisy_histogram,
+    over_budget,
+    read_merchant_file,
+)
 from fedrec.training import Examples, RoundTask, build_examples, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
@@ -164,18 +174,14 @@ class Merchant:
             noise_multiplier=release.noise_multiplier,
             clip_norm=release.clip_norm,
             delta=delta,
-            round_number=release.round,
         )
         if reason:
             return self.declined(f"policy: {reason}")
         with self.ledger.locked():
             known = self.ledger.find(release.run, release.round)
             if known is None:
-                after = self.ledger.epsilon_with(release)
-                if after.value > self.policy.epsilon:
-                    return self.declined(
-                        f"budget: epsilon {after.value:.3f} would be over the policy's {self.policy.epsilon:g}"
-                    )
+                if reason := over_budget(self.policy, self.ledger.releases(), release):
+                    return self.declined(reason)
                 release = self.ledger.append(release)
             else:
                 recorded, is_last = known

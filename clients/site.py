@@ -31,6 +31,7 @@ class Site:
         replies: the folder of stored replies.
         model: arguments of `load_encoder`.
         seed: seed of a simulation; None draws from the operating system.
+        wire_log: where to record what is sent, None for nowhere.
     """
 
     merchant: Path
@@ -38,6 +39,7 @@ class Site:
     replies: Path
     model: tuple[tuple[str, str | int], ...]
     seed: int | None
+    wire_log: Path | None = None
 
     def load_encoder(self) -> TextEncoder:
         """The encoder; one a process."""
@@ -51,11 +53,13 @@ def site_of(context: Context) -> Site:
         KeyError: `FEDREC_SITE` is not set.
     """
     settings = json.loads(Path(os.environ[SITE_VARIABLE]).read_text(encoding="utf-8"))
-    folders = merchant_folders(Path(settings["federation"]))
+    run = Path(settings["run"])
+    merchant = merchant_folders(Path(settings["federation"]))[int(context.node_config["partition-id"])]
     return Site(
-        merchant=folders[int(context.node_config["partition-id"])],
-        ledger=Path(settings["run"]) / "privacy",
-        replies=Path(settings["run"]) / "replies",
+        merchant=merchant,
+        ledger=Path(settings.get("ledgers") or run / "privacy"),
+        replies=run / "replies",
         model=tuple(sorted(settings["model"].items())),
         seed=settings["seed"],
+        wire_log=run / "privacy" / "wire" / f"{merchant.name}.jsonl" if settings.get("record_wire") else None,
     )

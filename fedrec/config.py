@@ -25,7 +25,7 @@ Part = Literal["heads", "encoder"]
 class RunConfig(BaseModel):
     """The settings of one federated run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rounds: int = Field(18, ge=1, le=10_000)
     """Training rounds in all."""

@@ -97,8 +97,20 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    """A record's arrays."""
-    return {name: value.numpy() for name, value in record.items()}
+    """A record's arrays.
+
+    Raises:
+        WireError: the bytes of one are not an array.
+    """
+    out: Arrays = {}
+    for name, value in record.items():
+        try:
+            out[name] = value.numpy()
+        except Exception:  # numpy raises many kinds, and the bytes are someone else's
+            raise WireError(f"array {name}: its bytes are not an array") from None
+        if not isinstance(out[name], np.ndarray):  # an archive opens as something else
+            raise WireError(f"array {name}: its bytes are not an array")
+    return out
 
 
 def encode_train(task: RoundTask, trained: Arrays, public_digest: str, public: Arrays | None) -> RecordDict:
@@ -117,8 +129,8 @@ def decode_train(message: Message) -> tuple[RoundTask, Arrays, str, Arrays | Non
     """
     config = dict(message.content[TASK])
     digest = str(config.pop("public", ""))
-    public = from_record(message.content[PUBLIC]) if PUBLIC in message.content else None
-    return _validated(RoundTask, config), _finite(from_record(message.content[ARRAYS])), digest, public
+    public = from_record(_arrays(message, PUBLIC)) if PUBLIC in message.content else None
+    return _validated(RoundTask, config), _finite(from_record(_arrays(message, ARRAYS))), digest, public
 
 
 def encode_histogram_task(task: HistogramTask, keys: np.ndarray) -> RecordDict:
@@ -132,7 +144,7 @@ def decode_histogram_task(message: Message) -> tuple[HistogramTask, np.ndarray]:
     Raises:
         WireError: the request is malformed.
     """
-    return _validated(HistogramTask, dict(message.content[TASK])), from_record(message.content[ARRAYS])[KEYS]
+    return _validated(HistogramTask, dict(message.content[TASK])), from_record(_arrays(message, ARRAYS))[KEYS]
 
 
 def encode_reply(reply: Reply) -> RecordDict:
@@ -155,7 +167,7 @@ def decode_reply(message: Message) -> Reply:
     """
     if set(message.content) != {ARRAYS, STATEMENT}:
         raise WireError(f"expected the records {ARRAYS} and {STATEMENT}, found {sorted(message.content)}")
-    return Reply(from_record(message.content[ARRAYS]), _validated(Statement, dict(message.content[STATEMENT])))
+    return Reply(from_record(_arrays(message, ARRAYS)), _validated(Statement, dict(message.content[STATEMENT])))
 
 
 def size(records: RecordDict) -> int:
@@ -167,6 +179,13 @@ def size(records: RecordDict) -> int:
             payload = value.data if isinstance(value, Array) else str(value).encode()
             total += len(key) + len(payload)
     return total
+
+
+def _arrays(message: Message, name: str) -> ArrayRecord:
+    record = message.content.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise WireError(f"record {name!r}: expected arrays")
+    return record
 
 
 def _validated(kind, values):  # type: ignore[no-untyped-def]

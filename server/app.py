@@ -36,6 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = PrivateLora(config, plan_noise(config), state)
 
     if "prior.counts" not in state.public:
+        folder.save(state)  # the run's id, before anything is paid for under it
         prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
         strategy.state = state = replace(state, public={**state.public, **prior})
         line = evaluator.line(state.public, state.trained)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedrec.config import Part, RunConfig
 from fedrec.data import CentralData
+from fedrec.errors import InputError
 from fedrec.model import Scoring, TextEncoder, init_base, init_trained, load_encoder
 from server.progress import notify
 from server.run_folder import RunFolder, ServerState
@@ -28,8 +29,15 @@ def model_arguments(config: RunConfig) -> dict[str, str | int]:
 
 
 def load_encoder_for(config: RunConfig) -> TextEncoder:
-    """The encoder under these settings."""
-    return load_encoder(**model_arguments(config))  # type: ignore[arg-type]
+    """The encoder under these settings.
+
+    Raises:
+        InputError: it cannot be loaded, or a rank is over its width.
+    """
+    encoder = load_encoder(**model_arguments(config))  # type: ignore[arg-type]
+    if config.heads and config.rank > encoder.hidden:
+        raise InputError(f"found {config.rank}", where="rank", expected=f"at most {encoder.hidden}, the encoder's width")
+    return encoder
 
 
 def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -> ServerState:

@@ -184,7 +184,7 @@ class PrivateLora(Strategy):
                 continue
             self._informed.add(node)
             fault = update_fault(reply.arrays, like, most)
-            if fault is None and reply.statement.noise_multiplier < sigma:
+            if fault is None and not reply.statement.noise_multiplier >= sigma:  # NaN is not
                 fault = f"noise_multiplier {reply.statement.noise_multiplier:g} is under the task's {sigma:g}"
             if fault is None and reply.statement.population < 1:
                 fault = "declares no population"

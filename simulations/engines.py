@@ -112,7 +112,7 @@ def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None
     resources = {"num_cpus": 1, "num_gpus": 0.25 if torch.cuda.is_available() else 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        run_simulation(server_app, client_app, num_supernodes=nodes, backend_config={"client_resources": resources})
+        run_simulation(server_app, client_app, num_supernodes=nodes, backend_config={"client_resources": resources})  # type: ignore[dict-item]
 
 
 ENGINES: dict[str, Engine] = {"inline": run_inline, "flower": run_flower}

@@ -56,8 +56,21 @@ def check_federation(federation: Path, config: RunConfig | None = None) -> dict[
     return merchants
 
 
-def simulate(federation: Path, config: RunConfig, out: Path, engine: str = "inline") -> RunFolder:
+def simulate(
+    federation: Path,
+    config: RunConfig,
+    out: Path,
+    engine: str = "inline",
+    *,
+    ledgers: Path | None = None,
+    record_wire: bool = False,
+) -> RunFolder:
     """Start a run and see it to its end.
+
+    Args:
+        ledgers: folder of the merchants' ledgers, so that a second run starts from what the
+            first one spent; by default they are the run's own.
+        record_wire: write down the name, shape and hash of everything a merchant sends.
 
     Raises:
         InputError: bad data or settings, or `out` is taken.
@@ -65,7 +78,8 @@ def simulate(federation: Path, config: RunConfig, out: Path, engine: str = "inli
     check_federation(federation, config)
     load_encoder_for(config)
     folder = RunFolder.create(out, config)
-    site = {"federation": str(federation.resolve()), "run": str(out.resolve()), "engine": engine, "seed": config.seed}
+    site: dict[str, Any] = {"federation": str(federation.resolve()), "run": str(out.resolve()), "engine": engine, "seed": config.seed}
+    site |= {"ledgers": str(ledgers.resolve()) if ledgers else None, "record_wire": record_wire}
     folder.write_json(SITE, {**site, "model": model_arguments(config)})
     return _go_on(folder, engine)
 

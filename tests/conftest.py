@@ -9,18 +9,18 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoTokenizer, BertConfig, BertModel  # noqa: E402
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
 
-from fedrec.data import Catalogue, Columns, Histories  # noqa: E402
-from fedrec.model.encoder import TextEncoder  # noqa: E402
+from fedrec.data import Catalogue, Columns, Histories
+from fedrec.model.encoder import TextEncoder
 
-WORDS = "red blue green warm cold small large steel paper cotton lamp chair mug shirt pen desk tea soap rope clock".split()
+WORDS = ["red", "blue", "green", "warm", "cold", "small", "large", "steel", "paper", "cotton", "lamp", "chair", "mug", "shirt", "pen", "desk", "tea", "soap", "rope", "clock"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -87,7 +87,7 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
     slow = []
     for user in range(len(histories)):
         b = {role: torch.tensor(trained[name], requires_grad=True) for role, name in HEAD_B.items()}
-        role = lambda r: lambda j: normalize(e[j] + (e[j] @ a) @ b[r], dim=0)  # noqa: E731, B023
+        role = lambda r: lambda j: normalize(e[j] + (e[j] @ a) @ b[r], dim=0)
         losses, sizes = one_user(histories, user, history, positions, scoring.decay, role("history"), role("candidate"), scoring, prior)
         for loss in records_of(losses, sizes, unit):
             if loss is None:
@@ -112,7 +112,7 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
     slow = []
     for user in range(len(histories)):
         e = {j: one_text(encoder, states, base, j) for j in range(len(prior))}
-        role = lambda r: lambda j: head(e[int(j)], base, trained, r)  # noqa: E731, B023
+        role = lambda r: lambda j: head(e[int(j)], base, trained, r)
         losses, sizes = one_user(
             histories, user, history, positions, scoring.decay, role("history"), role("candidate"), scoring, prior, trainer.negatives.tolist()
         )  # fmt: skip

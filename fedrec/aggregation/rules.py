@@ -49,7 +49,5 @@ def weighted_mean(updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence
     total = float(sum(weights))
     if not updates or total <= 0:
         raise ValueError("weighted_mean: expected at least one update of positive weight")
-    return {
-        name: (sum(w * u[name].astype(np.float64) for w, u in zip(weights, updates, strict=True)) / total).astype(np.float32)
-        for name in updates[0]
-    }
+    shares = np.asarray(weights, dtype=np.float64) / total
+    return {name: np.einsum("m,m...->...", shares, np.stack([u[name] for u in updates])).astype(np.float32) for name in updates[0]}

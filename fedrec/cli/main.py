@@ -9,7 +9,10 @@ import sys
 
 import typer
 
-from fedrec.cli import data, results, simulate
+from fedrec.cli import data, privacy, results, simulate
+from fedrec.cli.privacy_audit import audit
+from fedrec.cli.privacy_report import report
+from fedrec.cli.privacy_wire import wire
 from fedrec.cli.terminal import err
 from fedrec.errors import InputError
 
@@ -23,6 +26,10 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(privacy.app, name="privacy")
+privacy.app.command()(report)
+privacy.app.command()(audit)
+privacy.app.command()(wire)
 app.command()(simulate.demo)
 app.command("simulate")(simulate.simulate_command)
 app.command()(results.evaluate)

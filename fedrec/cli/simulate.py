@@ -39,6 +39,10 @@ EngineOption = Annotated[EngineName, typer.Option("--engine", help="inline: this
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; by default runs/<date>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Reference = Annotated[bool, typer.Option("--reference/--no-reference", help="Also train without privacy, to compare.")]
+Ledgers = Annotated[
+    Path | None, typer.Option("--ledgers", help="Folder of the merchants' ledgers, to go on from what earlier runs spent.")
+]
+RecordWire = Annotated[bool, typer.Option("--record-wire", help="Write down what every merchant sends: names, shapes, hashes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the final table as JSON.")]
 
 
@@ -50,6 +54,8 @@ def simulate_command(
     target: Out = None,
     resume: Resume = False,
     reference: Reference = True,
+    ledgers: Ledgers = None,
+    record_wire: RecordWire = False,
     json: Json = False,
 ) -> None:
     """Train one private recommender over all merchants of a federation folder."""
@@ -57,7 +63,7 @@ def simulate_command(
         federation = None
     elif federation is None:
         raise InputError("no federation folder was given", hint="fedrec simulate FOLDER, or fedrec demo for the embedded data")
-    _run(federation, load_config(config, parse_overrides(settings or [])), engine, target, resume, reference, json)
+    _run(federation, load_config(config, parse_overrides(settings or [])), engine, target, resume, reference, ledgers, record_wire, json)
 
 
 def demo(
@@ -68,15 +74,25 @@ def demo(
     target: Out = None,
     resume: Resume = False,
     reference: Reference = True,
+    ledgers: Ledgers = None,
+    record_wire: RecordWire = False,
     json: Json = False,
 ) -> None:
     """The same on embedded data: a year of grocery baskets at twelve brand shops."""
     resolved = load_config(config, parse_overrides(settings or []))
-    _run(None if resume else _demo_folder(by, resolved), resolved, engine, target, resume, reference, json)
+    _run(None if resume else _demo_folder(by, resolved), resolved, engine, target, resume, reference, ledgers, record_wire, json)
 
 
 def _run(
-    federation: Path | None, config: RunConfig, engine: EngineName, target: Path | None, resume: bool, reference: bool, json: bool
+    federation: Path | None,
+    config: RunConfig,
+    engine: EngineName,
+    target: Path | None,
+    resume: bool,
+    reference: bool,
+    ledgers: Path | None,
+    record_wire: bool,
+    json: bool,
 ) -> None:
     if resume and target is None:
         raise InputError("--resume needs the run folder", hint="give it with --out")
@@ -88,7 +104,10 @@ def _run(
 
     try:
         with round_progress():
-            folder = go_on(folder_path) if federation is None else simulate(federation, config, folder_path, engine.value)
+            if federation is None:
+                folder = go_on(folder_path)
+            else:
+                folder = simulate(federation, config, folder_path, engine.value, ledgers=ledgers, record_wire=record_wire)
             results = finish(folder, reference)
     except KeyboardInterrupt:
         err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}", highlight=False)

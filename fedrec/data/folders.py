@@ -17,7 +17,7 @@ import pandas as pd
 from fedrec.data.catalogue import Catalogue
 from fedrec.data.histories import Histories
 from fedrec.data.schema import Columns as C
-from fedrec.data.tables import check_events, check_items, find_table, read_table
+from fedrec.data.tables import check_events, check_items, check_merchants, find_table, read_table
 from fedrec.errors import InputError
 
 __all__ = ["CentralData", "CentralGroup", "MerchantData", "load_central", "load_merchant", "merchant_folders"]
@@ -104,20 +104,19 @@ def load_central(federation: Path) -> CentralData:
     distinct = items.drop_duplicates(C.ITEM)
     catalogue = Catalogue.from_table(distinct)
     events = check_events(events, events_path, catalogue.index, items_path.name)
-    if own_catalogues and C.MERCHANT not in events.columns:
-        raise InputError("column 'merchant' is missing", where=str(events_path), hint=f"{items_path.name} has one")
-    groups = tuple(_central_groups(items, events, catalogue, events_path, own_catalogues))
+    if own_catalogues:
+        events = check_merchants(events, events_path, items)
+    groups = tuple(_central_groups(items, events, catalogue, own_catalogues))
     return CentralData(catalogue, groups)
 
 
 def _central_groups(
-    items: pd.DataFrame, events: pd.DataFrame, catalogue: Catalogue, path: Path, own_catalogues: bool
+    items: pd.DataFrame, events: pd.DataFrame, catalogue: Catalogue, own_catalogues: bool
 ) -> Iterator[CentralGroup]:
     if not own_catalogues:
         yield CentralGroup(SHARED, pd.RangeIndex(len(catalogue)), Histories.from_table(events, catalogue))
         return
     for name, rows in events.groupby(C.MERCHANT):
         own = items.loc[items[C.MERCHANT] == name, C.ITEM]
-        check_events(rows, path, pd.Index(own), f"the items of merchant {name}")
         positions = pd.Index(sorted(catalogue.index.get_indexer(own)))
         yield CentralGroup(str(name), positions, Histories.from_table(rows, catalogue))

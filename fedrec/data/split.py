@@ -12,7 +12,7 @@ import tomli_w
 
 from fedrec.config import write_atomically
 from fedrec.data.schema import Columns as C
-from fedrec.data.tables import check_events, check_items, find_table, read_table, write_table
+from fedrec.data.tables import check_events, check_items, check_merchants, find_table, read_table, write_table
 from fedrec.errors import InputError
 
 __all__ = ["public_population", "split_source", "write_federation"]
@@ -48,11 +48,10 @@ def split_source(source: Path, out: Path, holdout: float, policy: dict[str, obje
     """
     items_path, events_path = find_table(source, "items"), find_table(source, "events")
     items, events = read_table(items_path), read_table(events_path)
-    if C.MERCHANT not in events.columns:
-        raise InputError("column 'merchant' is missing", where=str(events_path), expected="the merchant of every event")
-    key = (C.MERCHANT, C.ITEM) if C.MERCHANT in items.columns else (C.ITEM,)
-    items = check_items(items, items_path, key)
+    own_catalogues = C.MERCHANT in items.columns
+    items = check_items(items, items_path, (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,))
     events = check_events(events, events_path, pd.Index(items[C.ITEM].unique()), items_path.name)
+    events = check_merchants(events, events_path, items if own_catalogues else None)
     return write_federation(items, events, out, holdout, policy)
 
 
@@ -79,13 +78,17 @@ def write_federation(
         index=pd.MultiIndex.from_frame(users),
     )
     is_held = held.reindex(pd.MultiIndex.from_frame(events[[C.MERCHANT, C.USER]].astype(str))).to_numpy()
+    # Faults come before the first file, so that a refused split leaves nothing behind.
+    if not is_held.any():
+        raise InputError("no user is held out", where="--holdout", hint="raise it: the central evaluation needs users")
+    emptied = set(events[C.MERCHANT]) - set(events.loc[~is_held, C.MERCHANT])
+    if emptied:
+        raise InputError(f"merchant {min(emptied)} has no user left after the hold-out", hint="lower --holdout or drop it")
     summary = []
     for name, rows in events.groupby(C.MERCHANT):
         progress(str(name))
         own = rows[~is_held[rows.index]].drop(columns=C.MERCHANT)
         catalogue = items[items[C.MERCHANT] == name].drop(columns=C.MERCHANT) if C.MERCHANT in items.columns else items
-        if own.empty:
-            raise InputError(f"merchant {name} has no user left after the hold-out", hint="lower --holdout or drop it")
         folder = out / "merchants" / str(name)
         count = own[C.USER].nunique()
         population = public_population(count)

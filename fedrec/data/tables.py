@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,11 @@ import pandas as pd
 from fedrec.data.schema import Columns as C
 from fedrec.errors import InputError
 
-__all__ = ["check_events", "check_items", "find_table", "read_table", "write_table"]
+__all__ = ["check_events", "check_items", "check_merchants", "find_table", "read_table", "write_table"]
 
 SUFFIXES = (".parquet", ".csv")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""A merchant's name is the name of its folder too."""
 
 
 def find_table(folder: Path, name: str) -> Path:
@@ -113,6 +116,44 @@ def check_events(frame: pd.DataFrame, path: Path, item_ids: pd.Index, catalogue:
             hint="add the items to the catalogue or remove the events",
         )
     return frame.reset_index(drop=True)
+
+
+def check_merchants(events: pd.DataFrame, path: Path, items: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Validate the `merchant` column of checked events: there, a name in every row.
+
+    Args:
+        items: a checked catalogue with a `merchant` column; every item must be its merchant's.
+
+    Returns:
+        The events with `merchant` as text.
+
+    Raises:
+        InputError: the first thing that is wrong, with its row.
+    """
+    if C.MERCHANT not in events.columns:
+        raise InputError("column 'merchant' is missing", where=str(path), expected="the merchant of every event")
+    _forbid_blank(events, C.MERCHANT, path)
+    events = events.assign(**{C.MERCHANT: events[C.MERCHANT].astype(str)})
+    bad = {name for name in events[C.MERCHANT].unique() if not NAME.fullmatch(name)}
+    if bad:
+        row = int(events[C.MERCHANT].isin(bad).to_numpy().argmax())
+        raise InputError(
+            f"{events[C.MERCHANT].iloc[row]!r} cannot name a merchant",
+            where=_at(path, C.MERCHANT, row),
+            expected="letters, digits, dots, dashes and underscores",
+        )
+    if items is not None:
+        columns = [C.MERCHANT, C.ITEM]
+        unknown = ~pd.MultiIndex.from_frame(events[columns]).isin(pd.MultiIndex.from_frame(items[columns]))
+        if unknown.any():
+            row = int(unknown.argmax())
+            name, item = events[columns].iloc[row]
+            raise InputError(
+                f"item_id {item!r} is not one of merchant {name}'s items ({int(unknown.sum())} such events)",
+                where=_at(path, C.ITEM, row),
+                hint="add the items to the catalogue or remove the events",
+            )
+    return events
 
 
 def _require(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from fedrec.errors import InputError
 from fedrec.data import CentralData, CentralGroup
+from fedrec.errors import InputError
 from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metrics_from_ranks, pessimistic_ranks
 from fedrec.model.towers import Scoring, log_prior, recency_weights
 
@@ -169,7 +169,9 @@ def _is_calibration(user: str, share: float, seed: int) -> bool:
 
 def _group(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group | None, int]:
     positions = np.asarray(group.positions, dtype=np.int64)
-    rows, relevant, masked = [], [], []
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    relevant: list[tuple[int, int]] = []
+    masked: list[tuple[int, int]] = []
     for user in users:
         items, baskets = group.histories.of(int(user))
         last = baskets == baskets[-1]

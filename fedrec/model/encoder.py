@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -66,13 +67,15 @@ def load_encoder(
     """The encoder for these settings; one a process, shared by all merchants in it.
 
     Raises:
-        InputError: the model cannot be loaded, is not a BERT, or has too few layers.
+        InputError: the model cannot be loaded, is not a BERT, has too few layers, or is narrower than `rank`.
     """
     bert, tokenizer = _load_bert(name)
     if layers > bert.config.num_hidden_layers:
         raise InputError(
             f"found {layers}", where="encoder_layers", expected=f"at most {bert.config.num_hidden_layers}, the layers of {name}"
         )
+    if layers and rank > bert.config.hidden_size:
+        raise InputError(f"found {rank}", where="encoder_rank", expected=f"at most {bert.config.hidden_size}, the width of {name}")
     return TextEncoder(bert, tokenizer, layers, rank, max_tokens, resolve_device(device), texts_per_batch)
 
 
@@ -98,13 +101,13 @@ class TextEncoder(nn.Module):
         self.fingerprint = _fingerprint(bert, self.boundary, max_tokens)
         bert.requires_grad_(False)
         self._embedded: dict[tuple[str, str], Tensor] = {}
-        self.peft: nn.Module | None = None
+        self.peft: PeftModel | None = None
         if layers:
             top = list(range(self.boundary, self.boundary + layers))
             lora = LoraConfig(
                 r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), layers_to_transform=top, bias="none"
             )
-            self.peft = get_peft_model(bert, lora)
+            self.peft = cast(PeftModel, get_peft_model(bert, lora))
         self.bert = bert
         self.eval().to(device)
         for name, parameter in self.named_parameters():
@@ -150,6 +153,13 @@ class TextEncoder(nn.Module):
                 out[torch.as_tensor(rows, device=self.device)] = self.run_top(*self.gather(states, texts[rows]))
         return out
 
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Pooled vectors of passing texts, such as queries, that no cache should keep: (texts, hidden)."""
+        rows = [row.astype(np.float16) for row in self._trunk(texts)]
+        lengths = np.array([len(row) for row in rows])
+        starts = np.cumsum(lengths) - lengths
+        return self.pooled(States((np.concatenate(rows),), np.zeros(len(rows), dtype=np.int64), starts, lengths))
+
     def embed(self, catalogue: Catalogue) -> Tensor:
         """`pooled` for a whole catalogue; remembered until the LoRA changes, for the last catalogues used."""
         key = (catalogue.digest, digest(self.trained()))
@@ -192,21 +202,25 @@ class TextEncoder(nn.Module):
         """
         moments: dict[str, Tensor] = {}
 
-        def watch(name: str):  # type: ignore[no-untyped-def]
+        real: list[Tensor] = []
+
+        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0].float()[self._mask]  # (tokens, in), without padding
+                x = inputs[0].float()[real[-1]]  # (tokens, in), without padding
                 moments[name] = moments.get(name, 0) + x.T @ x
 
             return hook
 
         names = {key: key.removesuffix(".weight").removeprefix("base_model.model.") for key in self.frozen()}
-        handles = [self.bert.get_submodule(module).register_forward_pre_hook(watch(key)) for key, module in
-                   ((key, f"{module}.default") for key, module in names.items())]  # fmt: skip
+        handles = [
+            self.bert.get_submodule(f"{module}.default").register_forward_pre_hook(watch(key)) for key, module in names.items()
+        ]
         try:
             with torch.no_grad():
                 for rows in self.batches(states.length):
-                    hidden, self._mask = self.gather(states, rows)
-                    self.run_top(hidden, self._mask)
+                    hidden, mask = self.gather(states, rows)
+                    real.append(mask)
+                    self.run_top(hidden, mask)
         finally:
             for handle in handles:
                 handle.remove()

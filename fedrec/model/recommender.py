@@ -110,7 +110,8 @@ class Recommender:
 
         Args:
             history: item ids, most recent last; each counts as a basket of its own.
-            query: words that count as one more, most recent, item.
+            query: words that count as one more, most recent, item. Who asks says what is wanted,
+                so popularity, which is weighed for histories, is then left out.
             catalogue: rank these items instead (a `Catalogue`, or a table with `item_id` and
                 `title`); without popularity, since none is known for them.
             merchant: rank only this merchant's items of the run's catalogue.
@@ -133,14 +134,13 @@ class Recommender:
         e = centred(self.encoder.embed(known), self.arrays)
         vectors = role_table(e, self.arrays, self.arrays, "history")[asked[-self.settings["history"] :]].cpu().numpy()
         if query:
-            pooled = self.encoder.pooled(self.encoder.states(Catalogue(("query",), (query,))))
-            said = role_table(centred(pooled, self.arrays), self.arrays, self.arrays, "history")
+            said = role_table(centred(self.encoder.encode([query]), self.arrays), self.arrays, self.arrays, "history")
             vectors = np.concatenate([vectors, said.cpu().numpy()])
         ages = np.arange(len(vectors))[::-1].astype(float)
         user = recency_weights(ages, np.ones(len(vectors), dtype=bool), self.scoring.decay) @ vectors
         user /= max(float(np.linalg.norm(user)), 1e-12)
         scores = self.scoring.temperature * (role_table(e, self.arrays, self.arrays, "candidate").cpu().numpy()[positions] @ user)
-        if catalogue is None:
+        if catalogue is None and not query:
             counts = self.table[COUNT].to_numpy()[positions]
             scores = scores + self.scoring.prior_weight * log_prior(counts, self.settings["floor"])
         scores[np.isin(positions, asked)] = -np.inf

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
-from fedrec.model.encoder import TextEncoder
 from fedrec.model.cache import States
+from fedrec.model.encoder import TextEncoder
 
 __all__ = ["Scoring", "centred", "init_base", "init_trained", "log_prior", "recency_weights", "role_table"]
 
@@ -44,14 +44,12 @@ def init_base(encoder: TextEncoder, states: States, heads: bool, rank: int, how:
     Returns:
         `centre` (hidden,), `heads.A` (hidden, rank), and the encoder's A under PEFT's names.
     """
+    # The encoder is shared by all runs of a process and may still hold another run's adapter.
+    encoder.load({name: np.zeros_like(value) for name, value in encoder.trained().items()})
     pooled = encoder.pooled(states)  # (items, hidden)
     base: Arrays = {CENTRE: pooled.mean(0).cpu().numpy()}
     generator = torch.Generator().manual_seed(seed)
     if heads:
-        if rank > encoder.hidden:
-            from fedrec.errors import InputError
-
-            raise InputError(f"found {rank}", where="rank", expected=f"at most {encoder.hidden}, the encoder's width")
         e = centred(pooled, base)
         base[HEAD_A] = _directions(e.T @ e, rank, how, generator).T.contiguous().numpy()
     moments = encoder.layer_inputs(states) if how == "principal" else {}

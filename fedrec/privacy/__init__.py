@@ -1,6 +1,7 @@
 """What the software promises, enforced: mechanisms, accounting, policy, ledger."""
 
 from fedrec.privacy.accountants import ACCOUNTANTS, Epsilon, accountant, epsilon
+from fedrec.privacy.budget import over_budget
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
 from fedrec.privacy.mechanism import UserDPOptimizer, noisy_histogram
@@ -25,6 +26,7 @@ __all__ = [
     "accountant",
     "epsilon",
     "noisy_histogram",
+    "over_budget",
     "plan_noise",
     "read_merchant_file",
 ]

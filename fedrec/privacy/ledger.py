@@ -91,10 +91,6 @@ class Ledger:
                 return release, position == len(releases) - 1
         return None
 
-    def epsilon_with(self, release: Release) -> Epsilon:
-        """Epsilon if `release` were added."""
-        return epsilon([*(known.event for known in self.releases()), release.event], self.delta)
-
     def append(self, release: Release) -> Release:
         """Write `release` and flush it to disk; returns it with time, version and epsilons filled in.
 

@@ -19,12 +19,16 @@ __all__ = ["MerchantFile", "Policy", "read_merchant_file"]
 class Policy(BaseModel):
     """The `[privacy]` table of `merchant.toml`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epsilon: float = Field(gt=0)
     """Budget for the life of the data."""
     delta: float = Field(gt=0, lt=1)
     """Delta at which the budget holds; below one over the number of users."""
+    period_epsilon: float | None = Field(None, gt=0)
+    """Also a budget for any `period_days` days in a row."""
+    period_days: int = Field(365, ge=1)
+    """Length of the period, in days."""
     population: int = Field(ge=1)
     """Publicly declared (rounded) number of users: the expected lot is a share of it."""
     unit: Unit = "user"
@@ -36,7 +40,7 @@ class Policy(BaseModel):
     max_rounds: int = Field(1000, ge=1)
     """Most training rounds in one run."""
 
-    def refusal(self, *, unit: Unit, noise_multiplier: float, clip_norm: float, delta: float, round_number: int) -> str | None:
+    def refusal(self, *, unit: Unit, noise_multiplier: float, clip_norm: float, delta: float) -> str | None:
         """Why a request would weaken the policy, or None. The reason holds no private data."""
         if self.unit == "user" and unit != "user":
             return f"unit {unit!r} is weaker than the policy's {self.unit!r}"
@@ -46,8 +50,6 @@ class Policy(BaseModel):
             return f"clip_norm {clip_norm:g} is over the policy's ceiling {self.max_clip_norm:g}"
         if not delta <= self.delta:
             return f"delta {delta:g} is over the policy's {self.delta:g}"
-        if round_number > self.max_rounds:
-            return f"round {round_number} is over the policy's most rounds, {self.max_rounds}"
         return None
 
 

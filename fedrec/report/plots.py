@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["Series", "curves"]
 
@@ -52,7 +53,7 @@ def curves(
         axes.grid(alpha=0.25, color=INK)
         for spine in axes.spines.values():
             spine.set_color(INK)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         many = len(series) + len(levels or {})
         if many > 1:
             axes.legend(fontsize=7.5, labelcolor=INK, frameon=False, ncols=1 if many < 6 else 4, loc="best")

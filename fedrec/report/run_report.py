@@ -29,7 +29,7 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
         total_epsilon=sum(entry["epsilon"] for entry in last.values()),
         k=config.top_k,
         metric_names=(f"ndcg@{config.top_k}", f"hr@{config.top_k}", f"recall@{config.top_k}", "mrr"),
-        plots=[(title, Markup(svg)) for title, svg in _plots(config, lines, results)],  # noqa: S704
+        plots=[(title, Markup(svg)) for title, svg in _plots(config, lines, results)],
         most_up=max((size for line in lines[1:] for size in line["bytes_up"].values()), default=0),
         most_down=max((size for line in lines[2:] for size in line["bytes_down"].values()), default=0),
     )

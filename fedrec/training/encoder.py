@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def _user_gradients(layer: UserLinear, activations: list[Tensor], backprops: Ten
     layer.max_batch_len = layer.users  # type: ignore[assignment]
     per_text = torch.einsum("nto,nti->noi", backprops.float(), activations[0].float())
     out = per_text.new_zeros(layer.users, *per_text.shape[1:])
-    return {layer.weight: out.index_add_(0, layer.user, per_text)}
+    return {cast(nn.Parameter, layer.weight): out.index_add_(0, layer.user, per_text)}
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,10 @@ class EncoderTrainer:
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
                 out.backward(upstream[torch.as_tensor(rows)])
             for parameter, sums in zip(self.parameters(), total, strict=True):
-                sums += parameter.grad_sample
-                parameter.grad_sample = None
+                sums += parameter.grad_sample  # type: ignore[attr-defined]
+                parameter.grad_sample = None  # type: ignore[attr-defined]
         for parameter, sums in zip(self.parameters(), total, strict=True):
-            parameter.grad_sample = sums
+            parameter.grad_sample = sums  # type: ignore[attr-defined]
 
     def losses(self, pooled: Tensor, pairs: Pairs, chunk: Examples) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, shape (records,)."""

@@ -118,7 +118,8 @@ class HeadsTrainer:
     def __init__(self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring) -> None:
         a = torch.as_tensor(base[HEAD_A], device=e.device)
         b = {role: torch.as_tensor(trained[name], device=e.device) for role, name in HEAD_B.items()}
-        self.module = nn.ModuleDict({"history": HistoryPool(e, a, b["history"]), "candidate": CandidateScores(e, a, b["candidate"])})
+        self.history, self.candidate = HistoryPool(e, a, b["history"]), CandidateScores(e, a, b["candidate"])
+        self.module = nn.ModuleList([self.history, self.candidate])
         self.scoring = scoring
         self.offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
 
@@ -128,11 +129,12 @@ class HeadsTrainer:
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        return [head.weight for head in self.module.values()]  # type: ignore[misc]
+        return [self.history.weight, self.candidate.weight]
 
     def arrays(self) -> Arrays:
         """The heads as they are now, by name."""
-        return {HEAD_B[role]: head.weight.detach().cpu().numpy().copy() for role, head in self.module.items()}  # type: ignore[union-attr]
+        heads = {"history": self.history, "candidate": self.candidate}
+        return {HEAD_B[role]: head.weight.detach().cpu().numpy().copy() for role, head in heads.items()}
 
     def chunks(self, lot: Examples) -> Iterator[Examples]:
         """The lot in pieces that fit the memory bound."""
@@ -155,8 +157,8 @@ class HeadsTrainer:
             dense = weights.new_zeros(*weights.shape[:2], len(self.offset))
             weights = dense.scatter_add_(2, items[:, None].expand_as(weights), weights)
             items = items[:, :0]
-        users = normalize(self.module["history"](items, weights), dim=-1)  # (records, P, hidden)
-        cosines = self.module["candidate"](users)  # (records, P, items)
+        users = normalize(self.history(items, weights), dim=-1)  # (records, P, hidden)
+        cosines = self.candidate(users)  # (records, P, items)
         return masked_loss(cosines * self.scoring.temperature + self.offset, chunk)
 
 

@@ -1,0 +1,374 @@
+"""The privacy-budget report: from ledgers to what a data-protection officer signs.
+
+`privacy_report` is a pure function of what `find_sources` read; JSON, HTML and the command
+line's text show the same frozen value, plain words first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from fedrec.config import write_atomically
+from fedrec.privacy import ACCOUNTANTS, Epsilon, Release, SampledGaussian, epsilon
+from fedrec.privacy.accountants import FAST
+from fedrec.report.plots import Series, curves
+from fedrec.report.privacy_attacker import FALSE_POSITIVES, Attacker, attacker
+from fedrec.report.privacy_sources import Audit, Chain, Source, find_sources
+from fedrec.report.privacy_words import audits, labelled, plain_words, when
+
+__all__ = [
+    "MerchantPrivacy",
+    "Part",
+    "Period",
+    "PrivacyReport",
+    "Remaining",
+    "Round",
+    "SameName",
+    "privacy_report",
+    "remaining_rounds",
+    "to_html",
+    "to_json",
+    "write_privacy_report",
+]
+
+MOST_ROUNDS = 10_000
+"""The search for how many rounds are left stops here."""
+MOST_PREFIXES = 200
+"""Of a longer ledger only so many prefixes, evenly spaced, are composed again: each takes up to a second."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The releases of one mechanism or one run, composed without the others."""
+
+    name: str
+    releases: int
+    steps: int
+    first: str
+    last: str
+    epsilon: float
+    accountant: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """One line of the ledger; `epsilon` is that of all lines up to it, None where it was not computed again."""
+
+    number: int
+    time: str
+    run: str
+    round: int
+    mechanism: str
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    clip_norm: float
+    epsilon: float | None
+    accountant: str
+    recorded_epsilon: float
+
+
+@dataclass(frozen=True)
+class Period:
+    """A policy's second budget, for any `days` days in a row, and what the last such days spent of it."""
+
+    days: int
+    budget: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """How many more rounds like the last one fit in the budget; `capped`: that many and more.
+
+    With a budget per period it is the smaller of both: as if the rounds were asked for now.
+    """
+
+    mechanism: str
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    rounds: int
+    capped: bool
+
+
+@dataclass(frozen=True)
+class MerchantPrivacy:
+    """Everything about one ledger, at the policy's delta; without a policy at the last release's.
+
+    `epsilon` is the tightest of all accountants. The parts, rounds and what remains are by those
+    that are quick enough to decide every release (`accountants.FAST`).
+    """
+
+    merchant: str
+    unit: str
+    budget: float | None
+    delta: float | None
+    epsilon: float
+    accountant: str
+    accountants: dict[str, float]
+    population: int | None
+    period: Period | None
+    simulation: bool | None
+    seed: int | None
+    mechanisms: tuple[Part, ...]
+    rounds: tuple[Round, ...]
+    runs: tuple[Part, ...]
+    remaining: Remaining | None
+    attacker: Attacker
+    chain: Chain
+    audit: Audit | None
+
+    @property
+    def share(self) -> float | None:
+        """Spent over budget, as a fraction."""
+        return self.epsilon / self.budget if self.budget else None
+
+
+@dataclass(frozen=True)
+class SameName:
+    """Several ledgers of one merchant, composed: what its users have spent if the ledgers are about the same users."""
+
+    merchant: str
+    ledgers: int
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class PrivacyReport:
+    """One report over one merchant or many.
+
+    Attributes:
+        epsilon_sum: covers a person who is a user of every merchant here, at delta `delta_sum`.
+    """
+
+    merchants: tuple[MerchantPrivacy, ...]
+    same_name: tuple[SameName, ...]
+    epsilon_sum: float
+    delta_sum: float
+
+    @property
+    def intact(self) -> bool:
+        """Whether the chain of every ledger is."""
+        return all(merchant.chain.intact for merchant in self.merchants)
+
+
+def privacy_report(sources: Sequence[Source], now: datetime | None = None) -> PrivacyReport:
+    """Compose, compare and bound. The sum over merchants is basic composition (Dwork, Roth, 2014, theorem 3.16).
+
+    Args:
+        now: the end of the period that a policy's `period_epsilon` is for; by default the present.
+    """
+    merchants = tuple(_merchant(source, now or datetime.now(UTC)) for source in sources)
+    same = []
+    for name in dict.fromkeys(source.merchant for source in sources):
+        group = [source for source in sources if source.merchant == name and source.releases]
+        if len(group) > 1:
+            delta = min(delta for source in group if (delta := _delta(source)))
+            events = [event for source in group for event in _events(source.releases)]
+            same.append(SameName(name, len(group), epsilon(events, delta).value, delta))
+    spent = [merchant for merchant in merchants if merchant.rounds]
+    return PrivacyReport(
+        merchants, tuple(same), sum(merchant.epsilon for merchant in spent), sum(merchant.delta or 0 for merchant in spent)
+    )
+
+
+def remaining_rounds(events: Sequence[SampledGaussian], one: SampledGaussian, budget: float, delta: float) -> int:
+    """How often `one` can follow `events` within `budget`, at most `MOST_ROUNDS`: a merchant's own test, repeated.
+
+    That many fit and one more does not. Doubling before halving keeps the accountants near the
+    budget: far over it a PRV takes all memory.
+    """
+
+    def fits(count: int) -> bool:
+        more = SampledGaussian(one.noise_multiplier, one.sample_rate, one.steps * count)
+        return epsilon([*events, more], delta).value <= budget
+
+    low, high = 0, 1
+    while high <= MOST_ROUNDS and fits(high):
+        low, high = high, 2 * high
+    high = min(high, MOST_ROUNDS + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def to_json(report: PrivacyReport) -> dict[str, Any]:
+    """The report for machines; a bound that is infinite is null."""
+    merchants = [
+        {**asdict(merchant), "share": merchant.share, "chain": {**asdict(merchant.chain), "intact": merchant.chain.intact}}
+        for merchant in report.merchants
+    ]
+    return _finite({
+        "summary": [{"label": label, "text": text} for label, text in plain_words(report)],
+        "intact": report.intact,
+        "merchants": merchants,
+        "same_name": [asdict(same) for same in report.same_name],
+        "total": {"merchants": len(merchants), "epsilon": report.epsilon_sum, "delta": report.delta_sum},
+    })  # fmt: skip
+
+
+def to_html(report: PrivacyReport) -> str:
+    """The report as one self-contained page."""
+    environment = Environment(loader=PackageLoader("fedrec.report", "."), autoescape=select_autoescape(["html"]))
+    environment.filters["when"] = when
+    svg = _curve(report)
+    return environment.get_template("privacy.html").render(
+        report=report,
+        words=plain_words(report),
+        labelled=labelled(report),
+        accountants=list(dict.fromkeys(name for merchant in report.merchants for name in merchant.accountants)),
+        audits=audits(report),
+        fast=FAST,
+        curve=Markup(svg) if svg else None,
+        rates=FALSE_POSITIVES,
+    )
+
+
+def write_privacy_report(run_folder: Path) -> tuple[Path, Path]:
+    """Write `privacy/report.json` and `privacy/report.html` into a run folder and return their paths.
+
+    Raises:
+        InputError: there is no ledger in the folder, or a file of it cannot be read.
+    """
+    report = privacy_report(find_sources([run_folder]))
+    (run_folder / "privacy").mkdir(exist_ok=True)
+    json_path, html_path = run_folder / "privacy" / "report.json", run_folder / "privacy" / "report.html"
+    write_atomically(json_path, (json.dumps(to_json(report), indent=2) + "\n").encode())
+    write_atomically(html_path, to_html(report).encode())
+    return json_path, html_path
+
+
+def _merchant(source: Source, now: datetime) -> MerchantPrivacy:
+    policy, releases = source.merchant_file.privacy if source.merchant_file else None, source.releases
+    delta, events = _delta(source), _events(source.releases)
+    bounds = _by_accountant(events, delta)
+    total = min(bounds.values(), key=lambda bound: bound.value, default=epsilon(events, delta or 1.0))
+    units = {release.unit for release in releases} or ({policy.unit} if policy else {"user"})
+    recent = _recent(source, now)
+    return MerchantPrivacy(
+        merchant=source.merchant,
+        unit="event" if "event" in units else "user",
+        budget=policy.epsilon if policy else None,
+        delta=delta,
+        epsilon=total.value,
+        accountant=total.accountant,
+        accountants={name: bound.value for name, bound in bounds.items()},
+        population=policy.population if policy else None,
+        period=_period(source, recent),
+        simulation=source.simulation,
+        seed=source.seed,
+        mechanisms=_parts(releases, lambda release: release.mechanism, delta),
+        rounds=_rounds(releases, delta),
+        runs=_parts(releases, lambda release: release.run, delta),
+        remaining=_remaining(source, recent),
+        attacker=attacker(events, total.value, delta or 0.0),
+        chain=source.chain,
+        audit=source.audit,
+    )
+
+
+def _delta(source: Source) -> float | None:
+    """The policy's delta; without a policy the one that the last release was made under."""
+    if source.merchant_file:
+        return source.merchant_file.privacy.delta
+    return source.releases[-1].delta if source.releases else None
+
+
+def _recent(source: Source, now: datetime) -> list[SampledGaussian]:
+    """The releases that a policy's budget per period counts."""
+    if source.merchant_file is None:
+        return []
+    start = now - timedelta(days=source.merchant_file.privacy.period_days)
+    return _events(release for release in source.releases if _time(release) >= start)
+
+
+def _time(release: Release) -> datetime:
+    """When it was; a time that was tampered with counts as recent."""
+    try:
+        time = datetime.fromisoformat(release.time)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _period(source: Source, recent: Sequence[SampledGaussian]) -> Period | None:
+    policy = source.merchant_file.privacy if source.merchant_file else None
+    if policy is None or policy.period_epsilon is None:
+        return None
+    return Period(policy.period_days, policy.period_epsilon, epsilon(recent, policy.delta).value)
+
+
+def _remaining(source: Source, recent: Sequence[SampledGaussian]) -> Remaining | None:
+    if source.merchant_file is None or not source.releases or not source.chain.intact:
+        return None
+    policy, last = source.merchant_file.privacy, source.releases[-1]
+    count = remaining_rounds(_events(source.releases), last.event, policy.epsilon, policy.delta)
+    if policy.period_epsilon is not None:
+        count = min(count, remaining_rounds(recent, last.event, policy.period_epsilon, policy.delta))
+    return Remaining(last.mechanism, last.noise_multiplier, last.sample_rate, last.steps, count, count == MOST_ROUNDS)
+
+
+def _events(releases: Iterable[Release]) -> list[SampledGaussian]:
+    return [release.event for release in releases]
+
+
+def _by_accountant(events: Sequence[SampledGaussian], delta: float | None) -> dict[str, Epsilon]:
+    """Every accountant's bound; one that fails on these events is left out."""
+    bounds = {name: epsilon(events, delta, (name,)) for name in ACCOUNTANTS} if events and delta else {}
+    return {name: bound for name, bound in bounds.items() if math.isfinite(bound.value)}
+
+
+def _parts(releases: Sequence[Release], key: Callable[[Release], str], delta: float | None) -> tuple[Part, ...]:
+    parts = []
+    for name in dict.fromkeys(map(key, releases)):
+        group = [release for release in releases if key(release) == name]
+        alone = epsilon(_events(group), delta or 1.0)
+        steps = sum(release.steps for release in group)
+        parts.append(Part(name, len(group), steps, group[0].time, group[-1].time, alone.value, alone.accountant))
+    return tuple(parts)
+
+
+def _rounds(releases: Sequence[Release], delta: float | None) -> tuple[Round, ...]:
+    events, every = _events(releases), math.ceil(len(releases) / MOST_PREFIXES)
+    out = []
+    for number, r in enumerate(releases, 1):
+        composed = number % max(every, 1) == 0 or number == len(releases)
+        after = epsilon(events[:number], delta or 1.0) if composed else None
+        out.append(
+            Round(
+                number, r.time, r.run, r.round, r.mechanism, r.noise_multiplier, r.sample_rate, r.steps, r.clip_norm,
+                after.value if after else None, after.accountant if after else "", r.epsilon_after,
+            )
+        )  # fmt: skip
+    return tuple(out)
+
+
+def _curve(report: PrivacyReport) -> str:
+    """Epsilon after each release; merchants who spent alike share a line."""
+    series: dict[str, Series] = {}
+    for name, merchant in labelled(report).items():
+        points = [(round.number, round.epsilon) for round in merchant.rounds if round.epsilon is not None]
+        if points:
+            series[name] = ([0, *(x for x, _ in points)], [0.0, *(y for _, y in points)])
+    budgets = sorted({merchant.budget for merchant in report.merchants if merchant.budget})
+    return curves(series, x="release", y="epsilon", levels={f"budget {b:g}": b for b in budgets[:3]}) if series else ""
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

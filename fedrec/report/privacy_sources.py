@@ -1,0 +1,237 @@
+"""Where a privacy report's facts lie: ledgers, policies, audit results, on disk.
+
+A broken chain is a finding, not a failure: whatever can be read is read, and the state of
+the chain goes with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedrec.errors import InputError
+from fedrec.privacy import Ledger, LedgerError, MerchantFile, Release, read_merchant_file
+
+__all__ = ["Audit", "Chain", "Source", "find_sources", "read_ledger"]
+
+SUFFIX = ".ledger.jsonl"
+POLICY_FILE, SITE_FILE, AUDIT_FILE = "merchant.toml", "site.json", "audit.json"
+ANY_DELTA = 0.5
+"""Reading a ledger checks its chain; the delta it is opened with plays no part in that."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The state of a ledger file.
+
+    Attributes:
+        path: the file; empty when the merchant has none yet.
+        lines: whole lines in it.
+        broken_line: number of the first line that does not follow from the ones before; None when intact.
+        reason: what is wrong with that line.
+        torn_end: the last line breaks off; nothing was released for it.
+        set_aside: the file that holds torn ends of the past, or empty.
+    """
+
+    path: str = ""
+    lines: int = 0
+    broken_line: int | None = None
+    reason: str = ""
+    torn_end: bool = False
+    set_aside: str = ""
+
+    @property
+    def intact(self) -> bool:
+        """Whether every line follows from the one before."""
+        return self.broken_line is None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an attack on the real training code found, from `audit.json`."""
+
+    epsilon_lower: float
+    confidence: float
+    epsilon_claimed: float
+    method: str
+
+    @property
+    def upheld(self) -> bool:
+        """Whether the attack stayed under the claim."""
+        return self.epsilon_lower <= self.epsilon_claimed
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that is known about one merchant's releases.
+
+    Attributes:
+        releases: every line that can be read, oldest first.
+        merchant_file: the merchant's policy, when there is one.
+        simulation: True in the folder of a simulated run; None when the files do not say.
+        seed: the simulation's seed, when it has one.
+    """
+
+    merchant: str
+    releases: tuple[Release, ...]
+    chain: Chain
+    merchant_file: MerchantFile | None = None
+    simulation: bool | None = None
+    seed: int | None = None
+    audit: Audit | None = None
+
+
+def find_sources(paths: list[Path]) -> list[Source]:
+    """Every merchant under `paths`: ledgers, merchant folders, run folders, federation folders.
+
+    Raises:
+        InputError: nothing there, or a file that is not a ledger.
+    """
+    found: dict[str, Source] = {}
+    for path in paths:
+        for source in _sources(path):
+            found.setdefault(source.chain.path or str(path) + source.merchant, source)
+    if not found:
+        raise InputError("no path was given", expected="a ledger, a merchant folder, a run folder or a federation folder")
+    return list(found.values())
+
+
+def read_ledger(path: Path) -> tuple[tuple[Release, ...], Chain]:
+    """All readable releases of a ledger file, oldest first, and the state of its chain.
+
+    Raises:
+        InputError: the file cannot be read, or nothing in it is a ledger line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="a ledger") from None
+    whole = content.rfind(b"\n") + 1
+    lines = content[:whole].splitlines()
+    releases = [release for release in map(_release, lines) if release]
+    if (lines and not releases) or (content and not lines and not path.name.endswith(SUFFIX)):
+        raise InputError("no line of it is a ledger line", where=str(path), expected=f"a ledger, *{SUFFIX}")
+    aside = path.with_suffix(".torn")
+    chain = Chain(str(path.resolve()), len(lines), torn_end=whole < len(content), set_aside=str(aside) if aside.exists() else "")
+    try:
+        Ledger(path, ANY_DELTA).releases()
+    except LedgerError as error:
+        line = re.search(r"line (\d+)$", error.where or "")
+        chain = replace(chain, broken_line=int(line[1]) if line else 1, reason=error.found)
+    return tuple(releases), chain
+
+
+def _release(line: bytes) -> Release | None:
+    """The release of one line, or None where there is none that an accountant could count."""
+    try:
+        release = Release(**json.loads(line)["release"])
+        _ = release.event
+        sound = 0 < release.delta < 1 and all(isinstance(text, str) for text in (release.run, release.mechanism, release.time))
+        _ = release.round + release.clip_norm + release.epsilon_after
+    except (ValueError, TypeError, KeyError):
+        return None
+    return release if sound else None
+
+
+def _sources(path: Path) -> list[Source]:
+    if not path.exists():
+        raise InputError("no such file or folder", where=str(path))
+    if path.is_file():
+        return [_ledger_source(path)]
+    if (path / "merchants").is_dir():
+        return [_merchant_source(folder) for folder in sorted((path / "merchants").iterdir()) if folder.is_dir()]
+    if (path / POLICY_FILE).is_file():
+        return [_merchant_source(path)]
+    site = _site(path)
+    ledgers = _ledgers(path) or (_ledgers_elsewhere(site) if site else [])
+    if not ledgers:
+        raise InputError(
+            f"there is no *{SUFFIX}, {POLICY_FILE} or merchants/ in it",
+            where=str(path),
+            expected="a ledger, a merchant folder, a run folder or a federation folder",
+        )
+    return [_ledger_source(ledger, site) for ledger in ledgers]
+
+
+def _ledgers(folder: Path) -> list[Path]:
+    return sorted([*folder.glob(f"*{SUFFIX}"), *folder.glob(f"privacy/*{SUFFIX}")])
+
+
+def _ledgers_elsewhere(site: dict[str, Any]) -> list[Path]:
+    """The ledgers of a run whose merchants keep them in a folder of their own, over several runs."""
+    if not site.get("ledgers"):
+        return []
+    policies = Path(str(site.get("federation"))).glob(f"merchants/*/{POLICY_FILE}")
+    names = [read_merchant_file(path).name for path in sorted(policies)]
+    return [path for name in names if (path := Path(site["ledgers"]) / f"{name}{SUFFIX}").is_file()]
+
+
+def _merchant_source(folder: Path) -> Source:
+    """A merchant folder; without a ledger nothing was released about its users."""
+    settings = read_merchant_file(folder / POLICY_FILE)
+    ledgers = _ledgers(folder)
+    if len(ledgers) > 1:
+        names = ", ".join(path.name for path in ledgers)
+        raise InputError(f"there is more than one ledger: {names}", where=str(folder), hint="give the ledgers one by one")
+    if ledgers:
+        return _ledger_source(ledgers[0])
+    return Source(settings.name, (), Chain(), settings)
+
+
+def _ledger_source(path: Path, site: dict[str, Any] | None = None) -> Source:
+    releases, chain = read_ledger(path)
+    home = path.resolve().parent
+    site = site or _site(home) or _site(home.parent)
+    name = path.name.removesuffix(SUFFIX)
+    settings = _policy(home, name, site)
+    return Source(
+        merchant=settings.name if settings else name,
+        releases=releases,
+        chain=chain,
+        merchant_file=settings,
+        simulation=True if site else None,
+        seed=site.get("seed") if site else None,
+        audit=_audit(home / AUDIT_FILE),
+    )
+
+
+def _policy(home: Path, name: str, site: dict[str, Any] | None) -> MerchantFile | None:
+    """The policy in the merchant folder of a ledger, or in the federation folder that a run names."""
+    candidates = [home / POLICY_FILE, home.parent / POLICY_FILE]
+    if site and "federation" in site:
+        federation = Path(site["federation"]) / "merchants"
+        candidates += [federation / name / POLICY_FILE, *sorted(federation.glob(f"*/{POLICY_FILE}"))]
+    for path in candidates:
+        if path.is_file() and ((settings := read_merchant_file(path)).name == name or not site):
+            return settings
+    return None
+
+
+def _site(folder: Path) -> dict[str, Any] | None:
+    path = folder / SITE_FILE
+    return _read_json(path) if path.is_file() else None
+
+
+def _audit(path: Path) -> Audit | None:
+    if not path.is_file():
+        return None
+    values = _read_json(path)
+    try:
+        lower, confidence, claimed = (float(values[name]) for name in ("epsilon_lower", "confidence", "epsilon_claimed"))
+        return Audit(lower, confidence, claimed, str(values["method"]))
+    except (KeyError, TypeError, ValueError):
+        expected = "epsilon_lower, confidence, epsilon_claimed (numbers) and method"
+        raise InputError("is not an audit's result", where=str(path), expected=expected) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read as JSON ({error})", where=str(path)) from None
+    if not isinstance(value, dict):
+        raise InputError("is not a JSON object", where=str(path))
+    return value

@@ -1,0 +1,124 @@
+"""What several test files share: naive oracles, a tiny federation and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+from flwr.app import Context, Message
+
+from fedrec.config import RunConfig
+from fedrec.data import Histories
+from fedrec.data.split import split_source
+from fedrec.privacy import Ledger
+from server.run_folder import RunFolder
+from simulations.engines import InlineGrid
+from simulations.run import simulate
+
+from .conftest import write_source
+
+USER = "customer-{}-secret"
+"""A user id long enough that it does not turn up in random bytes by chance."""
+
+
+def naive_ranks(scores: np.ndarray, masked: list[int], relevant: list[int]) -> list[int]:
+    """Ranks by counting: others that are as good, and relevant items that are better or come earlier."""
+    others = [j for j in range(len(scores)) if j not in masked and j not in relevant]
+    out = []
+    for place, item in enumerate(relevant):
+        rank = sum(scores[j] >= scores[item] for j in others)
+        rank += sum(
+            scores[j] > scores[item] or (scores[j] == scores[item] and before < place)
+            for before, j in enumerate(relevant)
+            if j != item
+        )
+        out.append(int(rank))
+    return out
+
+
+def subset(histories: Histories, users: list[int]) -> Histories:
+    """The same for some users only."""
+    rows = [np.arange(histories.offsets[u], histories.offsets[u + 1]) for u in users]
+    at = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
+    offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64)
+    return Histories(tuple(histories.user_ids[u] for u in users), offsets, histories.items[at], histories.baskets[at])
+
+
+def make_federation(
+    folder: Path, own_catalogues: bool = False, merchants: int = 3, users: int = 40, policy: dict[str, object] | None = None
+) -> Path:
+    """A federation folder of a few small merchants whose user ids can be told from anything else."""
+    source = write_source(folder / "source", merchants=merchants, users=users, own_catalogues=own_catalogues)
+    events = pd.read_parquet(source / "events.parquet")
+    events["user_id"] = [USER.format(name) for name in events["user_id"]]
+    events.to_parquet(source / "events.parquet", index=False)
+    split_source(source, folder / "federation", 0.3, {"epsilon": 8.5, "delta": 1e-5, **(policy or {})})
+    return folder / "federation"
+
+
+def set_policy(federation: Path, merchant: str, **values: object) -> None:
+    """Change one merchant's `[privacy]` table."""
+    import tomllib
+
+    import tomli_w
+
+    path = federation / "merchants" / merchant / "merchant.toml"
+    settings = tomllib.loads(path.read_text())
+    path.write_text(tomli_w.dumps({**settings, "privacy": {**settings["privacy"], **values}}))
+
+
+def settings_of(bert: Path, **values: Any) -> RunConfig:
+    """Settings of a run that takes a second."""
+    small = {
+        "encoder": str(bert), "rounds": 3, "encoder_rounds": 1, "rank": 4, "encoder_rank": 2,
+        "min_lot": 1, "encoder_sample_rate": 0.5, "bootstrap": 100,
+    }  # fmt: skip
+    return RunConfig(**{**small, **values})
+
+
+def central(folder: RunFolder) -> list[dict[str, float]]:
+    """The central metrics of each round."""
+    return [line["central"] for line in folder.metrics()]
+
+
+def ledgers(folder: RunFolder) -> dict[str, Ledger]:
+    """Each merchant's ledger."""
+    return {path.name.split(".")[0]: Ledger(path, 1e-5) for path in sorted((folder.path / "privacy").glob("*.ledger.jsonl"))}
+
+
+def ledger_rounds(folder: RunFolder) -> dict[str, list[int]]:
+    """The round of each line of each ledger."""
+    return {name: [release.round for release in ledger.releases()] for name, ledger in ledgers(folder).items()}
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[Message, Message]]]:
+    """Every request and its reply, as they cross the grid."""
+    crossed: list[tuple[Message, Message]] = []
+    original = InlineGrid.push_messages
+
+    def push(grid: InlineGrid, messages: Any) -> Any:
+        sent = list(messages)
+        ids = original(grid, sent)
+        crossed.extend((message, grid._replies[name]) for message, name in zip(sent, ids, strict=True))
+        return ids
+
+    with patch.object(InlineGrid, "push_messages", push):
+        yield crossed
+
+
+Tamper = Callable[[Message, Context, Message], Message]
+
+
+def simulate_with(federation: Path, config: RunConfig, out: Path, tamper: Tamper) -> RunFolder:
+    """A run in which `tamper(request, context, reply)` stands between the ClientApp and the server."""
+    import clients.app
+
+    honest = clients.app.app
+    with patch.object(clients.app, "app", lambda message, context: tamper(message, context, honest(message, context))):
+        return simulate(federation, config, out)

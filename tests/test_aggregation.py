@@ -1,0 +1,144 @@
+"""Averaging, checks of updates, server optimizers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from fedrec.aggregation import OPTIMIZERS, apply_update, plausible_norm, update_fault, weighted_mean
+from fedrec.model.adapter import Arrays
+
+SHAPES = {"heads.history.B": (2, 3), "heads.candidate.B": (4,)}
+
+
+def draw(seed: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def copy(arrays: Arrays) -> Arrays:
+    return {name: value.copy() for name, value in arrays.items()}
+
+
+def same(left: Arrays, right: Arrays) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_the_mean_is_weighted() -> None:
+    one, two = draw(1), draw(2)
+    mean = weighted_mean([one, two], [1, 3])
+    for name in SHAPES:
+        assert mean[name] == pytest.approx((one[name] + 3 * two[name]) / 4, rel=1e-6)
+        assert mean[name].dtype == np.float32
+
+
+def test_the_mean_of_one_update_is_the_update() -> None:
+    assert same(weighted_mean([draw(1)], [7.0]), draw(1))
+
+
+def test_the_mean_is_summed_in_double_precision() -> None:
+    big, small = ({"x": np.array([value], np.float32)} for value in (1e8, 1.0))
+    mean = weighted_mean([big, small, {"x": np.array([-1e8], np.float32)}], [1, 1, 1])
+    assert mean["x"][0] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("updates", "weights"), [([], []), ([{}], [0.0])])
+def test_nothing_to_average_is_an_error(updates: list[Arrays], weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least one update"):
+        weighted_mean(updates, weights)
+
+
+def test_a_good_update_has_no_fault() -> None:
+    assert update_fault(draw(1), draw(2), 100) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"heads.A": np.zeros(2, np.float32)}, r"names: missing \[\], unexpected \['heads.A'\]"),
+        ({"heads.candidate.B": None}, r"names: missing \['heads.candidate.B'\]"),
+        ({"heads.candidate.B": np.zeros((4, 1), np.float32)}, r"heads.candidate.B: expected shape \(4,\), found \(4, 1\)"),
+        ({"heads.candidate.B": np.zeros(4)}, "heads.candidate.B: expected float32, found float64"),
+        ({"heads.candidate.B": np.array([0, np.nan, 0, 0], np.float32)}, "heads.candidate.B: holds NaN or infinity"),
+        ({"heads.candidate.B": np.array([0, -np.inf, 0, 0], np.float32)}, "heads.candidate.B: holds NaN or infinity"),
+        ({"heads.candidate.B": np.full(4, 1e6, np.float32)}, "norm 2e.06 is over the plausible 100"),
+    ],
+)
+def test_each_fault_is_named(change: dict[str, np.ndarray | None], named: str) -> None:
+    bad = {name: value for name, value in {**draw(1), **change}.items() if value is not None}
+    fault = update_fault(bad, draw(2), 100.0)
+    assert fault is not None
+    assert re.search(named, fault), fault
+
+
+def test_an_honest_update_is_far_under_the_plausible_norm() -> None:
+    rng = np.random.default_rng(0)
+    steps, rate, clip, sigma, numbers, lot = 3, 0.5, 0.1, 4.0, 2000, 20.0
+    most = plausible_norm(steps=steps, learning_rate=rate, clip_norm=clip, noise_multiplier=sigma, numbers=numbers, lot=lot)
+    signal = steps * rate * clip  # every drawn user clipped, all in one direction
+    noise = rate / lot * np.linalg.norm(rng.normal(0, sigma * clip, (steps, numbers)).sum(0))
+    assert signal + noise < most
+
+
+def test_adam_equals_torch() -> None:
+    current, state = draw(0), {}
+    parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in current.items()}
+    oracle = torch.optim.Adam(parameters.values(), lr=0.03, betas=(0.9, 0.99), eps=1e-8)
+    for step in range(5):
+        update = draw(10 + step)
+        current, state = apply_update("adam", current, update, state, 0.03)
+        for name, parameter in parameters.items():
+            parameter.grad = -torch.tensor(update[name])
+        oracle.step()
+        for name, parameter in parameters.items():
+            assert current[name] == pytest.approx(parameter.detach().numpy(), rel=1e-5, abs=1e-6)
+
+
+def test_adam_counts_the_steps_of_each_array_for_itself() -> None:
+    first, second = "heads.history.B", "heads.candidate.B"
+    update = draw(1)
+    _, state = apply_update("adam", draw(0), {first: update[first]}, {}, 0.1)
+    moved, state = apply_update("adam", draw(0), {second: update[second]}, state, 0.1)
+    alone, _ = apply_update("adam", draw(0), {second: update[second]}, {}, 0.1)
+    assert same(moved, alone)
+    assert (state[f"{first}/t"], state[f"{second}/t"]) == (1, 1)
+
+
+def test_momentum_equals_its_formula() -> None:
+    current, state = draw(0), {}
+    one, two = draw(1), draw(2)
+    after, state = apply_update("momentum", current, one, state, 0.5)
+    after, state = apply_update("momentum", after, two, state, 0.5)
+    for name in SHAPES:
+        assert after[name] == pytest.approx(
+            current[name] + 0.5 * one[name] + 0.5 * (0.9 * one[name] + two[name]), rel=1e-5, abs=1e-6
+        )
+
+
+def test_average_adds_the_mean_update() -> None:
+    after, state = apply_update("average", draw(0), draw(1), {}, 123.0)
+    assert same(after, {name: draw(0)[name] + draw(1)[name] for name in SHAPES})
+    assert state == {}
+
+
+def test_an_unknown_optimizer_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        apply_update("no such", draw(0), draw(1), {}, 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_keeps_the_contract(name: str) -> None:
+    current, update, state = {**draw(0), "of another part": np.ones(3, np.float32)}, draw(1), {}
+    for _ in range(3):
+        before = copy(current), copy(update), copy(state)
+        after, new_state = apply_update(name, current, update, state, 0.1)
+        assert all(same(left, right) for left, right in zip(before, (current, update, state), strict=True)), "inputs changed"
+        assert {key: value.shape for key, value in after.items()} == SHAPES
+        assert {value.dtype for value in after.values()} == {np.dtype(np.float32)}
+        assert all(isinstance(value, np.ndarray) and value.dtype == np.float32 for value in new_state.values())
+        assert all(float(((after[key] - current[key]) * update[key]).sum()) > 0 for key in update), "moved against the update"
+        current, state = {**current, **after}, new_state
+    assert np.array_equal(current["of another part"], np.ones(3))

@@ -1,0 +1,244 @@
+"""The audit: its statistics against closed forms and naive counts, its attacks on training that leaks and that does not."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+from typer.testing import CliRunner
+
+from fedrec.config import RunConfig
+from fedrec.data import MerchantData
+from fedrec.errors import InputError
+from fedrec.model import init_base, init_trained
+from fedrec.model.encoder import load_encoder
+from fedrec.privacy import Policy
+from fedrec.privacy.audit import epsilon_lower_bound, guess_p_value, membership_metrics, tpr_bound
+from simulations.audit import CanaryAudit, Target, audit_config, canary_audit, make_canaries, membership_attack
+from simulations.reference import Pooled
+
+from .conftest import make_catalogue, make_histories
+from .helpers import make_federation
+
+CANARIES = 200
+
+
+# The bound.
+
+
+@pytest.mark.parametrize("guesses", [10, 100, 1000])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_all_right_with_delta_zero_has_a_closed_form(guesses: int, confidence: float) -> None:
+    q = (1 - confidence) ** (1 / guesses)  # q^guesses = 1 - confidence
+    assert epsilon_lower_bound(guesses, guesses, guesses, 0.0, confidence) == pytest.approx(math.log(q / (1 - q)), abs=1e-6)
+
+
+@pytest.mark.parametrize("m, r, v, epsilon, delta", [(50, 20, 17, 0.7, 1e-3), (100, 100, 80, 1.0, 1e-5), (9, 4, 1, 0.0, 0.01), (30, 30, 30, 3.0, 1e-4)])
+def test_p_value_is_the_theorem_term_by_term(m: int, r: int, v: int, epsilon: float, delta: float) -> None:
+    q = math.exp(epsilon) / (1 + math.exp(epsilon))
+    probability = [math.comb(r, k) * q**k * (1 - q) ** (r - k) for k in range(r + 1)]
+    tail = sum(probability[v:])
+    worst = max(sum(probability[max(0, v - i) : v]) / i for i in range(1, m + 1))
+    assert guess_p_value(m, r, v, epsilon, delta) == pytest.approx(min(1.0, tail + 2 * m * delta * worst), rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(r=st.integers(1, 300), spare=st.integers(0, 300), delta=st.sampled_from([0.0, 1e-6, 1e-5, 1e-3]), data=st.data())
+def test_bound_grows_with_right_guesses_and_falls_in_delta_canaries_and_confidence(r: int, spare: int, delta: float, data: st.DataObject) -> None:
+    v = data.draw(st.integers(0, r))
+    bound = epsilon_lower_bound(r + spare, r, v, delta)
+    assert bound >= 0
+    assert bound == 0 or guess_p_value(r + spare, r, v, bound, delta) == pytest.approx(0.05, abs=1e-5)
+    assert epsilon_lower_bound(r + spare, r, max(0, v - 1), delta) <= bound + 1e-7
+    assert epsilon_lower_bound(r + spare, r, v, 2 * delta + 1e-7) <= bound + 1e-7
+    assert epsilon_lower_bound(r + spare + 50, r, v, delta) <= bound + 1e-7
+    assert epsilon_lower_bound(r + spare, r, v, delta, 0.99) <= bound + 1e-7
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("guesses", [50, 400])
+def test_randomized_response_is_not_accused_beyond_the_confidence(epsilon: float, guesses: int) -> None:
+    rng = np.random.default_rng(guesses)
+    coins = rng.random((200, guesses)) < 0.5
+    said = coins ^ (rng.random(coins.shape) < 1 / (1 + math.exp(epsilon)))  # each answer is epsilon-DP
+    bounds = [epsilon_lower_bound(guesses, guesses, int(v), 0.0) for v in (said == coins).sum(1)]
+    # 200 repetitions that each exceed with at most 5%: 20 or more happen by chance once in 500 times.
+    assert np.sum(np.array(bounds) > epsilon) <= 19
+    assert binom.sf(19, 200, 0.05) < 0.003
+    q = 1 / (1 + math.exp(-epsilon))
+    assert np.median(bounds) > epsilon - 2.5 / math.sqrt(guesses * q * (1 - q))  # 1.645 and rounding: it says something
+
+
+@pytest.mark.parametrize("m, r, v, delta, confidence", [(5, 6, 3, 0, 0.95), (5, 5, 6, 0, 0.95), (5, 5, -1, 0, 0.95), (5, 5, 5, -1e-9, 0.95), (5, 5, 5, 0, 1.0)])
+def test_contradicting_counts_are_refused(m: int, r: int, v: int, delta: float, confidence: float) -> None:
+    with pytest.raises(InputError, match="expected"):
+        epsilon_lower_bound(m, r, v, delta, confidence)
+
+
+# The metrics.
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_and_rates_agree_with_counting(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    members, others = rng.integers(0, 40, 230) + 3.0, rng.integers(0, 40, 310) * 1.0  # many ties
+    got = membership_metrics(members, others)
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in members for b in others]
+    assert got.auc == pytest.approx(np.mean(pairs))
+    for rate, value in ((0.01, got.tpr_at_1_percent), (0.001, got.tpr_at_01_percent)):
+        thresholds = [t for t in [*members, *others] if np.mean(others > t) <= rate]
+        assert value == pytest.approx(max(np.mean(members > t) for t in thresholds))
+
+
+def test_metrics_at_their_ends() -> None:
+    apart = membership_metrics(np.arange(10.0) + 100, np.arange(10.0))
+    assert (apart.auc, apart.tpr_at_1_percent, apart.tpr_at_01_percent) == (1.0, 1.0, 1.0)
+    same = membership_metrics(np.ones(4), np.ones(3))
+    assert (same.auc, same.tpr_at_1_percent) == (0.5, 0.0)
+    with pytest.raises(InputError, match="some of both"):
+        membership_metrics(np.ones(3), np.ones(0))
+    with pytest.raises(InputError, match="NaN"):
+        membership_metrics(np.array([np.nan]), np.ones(2))
+
+
+def test_tpr_bound_by_hand_and_at_its_ends() -> None:
+    assert tpr_bound(0.0, 0.0, 0.25) == 0.25
+    assert tpr_bound(1.0, 1e-5, 0.01) == pytest.approx(math.e * 0.01 + 1e-5)
+    assert tpr_bound(8.0, 0.0, 0.01) == pytest.approx(1 - math.exp(-8) * 0.99)
+    assert tpr_bound(5.0, 0.1, 0.0) == 0.1
+    assert tpr_bound(5000.0, 0.0, 0.01) == 1.0
+    assert tpr_bound(0.0, 1.0, 0.5) == 1.0
+    with pytest.raises(ValueError, match="false_positive_rate"):
+        tpr_bound(1.0, 0.0, 1.5)
+
+
+# The attacks. A random BERT 32 wide would tell few canaries apart; the packaged one has 384 dimensions.
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    """A merchant of 60 users and 40 items."""
+    catalogue = make_catalogue(40)
+    data = MerchantData(catalogue, make_histories(60, catalogue, 6))
+    encoder = load_encoder(layers=0)
+    base = init_base(encoder, encoder.states(catalogue), True, 32, "principal", 0)
+    merchant = Pooled("m0", data, Policy(epsilon=1.0, delta=1e-5, population=60))
+    return Target(merchant, encoder, base, init_trained(encoder, True, 32))
+
+
+def claim(epsilon: float = 1.0, rounds: int = 4, **values: object) -> RunConfig:
+    return RunConfig(epsilon=epsilon, rounds=rounds, encoder_layers=0, **values)  # type: ignore[arg-type]
+
+
+def test_canaries_are_different_users_of_two_baskets(target: Target) -> None:
+    catalogue = target.merchant.data.catalogue
+    canaries = make_canaries(catalogue, 1560, 3)  # every ordered pair
+    pairs = canaries.items.reshape(-1, 2)
+    assert len({tuple(pair) for pair in pairs}) == 1560
+    assert (pairs[:, 0] != pairs[:, 1]).all() and pairs.min() == 0 and pairs.max() == 39
+    assert canaries.of(7)[1].tolist() == [0, 1]
+    for count in (7, 1561):
+        with pytest.raises(InputError, match="canaries"):
+            make_canaries(catalogue, count, 3)
+
+
+def test_the_audit_puts_the_whole_budget_in_the_heads() -> None:
+    config = audit_config(RunConfig(unit="event"))
+    assert (config.encoder_layers, config.histogram_share, config.unit, config.rounds_of("heads")) == (0, 0.0, "user", 18)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_without_noise_the_canaries_refute_the_claim(target: Target, seed: int) -> None:
+    found = canary_audit(claim(), target, canaries=CANARIES, noise=False, seed=seed)
+    assert found.refuted and found.noise == "off"
+    assert found.epsilon_lower > 2 > found.epsilon_claimed == 1.0
+    assert found.auc > 0.95
+
+
+def test_without_noise_sampling_and_many_steps_hide_nothing(target: Target) -> None:
+    config = claim(rounds=6, sample_rate=0.5, local_steps=2)
+    assert canary_audit(config, target, canaries=100, noise=False).epsilon_lower > 1
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 4.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_noise_the_bound_stays_under_the_claim(target: Target, seed: int, epsilon: float) -> None:
+    found = canary_audit(claim(epsilon), target, canaries=CANARIES, seed=seed)
+    assert not found.refuted and found.noise == "on"
+    assert found.epsilon_lower <= epsilon < found.epsilon_most + 4
+    assert found.noise_multiplier > 0.3
+
+
+def test_noise_that_is_too_weak_for_epsilon_1_refutes_it(target: Target) -> None:
+    """The audit is not blind to noise that is there; the claim is what the accountants say of it, not the setting."""
+    weak = canary_audit(claim(noise_multiplier=0.2), target, canaries=CANARIES)
+    assert weak.epsilon_claimed > 20 and not weak.refuted
+    assert weak.epsilon_lower > 1
+
+
+def test_result_is_json_with_what_the_report_reads(target: Target) -> None:
+    found = canary_audit(claim(rounds=1), target, canaries=16)
+    again = canary_audit(claim(rounds=1), target, canaries=16)
+    values = json.loads(json.dumps(found.as_json()))
+    assert found == again and CanaryAudit(**{k: v for k, v in values.items() if k != "refuted"}) == found
+    assert {"epsilon_lower", "confidence", "epsilon_claimed", "method"} <= values.keys()
+    assert found != canary_audit(claim(rounds=1), target, canaries=16, seed=1)
+
+
+def test_membership_is_found_without_noise(target: Target) -> None:
+    hard = claim(rounds=30, server_learning_rate=0.05)
+    found = membership_attack(hard, target, noise=False)
+    assert found.auc > 0.8, found
+    assert 0 < found.members + found.non_members <= 60
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_membership_stays_under_the_bound_with_noise(target: Target, seed: int) -> None:
+    found = membership_attack(claim(rounds=30, server_learning_rate=0.05), target, seed=seed)
+    # Of n members the share found is within 3 standard deviations of what the claim allows; and the
+    # threshold is set on few others, which moves the true rate of false positives by some 1/others.
+    for rate, allowed in ((found.tpr_at_1_percent, 0.01), (found.tpr_at_01_percent, 0.001)):
+        most = tpr_bound(1.0, 1e-5, allowed + 2 / found.non_members)
+        assert rate <= most + 3 * math.sqrt(most * (1 - most) / found.members)
+    assert found.bound_at_1_percent == tpr_bound(1.0, 1e-5, 0.01)
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def command() -> typer.Typer:
+    from fedrec.cli.privacy_audit import audit
+
+    app = typer.Typer()
+    app.command()(audit)
+    return app
+
+
+def test_command_prints_json_writes_it_and_tells_by_its_status(command: typer.Typer, tmp_path: Path, tiny_bert_folder: Path) -> None:
+    federation = make_federation(tmp_path)
+    file = tmp_path / "audit.json"
+    small = ["--set", f"encoder={tiny_bert_folder}", "--set", "rank=16", "--canaries", "120", "--rounds", "2", "--out", str(file)]
+    on = CliRunner().invoke(command, [str(federation), *small, "--json", "--epsilon", "0.5"])
+    assert on.exit_code == 0, on.output
+    values = json.loads(file.read_text())
+    assert json.loads(on.stdout) == values
+    assert values["epsilon_claimed"] == 0.5 and values["noise"] == "on" and values["simulation"] is True
+    assert values["membership"]["bound_at_1_percent"] == tpr_bound(0.5, 1e-5, 0.01)
+    off = CliRunner().invoke(command, [str(federation), *small, "--no-noise", "--epsilon", "0.5", "--merchant", "m1"])
+    assert off.exit_code == 1, off.output
+    assert "epsilon at least" in off.stdout and "the audit works" in off.stdout
+
+
+@pytest.mark.parametrize("arguments, words", [(["--merchant", "nobody"], "nobody"), (["--set", "encoder_layers=1"], "heads"), (["--out", "/nowhere/at/all.json"], "folder")])
+def test_command_says_what_is_wrong(command: typer.Typer, tmp_path: Path, arguments: list[str], words: str) -> None:
+    federation = make_federation(tmp_path)
+    result = CliRunner().invoke(command, [str(federation), *arguments])
+    assert isinstance(result.exception, InputError) and words in str(result.exception)

@@ -1,0 +1,127 @@
+"""Nothing private crosses: every message, log line and error of a run, searched for what was planted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from flwr.common.serde import message_to_proto
+
+import clients.merchant
+from fedrec import wire
+from fedrec.data import load_merchant
+from fedrec.data.split import split_source
+from fedrec.model.adapter import HEAD_B
+from fedrec.training.heads import HeadsTrainer
+from simulations.run import simulate
+
+from .conftest import write_source
+from .helpers import recorded, settings_of
+
+ITEM, TITLE = "sku-{}-planted", "planted title of {}"
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> dict[str, Any]:
+    """A run with planted ids and titles, all its messages, its log, the merchants' true losses, and a merchant that fails."""
+    folder = tmp_path_factory.mktemp("audit")
+    source = write_source(folder / "source")
+    events, items = pd.read_parquet(source / "events.parquet"), pd.read_parquet(source / "items.parquet")
+    events["user_id"] = [f"planted-user-{name}" for name in events["user_id"]]
+    events["item_id"] = [ITEM.format(name) for name in events["item_id"]]
+    items["title"] = [TITLE.format(name) for name in items["item_id"]]
+    items["item_id"] = [ITEM.format(name) for name in items["item_id"]]
+    events.to_parquet(source / "events.parquet", index=False)
+    items.to_parquet(source / "items.parquet", index=False)
+    split_source(source, folder / "federation", 0.3, {"epsilon": 9.0, "delta": 1e-5})
+
+    losses: list[float] = []
+    original_losses, original_train = HeadsTrainer.losses, clients.merchant.train_round
+
+    def watched_losses(trainer: HeadsTrainer, chunk: Any) -> Any:
+        value = original_losses(trainer, chunk)
+        losses.extend([float(value.detach().sum()), float(value.detach().mean()), *value.detach().tolist()])
+        return value
+
+    def failing_train(task: Any, catalogue: Any, *rest: Any, **named: Any) -> Any:
+        if task.round == 2 and named["noise"].normal((1,), 1.0)[0] < 9 and len(failed) < 1:
+            failed.append(task.round)
+            raise ValueError("planted-user-u1 bought sku-i1-planted")
+        return original_train(task, catalogue, *rest, **named)
+
+    failed: list[int] = []
+    log: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
+    server_log = logging.getLogger("flwr")
+    server_log.addHandler(handler)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(HeadsTrainer, "losses", watched_losses)
+    patch.setattr(clients.merchant, "train_round", failing_train)
+    try:
+        with recorded() as crossed:
+            run = simulate(folder / "federation", settings_of(tiny_bert_folder), folder / "run", record_wire=True)
+    finally:
+        patch.undo()
+        server_log.removeHandler(handler)
+    assert failed and losses
+    return {"crossed": crossed, "log": log, "losses": losses, "run": run, "federation": folder / "federation"}
+
+
+def planted(federation: Path) -> list[str]:
+    out = []
+    for folder in sorted((federation / "merchants").iterdir()):
+        data = load_merchant(folder)
+        out += [*data.histories.user_ids, *data.catalogue.item_ids, *data.catalogue.texts]
+    return out
+
+
+def test_no_id_or_title_is_in_any_reply_or_server_log_or_metrics(audited: dict[str, Any]) -> None:
+    needles = [text.encode() for text in planted(audited["federation"])]
+    assert len(needles) > 100
+    replies = [message_to_proto(reply).SerializeToString() for _, reply in audited["crossed"]]
+    places = [*replies, *(line.encode() for line in audited["log"]), (audited["run"].path / "metrics.jsonl").read_bytes()]
+    assert len(replies) == 3 * 4
+    for place in places:
+        assert not [needle for needle in needles if needle in place]
+
+
+def test_no_loss_is_in_any_reply(audited: dict[str, Any]) -> None:
+    losses = np.array(audited["losses"])
+    losses = losses[np.abs(losses) > 1e-6]
+    sent = np.concatenate([value.ravel() for _, reply in audited["crossed"] for value in wire.decode_reply(reply).arrays.values()])
+    assert not np.isin(losses.astype(np.float32), np.abs(sent)).any()
+    scalars = [value for _, reply in audited["crossed"] for value in reply.content["statement"].values() if isinstance(value, float)]
+    assert not np.isin(losses.astype(np.float32), np.array(scalars, dtype=np.float32)).any()
+
+
+def test_every_reply_holds_only_what_is_on_the_list(audited: dict[str, Any]) -> None:
+    for request, reply in audited["crossed"]:
+        assert not reply.has_error()
+        assert set(reply.content) == {"arrays", "statement"}
+        assert set(reply.content["statement"]) == wire.STATEMENT_KEYS
+        names = set(reply.content["arrays"])
+        if request.metadata.message_type == "train.histogram":
+            assert names <= {wire.HISTOGRAM}
+        else:
+            assert names <= set(HEAD_B.values()) or all("lora_B" in name for name in names)
+
+
+def test_a_failure_says_its_kind_and_nothing_else(audited: dict[str, Any]) -> None:
+    reasons = [wire.decode_reply(reply).statement.reason for _, reply in audited["crossed"]]
+    assert reasons.count("failed: ValueError") == 1
+    assert set(reasons) <= {"", "failed: ValueError"}
+
+
+def test_the_record_on_the_merchants_disk_agrees_with_what_crossed(audited: dict[str, Any]) -> None:
+    files = sorted((audited["run"].path / "privacy" / "wire").glob("*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(files) == 3 and len(lines) == len(audited["crossed"])
+    assert sum(line["bytes"] for line in lines) == sum(wire.size(reply.content) for _, reply in audited["crossed"])
+    names = {(value["record"], value["name"]) for line in lines for value in line["values"]}
+    assert {name for record, name in names if record == "statement"} == wire.STATEMENT_KEYS
