@@ -109,13 +109,18 @@ class Merchant:
 
         def compute(noise: NoiseSource) -> Arrays:
             # Which texts a merchant sells is public, so a text it does not sell is a plain zero.
+            # Items with one text are one entry, so that a user's vote has norm 1 however they are listed.
             place = {int(key): i for i, key in enumerate(keys)}
-            positions = np.array([place.get(int(key), -1) for key in self.data.catalogue.keys])
+            position = np.array([place.get(int(key), -1) for key in self.data.catalogue.keys])
+            sold = np.unique(position[position >= 0])
             histories = self.data.histories
             users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-            counts = noisy_histogram(users, histories.items, len(positions), task.noise_multiplier, noise)
+            bought = position[histories.items]
+            known = bought >= 0
+            entries = np.searchsorted(sold, bought[known])
+            counts = noisy_histogram(users[known], entries, len(sold), task.noise_multiplier, noise)
             out = np.zeros(len(keys), dtype=np.float32)
-            out[positions[positions >= 0]] = counts[positions >= 0]
+            out[sold] = counts
             return {wire.HISTOGRAM: out}
 
         return self._release(release, task.delta, compute)

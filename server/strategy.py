@@ -108,7 +108,7 @@ class PrivateLora(Strategy):
         used = list(self._usable(replies, like, self._most(like), task.noise_multiplier))
         trained, optimizer = self.state.trained, self.state.optimizer
         if len(used) >= self.config.min_merchants:
-            weights = [float(r.statement.population) if self.config.weighting == "population" else 1.0 for r in used]
+            weights = self._weights(used)
             update = weighted_mean([reply.arrays for reply in used], weights)
             rate = self.config.server_learning_rate if task.part == "heads" else self.config.encoder_learning_rate
             moved, optimizer = apply_update(self.config.server_optimizer, trained, update, optimizer, rate)
@@ -151,6 +151,13 @@ class PrivateLora(Strategy):
             prior_weight=scoring.prior_weight,
         )
 
+    def _weights(self, used: list[wire.Reply]) -> list[float]:
+        """A declared population is a merchant's word: none counts more than ten times the median."""
+        if self.config.weighting == "equal":
+            return [1.0] * len(used)
+        declared = [float(reply.statement.population) for reply in used]
+        return [min(one, 10 * float(np.median(declared))) for one in declared]
+
     def _most(self, like: Arrays) -> float:
         task = self._task(self.state.round + 1)
         return plausible_norm(
@@ -175,7 +182,11 @@ class PrivateLora(Strategy):
             except (wire.WireError, ValueError, TypeError) as error:
                 self.record.refused[name] = str(error)
                 continue
-            name = self.names[node] = reply.statement.merchant
+            name = reply.statement.merchant
+            if name in (known for other, known in self.names.items() if other != node):
+                self.record.refused[f"node {node}"] = f"says that it is {name}, who is another node"
+                continue
+            self.names[node] = name
             self.record.bytes_down[name], self.record.bytes_up[name] = self._sent.get(node, 0), wire.size(message.content)
             if reply.statement.status == "declined":
                 self.record.declined[name] = reply.statement.reason

@@ -355,12 +355,12 @@ def _rounds(
 
 def _noise_of(config: RunConfig, noise: bool) -> tuple[float, float]:
     """The noise multiplier of a step, and the epsilon that the run claims."""
-    planned = plan_noise(config).of("heads")
-    claimed = config.epsilon
-    if config.noise_multiplier:
-        event = SampledGaussian(planned, config.sample_rate, config.rounds * config.local_steps)
-        claimed = epsilon([event], config.delta).value
-    return (planned if noise else NO_NOISE), claimed
+    sigma, claimed = config.noise_multiplier, config.epsilon
+    if sigma:
+        claimed = epsilon([SampledGaussian(sigma, config.sample_rate, config.rounds * config.local_steps)], config.delta).value
+    if not noise:
+        return NO_NOISE, claimed
+    return sigma or plan_noise(config).of("heads"), claimed
 
 
 def _task(config: RunConfig, number: int, sigma: float) -> RoundTask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import dp_accounting as dp
 import numpy as np
@@ -20,21 +21,17 @@ PRV_SLACK = 0.02
 """Most that PRV may be over the true epsilon at delta less 0.2%: twice its eps_error."""
 PRV_USUAL_SLACK = 0.012
 """What it is over by in fact, plus 5e-4 sqrt(epsilon) for the 0.1% of delta (measured to epsilon 500)."""
-PLD_SLACK_OF_10_000_STEPS = 0.009
-"""Measured, at nearly no loss a step; the oracle is off by it too, and over the truth like PLD itself."""
+PLD_SLACK = 0.009
+"""Measured between grids of 1e-4 and 1e-5: worst at 10,000 steps of nearly no loss each."""
 PRV_NOISE = 2e-3
 """Rounding of PRV's Fourier transform at delta 1e-10, and its mesh: what may break monotony."""
 
 GRID = [  # (sigma, q, steps)
-    (0.3, 1e-4, 1), (0.3, 1e-3, 100), (0.3, 0.1, 10), (0.3, 1.0, 1), (0.3, 1e-4, 10_000),
-    (0.5, 1e-4, 100), (0.5, 1e-2, 100), (0.5, 0.1, 1), (0.5, 1.0, 4),
-    (0.8, 1e-3, 1_000), (0.8, 1e-2, 10), (0.8, 0.1, 100), (0.8, 0.5, 5),
-    (1.0, 1e-2, 10_000), (1.0, 0.1, 18), (1.0, 1.0, 1), (1.0, 1.0, 18),
-    (2.0, 1e-4, 10_000), (2.0, 1e-2, 1_000), (2.0, 0.1, 100), (2.0, 0.5, 18), (2.0, 1.0, 18),
-    (5.0, 1e-3, 1_000), (5.0, 0.1, 1_000), (5.0, 1.0, 40), (20.0, 1e-4, 100), (20.0, 0.1, 10_000), (20.0, 0.5, 100),
-    (20.0, 1.0, 1_000), (100.0, 0.1, 10_000), (100.0, 1.0, 1),
+    (0.3, 1e-4, 10), (0.3, 1.0, 1), (0.5, 1e-2, 100), (0.8, 1e-3, 1_000), (0.8, 0.5, 5), (1.0, 0.1, 18), (1.0, 1.0, 18),
+    (2.0, 1e-4, 10_000), (2.0, 1e-2, 1_000), (2.0, 0.1, 100), (2.0, 1.0, 18), (5.0, 0.1, 1_000), (5.0, 1.0, 40),
+    (20.0, 0.1, 100), (20.0, 1.0, 1_000), (100.0, 1.0, 1),
 ]  # fmt: skip
-DELTAS = (1e-5, 1e-8)
+DELTAS = (1e-3, 1e-5, 1e-7, 1e-9)
 WIDE = [
     (sigma, q, steps)
     for sigma in (0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 20.0, 100.0)
@@ -44,37 +41,35 @@ WIDE = [
 
 
 class Oracle:
-    """dp-accounting used on its own, with a finer grid than the package's where the loss of a step is small."""
+    """dp-accounting used on its own: composed once, asked at many deltas."""
 
-    def __init__(self, events: list[SampledGaussian]) -> None:
-        wide = rdp(events, 1e-10)
-        self.account = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-4 if wide > 2 else 2e-5)
+    def __init__(self, events: Sequence[SampledGaussian], interval: float = 1e-4) -> None:
+        self.account = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
         for event in events:
-            step = dp.PoissonSampledDpEvent(event.sample_rate, dp.GaussianDpEvent(event.noise_multiplier))
+            step = dp.GaussianDpEvent(event.noise_multiplier)
+            step = step if event.sample_rate == 1 else dp.PoissonSampledDpEvent(event.sample_rate, step)
             self.account.compose(dp.SelfComposedDpEvent(step, event.steps))
 
     def __call__(self, delta: float) -> float:
         return self.account.get_epsilon(delta)
 
 
-def check(events: list[SampledGaussian], deltas: tuple[float, ...]) -> None:
+def check(events: list[SampledGaussian], deltas: Sequence[float]) -> None:
     """All accountants against the oracle, each within its stated error."""
     oracle = Oracle(events)
     for delta in deltas:
         true, at_less = oracle(delta), oracle(0.998 * delta)
-        error = PLD_SLACK_OF_10_000_STEPS * min(1, max(event.steps for event in events) / 10_000) + 1e-4
-        by_prv, by_rdp, by_pld = prv(events, delta), rdp(events, delta), pld(events, delta)
-        assert true - 1e-9 <= by_prv <= at_less + PRV_SLACK, (events, delta)
+        by_prv, by_rdp = prv(events, delta), rdp(events, delta)
+        assert true <= by_prv <= at_less + PRV_SLACK, (events, delta)
         assert by_prv <= true + PRV_USUAL_SLACK + 5e-4 * math.sqrt(true), (events, delta)
-        assert abs(by_pld - true) <= error, (events, delta)
-        assert by_rdp >= by_pld - 1e-9, (events, delta)
-        found = epsilon(events, delta, ALL)
-        assert found.value == min(by_prv, by_rdp, by_pld) and ACCOUNTANTS[found.accountant](events, delta) == found.value
+        assert by_rdp >= true, (events, delta)
+    assert epsilon(events, delta).value == pytest.approx(min(by_prv, by_rdp), rel=1e-9)
+    assert pld(events, delta) == pytest.approx(true, abs=1e-3), events  # coarser over epsilon 100
 
 
 @pytest.mark.parametrize(("sigma", "q", "steps"), GRID)
 def test_equals_dp_accounting_on_a_grid(sigma: float, q: float, steps: int) -> None:
-    """31 mechanisms at 2 deltas: 62 points (`WIDE`, slow, has 576)."""
+    """16 mechanisms at 4 deltas: 64 points (`WIDE`, slow, has 576)."""
     check([SampledGaussian(sigma, q, steps)], DELTAS)
 
 
@@ -104,14 +99,14 @@ def mixture(seed: int) -> tuple[list[SampledGaussian], float]:
     return events, float(10 ** rng.uniform(-9, -3))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_mixtures_equal_dp_accounting(seed: int) -> None:
     events, delta = mixture(seed)
     check(events, (delta,))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8, 60))
+@pytest.mark.parametrize("seed", range(6, 60))
 def test_many_mixtures_equal_dp_accounting(seed: int) -> None:
     events, delta = mixture(seed)
     check(events, (delta,))
@@ -127,6 +122,15 @@ def test_full_steps_are_exactly_gaussian(mu: float, delta: float) -> None:
     assert exact <= pld(events, delta) <= exact + 1e-4
     assert exact + 0.009 <= prv(events, delta) <= exact + PRV_USUAL_SLACK
     assert rdp(events, delta) >= exact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event", [SampledGaussian(20.0, 1e-3, 10_000), SampledGaussian(2.0, 1e-4, 10_000), SampledGaussian(5.0, 0.01, 300)])
+def test_the_grid_of_pld_costs_at_most_its_slack(event: SampledGaussian) -> None:
+    for delta in (1e-5, 1e-10):
+        finer = Oracle([event], 1e-5)(delta)
+        assert finer - 1e-9 <= pld([event], delta) <= finer + PLD_SLACK
+        assert prv([event], delta) >= finer + 0.009
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -161,26 +165,26 @@ def by_fast(events: list[SampledGaussian], delta: float = 1e-6) -> float:
     return epsilon(events, delta).value
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(sigmas, rates, counts, st.integers(1, 300))
 def test_more_steps_cost_more(sigma: float, q: float, steps: int, more: int) -> None:
     assert by_fast([SampledGaussian(sigma, q, steps + more)]) >= by_fast([SampledGaussian(sigma, q, steps)]) - PRV_NOISE
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(sigmas, st.floats(1e-3, 1), st.floats(1e-3, 1), counts)
 def test_a_larger_rate_costs_more(sigma: float, q: float, other: float, steps: int) -> None:
     low, high = sorted((q, other))
     assert by_fast([SampledGaussian(sigma, high, steps)]) >= by_fast([SampledGaussian(sigma, low, steps)]) - PRV_NOISE
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(sigmas, st.floats(1, 4), rates, counts)
 def test_more_noise_costs_less(sigma: float, factor: float, q: float, steps: int) -> None:
     assert by_fast([SampledGaussian(sigma * factor, q, steps)]) <= by_fast([SampledGaussian(sigma, q, steps)]) + PRV_NOISE
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(sigmas, rates, counts, sigmas)
 def test_one_more_release_costs_more(sigma: float, q: float, steps: int, other: float) -> None:
     first = SampledGaussian(sigma, q, steps)
@@ -210,7 +214,7 @@ class TestContract:
     def test_names_itself_and_bounds_the_truth(self, name: str) -> None:
         found = epsilon(self.EVENTS, 1e-5, [name])
         assert found.accountant == name and found.delta == 1e-5
-        assert found.value >= Oracle(list(self.EVENTS))(1e-5) - 1e-4
+        assert found.value >= Oracle(self.EVENTS)(1e-5) - 1e-9
 
     def test_a_smaller_delta_costs_more(self, name: str) -> None:
         bound = ACCOUNTANTS[name]

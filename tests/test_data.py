@@ -424,3 +424,27 @@ def test_the_population_is_close_and_coarse(users: int) -> None:
 def test_nobody_has_no_population() -> None:
     with pytest.raises(ValueError, match="positive"):
         public_population(0)
+
+
+def test_ids_that_merchants_use_for_different_things_get_the_merchants_name_at_the_server(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", users=30, own_catalogues=True)
+    items = pd.read_parquet(source / "items.parquet")
+    items["title"] = items["merchant"] + " sells " + items["title"]
+    items.to_parquet(source / "items.parquet", index=False)
+    split_source(source, tmp_path / "out", 0.3, POLICY)
+    central = load_central(tmp_path / "out")
+    assert len(central.catalogue) == len(items)
+    for group in central.groups:
+        texts = [central.catalogue.texts[position] for position in group.positions]
+        assert all(text.startswith(f"{group.name} sells") for text in texts)
+
+
+def test_an_id_with_two_texts_in_the_central_catalogue_is_refused(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", users=30, own_catalogues=True)
+    split_source(source, tmp_path / "out", 0.3, POLICY)
+    path = tmp_path / "out" / "central" / "items.parquet"
+    items = pd.read_parquet(path)
+    items.loc[0, "title"] = "something else"
+    items.to_parquet(path, index=False)
+    with pytest.raises(InputError, match="different texts"):
+        load_central(tmp_path / "out")

@@ -302,10 +302,14 @@ def test_the_audit_is_shown_and_a_refuted_claim_comes_first(merchant: Path) -> N
     assert "The audit" not in to_html(privacy_report(find_sources([merchant])))
     (merchant / "privacy" / "audit.json").write_text(json.dumps(audit))
     report = privacy_report(find_sources([merchant]))
-    assert to_json(report)["merchants"][0]["audit"] == audit
+    assert to_json(report)["merchants"][0]["audit"] == audit | {"noise": True}
     assert "the claim stands" in to_html(report) and "one run, 1,000 canaries" in to_html(report)
     (merchant / "privacy" / "audit.json").write_text(json.dumps(audit | {"epsilon_lower": 3.5}))
     assert "refutes" in plain_words(privacy_report(find_sources([merchant])))[0][1]
+    for other in ({"noise": "off"}, {"merchant": "another"}):
+        (merchant / "privacy" / "audit.json").write_text(json.dumps(audit | {"epsilon_lower": 3.5} | other))
+        report = privacy_report(find_sources([merchant]))
+        assert plain_words(report)[0][0] != "Warning" and ("The audit" in to_html(report)) == ("noise" in other)
     (merchant / "privacy" / "audit.json").write_text("{}")
     with pytest.raises(InputError, match="not an audit's result"):
         find_sources([merchant])

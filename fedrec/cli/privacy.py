@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrec.cli.privacy_audit import audit
 from fedrec.cli.privacy_report import report
 from fedrec.cli.terminal import err, out, print_json, table
 from fedrec.config import RunConfig, write_atomically
@@ -33,7 +32,6 @@ def privacy() -> None:
 
 
 app.command()(report)
-app.command()(audit)
 
 
 @app.command()

@@ -45,8 +45,8 @@ def audit(
     overrides = parse_overrides(settings or [])
     for name, value in HEADS_ONLY.items():
         if overrides.get(name, value) != value:
-            found = f"{name} = {overrides[name]!r}"
-            raise InputError(found, where="--set", expected=f"{name} = {value!r}: the audit attacks the heads only")
+            wrong = f"{name} = {overrides[name]!r}"
+            raise InputError(wrong, where="--set", expected=f"{name} = {value!r}: the audit attacks the heads only")
     given = {"rounds": rounds, "epsilon": epsilon, "delta": delta}
     overrides |= {name: value for name, value in given.items() if value is not None} | HEADS_ONLY
     quiet_libraries()

@@ -103,11 +103,9 @@ def _text(made: PrivacyReport) -> Iterator[RenderableType]:
         ["merchant", "mechanism", "releases", "steps", "epsilon", "accountant"],
         [[name, part.name, part.releases, part.steps, f"{part.epsilon:.3f}", part.accountant] for name, part in mechanisms],
     )
-    yield table(
-        "By round",
-        ["merchant", "release", "run", "round", "mechanism", "noise multiplier", "sample rate", "steps", "epsilon after"],
-        [row for name, m in alike.items() for row in _round_rows(name, m)],
-    )
+    columns = ["line", "run", "round", "mechanism", "sigma", "rate", "steps", "epsilon"]
+    for name, merchant in alike.items():
+        yield table(f"By round: {name}", columns, _round_rows(merchant))
     runs = ((name, part) for name, merchant in alike.items() for part in merchant.runs)
     yield table(
         "By run, each alone",
@@ -144,7 +142,7 @@ def _audit(made: PrivacyReport) -> Iterator[RenderableType]:
     rows = [
         [
             names, f"{a.epsilon_lower:.3f}", f"{100 * a.confidence:g}%", f"{a.epsilon_claimed:.3f}",
-            "the claim stands" if a.upheld else "THE CLAIM IS REFUTED", a.method,
+            a.verdict, a.method,
         ]
         for names, a in audits(made)
     ]  # fmt: skip
@@ -152,16 +150,16 @@ def _audit(made: PrivacyReport) -> Iterator[RenderableType]:
         yield table("The audit, by attack", ["merchants", "epsilon at least", "confidence", "claimed", "verdict", "method"], rows)
 
 
-def _round_rows(name: str, merchant: MerchantPrivacy) -> list[list[Any]]:
+def _round_rows(merchant: MerchantPrivacy) -> list[list[Any]]:
     rows: list[list[Any]] = [
         [
-            name if r.number == 1 else "", r.number, r.run, r.round, r.mechanism, f"{r.noise_multiplier:.4g}",
-            f"{r.sample_rate:g}", r.steps, "" if r.epsilon is None else f"{r.epsilon:.3f}",
+            r.number, r.run, r.round, r.mechanism, f"{r.noise_multiplier:.4g}", f"{r.sample_rate:g}", r.steps,
+            "" if r.epsilon is None else f"{r.epsilon:.3f}",
         ]
         for r in merchant.rounds
     ]  # fmt: skip
     if len(rows) > MOST_ROWS:
-        rows[5 : 5 + len(rows) - MOST_ROWS] = [["", "...", "", "", "", "", "", "", ""]]
+        rows[5 : 5 + len(rows) - MOST_ROWS] = [["...", *[""] * 7]]
     return rows
 
 

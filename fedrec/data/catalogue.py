@@ -11,12 +11,19 @@ import pandas as pd
 
 from fedrec.data.schema import Columns as C
 
-__all__ = ["Catalogue", "text_key"]
+__all__ = ["Catalogue", "ambiguous_id", "text_key"]
 
 
 def text_key(text: str) -> int:
     """A 64-bit key of a text, the same on every machine: how catalogues are matched."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def ambiguous_id(items: pd.DataFrame) -> str | None:
+    """An item id that stands for more than one text in a table of several merchants' items, or None."""
+    texts = pd.Series(Catalogue.from_table(items).texts, index=items[C.ITEM].astype(str).to_numpy())
+    several = texts.groupby(level=0).nunique() > 1
+    return str(several.idxmax()) if several.any() else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedrec.data.catalogue import Catalogue
+from fedrec.data.catalogue import Catalogue, ambiguous_id
 from fedrec.data.histories import Histories
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import check_events, check_items, check_merchants, find_table, read_table
@@ -101,8 +101,14 @@ def load_central(federation: Path) -> CentralData:
     own_catalogues = C.MERCHANT in items.columns
     key = (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,)
     items = check_items(items, items_path, key)
-    distinct = items.drop_duplicates(C.ITEM)
-    catalogue = Catalogue.from_table(distinct)
+    if (ambiguous := ambiguous_id(items)) is not None:
+        raise InputError(
+            f"item_id {ambiguous!r} has different texts at different merchants",
+            where=f"{items_path}, column {C.ITEM}",
+            expected="an id that means one thing",
+            hint="put the merchant's name before the id, here and in the events",
+        )
+    catalogue = Catalogue.from_table(items.drop_duplicates(C.ITEM))
     events = check_events(events, events_path, catalogue.index, items_path.name)
     if own_catalogues:
         events = check_merchants(events, events_path, items)

@@ -11,6 +11,7 @@ import pandas as pd
 import tomli_w
 
 from fedrec.config import write_atomically
+from fedrec.data.catalogue import ambiguous_id
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import check_events, check_items, check_merchants, find_table, read_table, write_table
 from fedrec.errors import InputError
@@ -98,9 +99,17 @@ def write_federation(
         write_atomically(folder / "merchant.toml", tomli_w.dumps(settings).encode())
         held_out = int(held[str(name)].sum())
         summary.append((str(name), count, len(own), len(catalogue), held_out, population))
-    write_table(items, out / "central" / "items.parquet")
-    write_table(events[is_held], out / "central" / "events.parquet")
+    central_items, central_events = items, events[is_held]
+    if C.MERCHANT in items.columns and ambiguous_id(items) is not None:
+        # Merchants use the same ids for different things: at the server an id names its merchant too.
+        central_items, central_events = (_with_merchant_in_id(table) for table in (central_items, central_events))
+    write_table(central_items, out / "central" / "items.parquet")
+    write_table(central_events, out / "central" / "events.parquet")
     return pd.DataFrame(summary, columns=["merchant", "users", "events", "items", "held_out_users", "population"])
+
+
+def _with_merchant_in_id(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(**{C.ITEM: table[C.MERCHANT].astype(str) + ":" + table[C.ITEM].astype(str)})
 
 
 def _share(merchant: str, user: str) -> float:

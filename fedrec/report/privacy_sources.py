@@ -57,11 +57,19 @@ class Audit:
     confidence: float
     epsilon_claimed: float
     method: str
+    noise: bool = True
 
     @property
-    def upheld(self) -> bool:
-        """Whether the attack stayed under the claim."""
-        return self.epsilon_lower <= self.epsilon_claimed
+    def refuted(self) -> bool:
+        """Whether the attack shows the claim to be false; with the noise off there is no claim."""
+        return self.noise and self.epsilon_lower > self.epsilon_claimed
+
+    @property
+    def verdict(self) -> str:
+        """The result in a few words."""
+        if not self.noise:
+            return "the noise was off: a check of the audit itself"
+        return "THE CLAIM IS REFUTED" if self.refuted else "the claim stands"
 
 
 @dataclass(frozen=True)
@@ -187,14 +195,15 @@ def _ledger_source(path: Path, site: dict[str, Any] | None = None) -> Source:
     site = site or _site(home) or _site(home.parent)
     name = path.name.removesuffix(SUFFIX)
     settings = _policy(home, name, site)
+    merchant = settings.name if settings else name
     return Source(
-        merchant=settings.name if settings else name,
+        merchant=merchant,
         releases=releases,
         chain=chain,
         merchant_file=settings,
         simulation=True if site else None,
         seed=site.get("seed") if site else None,
-        audit=_audit(home / AUDIT_FILE),
+        audit=_audit(home / AUDIT_FILE, merchant),
     )
 
 
@@ -215,13 +224,16 @@ def _site(folder: Path) -> dict[str, Any] | None:
     return _read_json(path) if path.is_file() else None
 
 
-def _audit(path: Path) -> Audit | None:
+def _audit(path: Path, merchant: str) -> Audit | None:
+    """The result beside a ledger, unless it names another merchant."""
     if not path.is_file():
         return None
     values = _read_json(path)
+    if values.get("merchant", merchant) != merchant:
+        return None
     try:
         lower, confidence, claimed = (float(values[name]) for name in ("epsilon_lower", "confidence", "epsilon_claimed"))
-        return Audit(lower, confidence, claimed, str(values["method"]))
+        return Audit(lower, confidence, claimed, str(values["method"]), values.get("noise") != "off")
     except (KeyError, TypeError, ValueError):
         expected = "epsilon_lower, confidence, epsilon_claimed (numbers) and method"
         raise InputError("is not an audit's result", where=str(path), expected=expected) from None

@@ -34,7 +34,7 @@ def plain_words(report: PrivacyReport) -> list[tuple[str, str]]:
             f"{100 * audit.confidence:g}% confidence, claimed was {audit.epsilon_claimed:.3f}.",
         )
         for names, audit in audits(report)
-        if not audit.upheld
+        if audit.refuted
     ]
     words += [
         (
