@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -103,9 +103,7 @@ class Merchant:
 
     def histogram(self, task: HistogramTask, keys: np.ndarray) -> Reply:
         """How popular the texts with these keys are here, with noise on those in the catalogue."""
-        release = Release(
-            task.run, 0, "histogram", task.noise_multiplier, 1.0, 1, 1.0, task.unit, self.policy.delta
-        )
+        release = Release(task.run, 0, "histogram", task.noise_multiplier, 1.0, 1, 1.0, task.unit, self.policy.delta)
 
         def compute(noise: NoiseSource) -> Arrays:
             # Which texts a merchant sells is public, so a text it does not sell is a plain zero.
@@ -187,7 +185,7 @@ class Merchant:
             if known is None:
                 if reason := over_budget(self.policy, self.ledger.releases(), release):
                     return self.declined(reason)
-                release = self.ledger.append(release)
+                release = self.ledger.append(replace(release, simulated=self.site.seed is not None))
             else:
                 recorded, is_last = known
                 if not recorded.same_request(release):

@@ -24,9 +24,7 @@ class InputError(FedrecError):
         hint: what to do about it.
     """
 
-    def __init__(
-        self, found: str, *, where: str | None = None, expected: str | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, found: str, *, where: str | None = None, expected: str | None = None, hint: str | None = None) -> None:
         self.found, self.where, self.expected, self.hint = found, where, expected, hint
         parts = [f"{where}: {found}" if where else found]
         if expected:

@@ -48,7 +48,9 @@ def main(grid: Grid, context: Context) -> None:
             return None  # written above, or by the run that this one goes on with
         line = evaluator.line(strategy.state.public, strategy.state.trained)
         write_line(folder, strategy.state.round, config.part(strategy.state.round), strategy.record, line)
-        save_recommender(folder.path / "adapter", config, encoder, central, strategy.state.public, strategy.state.trained, line["scoring"])
+        save_recommender(
+            folder.path / "adapter", config, encoder, central, strategy.state.public, strategy.state.trained, line["scoring"]
+        )
         folder.save(strategy.state)
         return MetricRecord({name: float(value) for name, value in line["central"].items()})
 

@@ -65,9 +65,7 @@ class RunFolder:
             InputError: there is something already.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(
-                "is already there", where=str(path), hint="give another --out, or --resume to go on with it"
-            )
+            raise InputError("is already there", where=str(path), hint="give another --out, or --resume to go on with it")
         path.mkdir(parents=True, exist_ok=True)
         save_config(config, path / "config.toml")
         return cls(path)

@@ -105,7 +105,9 @@ def _local(
         gradient = _heads if part == "heads" else _encoder
         expected = config.sample_rate_of(part) * merchant.policy.population * (config.positions if config.unit == "event" else 1)
         summed = gradient(config, merchant, lot, prior, encoder, public, local, noise)
-        local |= {name: (local[name] - config.learning_rate * value / expected).astype(np.float32) for name, value in summed.items()}
+        local |= {
+            name: (local[name] - config.learning_rate * value / expected).astype(np.float32) for name, value in summed.items()
+        }
     return {name: local[name] - value for name, value in before.items()}
 
 
@@ -153,7 +155,9 @@ def _encoder(
         (upstream,) = torch.autograd.grad(losses.sum(), leaf)
         for rows in encoder.batches(states.length[distinct]):
             out = encoder.run_top(*encoder.gather(states, distinct[rows]))
-            for total, gradient in zip(summed, torch.autograd.grad(out, parameters, upstream[torch.as_tensor(rows)]), strict=True):
+            for total, gradient in zip(
+                summed, torch.autograd.grad(out, parameters, upstream[torch.as_tensor(rows)]), strict=True
+            ):
                 total += gradient
     return dict(zip(of_part(trained, "encoder"), (value.cpu().numpy() for value in summed), strict=True))
 

@@ -78,7 +78,12 @@ def simulate(
     check_federation(federation, config)
     load_encoder_for(config)
     folder = RunFolder.create(out, config)
-    site: dict[str, Any] = {"federation": str(federation.resolve()), "run": str(out.resolve()), "engine": engine, "seed": config.seed}
+    site: dict[str, Any] = {
+        "federation": str(federation.resolve()),
+        "run": str(out.resolve()),
+        "engine": engine,
+        "seed": config.seed,
+    }
     site |= {"ledgers": str(ledgers.resolve()) if ledgers else None, "record_wire": record_wire}
     folder.write_json(SITE, {**site, "model": model_arguments(config)})
     return _go_on(folder, engine)
@@ -149,7 +154,6 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
     state = first_state(config, central, encoder)
     keys = central.catalogue.keys
 
-
     counts = plain_counts(merchants, keys)
     public = {**state.public, "prior.keys": keys, "prior.counts": counts, "prior.floor": np.ones(1, dtype=np.float32)}
     rows = [_row("popularity, not private", False, evaluator.popularity(counts))]
@@ -157,10 +161,11 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
     if cached.exists():
         return [*rows, *json.loads(cached.read_text(encoding="utf-8"))]
     notify("reference_started", rounds=config.rounds)
-    trained = state.trained
+    last = state.trained
     for number, trained in reference_rounds(config, merchants, encoder, public, state.trained):
+        last = trained
         notify("reference_round", round=number, rounds=config.rounds)
-    row = _row("same training, noise and clipping off", False, evaluator.line(public, trained)["central"])
+    row = _row("same training, noise and clipping off", False, evaluator.line(public, last)["central"])
     folder.write_json("reference.json", [row])
     return [*rows, row]
 

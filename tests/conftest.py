@@ -20,7 +20,28 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from fedrec.data import Catalogue, Columns, Histories
 from fedrec.model.encoder import TextEncoder
 
-WORDS = ["red", "blue", "green", "warm", "cold", "small", "large", "steel", "paper", "cotton", "lamp", "chair", "mug", "shirt", "pen", "desk", "tea", "soap", "rope", "clock"]
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "warm",
+    "cold",
+    "small",
+    "large",
+    "steel",
+    "paper",
+    "cotton",
+    "lamp",
+    "chair",
+    "mug",
+    "shirt",
+    "pen",
+    "desk",
+    "tea",
+    "soap",
+    "rope",
+    "clock",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

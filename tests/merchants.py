@@ -52,9 +52,24 @@ def public_and_trained(shop: Merchant) -> tuple[Arrays, Arrays]:
 
 
 TASK = RoundTask(
-    run="run", round=1, part="heads", local_steps=1, sample_rate=1.0, clip_norm=0.5, noise_multiplier=20.0, delta=1e-5,
-    unit="user", learning_rate=1.0, history=5, positions=2, negatives=4, encoder_history=3, temperature=3.0, decay=0.1, prior_weight=1.0,
-)  # fmt: skip
+    run="run",
+    round=1,
+    part="heads",
+    local_steps=1,
+    sample_rate=1.0,
+    clip_norm=0.5,
+    noise_multiplier=20.0,
+    delta=1e-5,
+    unit="user",
+    learning_rate=1.0,
+    history=5,
+    positions=2,
+    negatives=4,
+    encoder_history=3,
+    temperature=3.0,
+    decay=0.1,
+    prior_weight=1.0,
+)
 
 
 def task(**changes: object) -> RoundTask:

@@ -11,9 +11,10 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.accountants import RDPAccountant
 from scipy.stats import norm
 
-from fedrec.privacy.accountants import ACCOUNTANTS, ALL, FAST, Epsilon, epsilon, merge, pld, prv, rdp
+from fedrec.privacy.accountants import ACCOUNTANTS, ALL, FAST, Epsilon, _renyi_of_a_step, epsilon, merge, pld, prv, rdp
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.planning import gaussian_mu
 
@@ -27,7 +28,7 @@ PRV_NOISE = 2e-3
 """Rounding of PRV's Fourier transform at delta 1e-10, and its mesh: what may break monotony."""
 
 GRID = [  # (sigma, q, steps)
-    (0.3, 1e-4, 10), (0.3, 1.0, 1), (0.5, 1e-2, 100), (0.8, 1e-3, 1_000), (0.8, 0.5, 5), (1.0, 0.1, 18), (1.0, 1.0, 18),
+    (0.5, 1e-4, 1_000), (0.3, 1.0, 1), (0.5, 1e-2, 100), (0.8, 1e-3, 1_000), (2.0, 0.5, 5), (1.0, 0.1, 18), (1.0, 1.0, 18),
     (2.0, 1e-4, 10_000), (2.0, 1e-2, 1_000), (2.0, 0.1, 100), (2.0, 1.0, 18), (5.0, 0.1, 1_000), (5.0, 1.0, 40),
     (20.0, 0.1, 100), (20.0, 1.0, 1_000), (100.0, 1.0, 1),
 ]  # fmt: skip
@@ -63,7 +64,7 @@ def check(events: list[SampledGaussian], deltas: Sequence[float]) -> None:
         assert true <= by_prv <= at_less + PRV_SLACK, (events, delta)
         assert by_prv <= true + PRV_USUAL_SLACK + 5e-4 * math.sqrt(true), (events, delta)
         assert by_rdp >= true, (events, delta)
-    assert epsilon(events, delta).value == pytest.approx(min(by_prv, by_rdp), rel=1e-9)
+    assert epsilon(events, delta).value == pytest.approx(min(by_prv, by_rdp), abs=1e-6)
     assert pld(events, delta) == pytest.approx(true, abs=1e-3), events  # coarser over epsilon 100
 
 
@@ -99,14 +100,14 @@ def mixture(seed: int) -> tuple[list[SampledGaussian], float]:
     return events, float(10 ** rng.uniform(-9, -3))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_mixtures_equal_dp_accounting(seed: int) -> None:
     events, delta = mixture(seed)
     check(events, (delta,))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6, 60))
+@pytest.mark.parametrize("seed", range(5, 60))
 def test_many_mixtures_equal_dp_accounting(seed: int) -> None:
     events, delta = mixture(seed)
     check(events, (delta,))
@@ -125,8 +126,9 @@ def test_full_steps_are_exactly_gaussian(mu: float, delta: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("event", [SampledGaussian(20.0, 1e-3, 10_000), SampledGaussian(2.0, 1e-4, 10_000), SampledGaussian(5.0, 0.01, 300)])
-def test_the_grid_of_pld_costs_at_most_its_slack(event: SampledGaussian) -> None:
+@pytest.mark.parametrize(("sigma", "q", "steps"), [(20.0, 1e-3, 10_000), (2.0, 1e-4, 10_000), (5.0, 0.01, 300)])
+def test_the_grid_of_pld_costs_at_most_its_slack(sigma: float, q: float, steps: int) -> None:
+    event = SampledGaussian(sigma, q, steps)
     for delta in (1e-5, 1e-10):
         finer = Oracle([event], 1e-5)(delta)
         assert finer - 1e-9 <= pld([event], delta) <= finer + PLD_SLACK
@@ -145,8 +147,13 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 def test_golden_values() -> None:
     """From elsewhere: who computed them, and of what."""
-    # Abadi et al. (CCS 2016), section 3.2 and figure 2: sigma 4, q 0.01, 10,000 steps, delta 1e-5: epsilon about 1.26.
-    assert rdp([SampledGaussian(4, 0.01, 10_000)], 1e-5) == pytest.approx(1.26, abs=0.2)
+    # Abadi et al. (CCS 2016), section 3.2: noise 4, rate 0.01, 10,000 steps, delta 1e-5: epsilon 1.26. Their conversion is
+    # the plain log(1/delta)/(order - 1); Opacus's (Balle et al., AISTATS 2020, theorem 21) gains 0.2, exact composition more.
+    orders = np.asarray(RDPAccountant.DEFAULT_ALPHAS)
+    moments = min(10_000 * _renyi_of_a_step(4.0, 0.01) + math.log(1e5) / (orders - 1))
+    assert moments == pytest.approx(1.26, abs=0.01)
+    event = SampledGaussian(4.0, 0.01, 10_000)
+    assert pld([event], 1e-5) < prv([event], 1e-5) < rdp([event], 1e-5) < moments
     # One Gaussian of noise 1 at delta 1e-5: 4.3773, by root finding in Balle and Wang's theorem 8 (scipy 1.17).
     assert pld([SampledGaussian(1.0)], 1e-5) == pytest.approx(4.3773, abs=1e-3)
     # dp-accounting 0.6, PLD: noise 3, 18 full steps, delta 1e-5.
@@ -165,26 +172,26 @@ def by_fast(events: list[SampledGaussian], delta: float = 1e-6) -> float:
     return epsilon(events, delta).value
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(sigmas, rates, counts, st.integers(1, 300))
 def test_more_steps_cost_more(sigma: float, q: float, steps: int, more: int) -> None:
     assert by_fast([SampledGaussian(sigma, q, steps + more)]) >= by_fast([SampledGaussian(sigma, q, steps)]) - PRV_NOISE
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(sigmas, st.floats(1e-3, 1), st.floats(1e-3, 1), counts)
 def test_a_larger_rate_costs_more(sigma: float, q: float, other: float, steps: int) -> None:
     low, high = sorted((q, other))
     assert by_fast([SampledGaussian(sigma, high, steps)]) >= by_fast([SampledGaussian(sigma, low, steps)]) - PRV_NOISE
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(sigmas, st.floats(1, 4), rates, counts)
 def test_more_noise_costs_less(sigma: float, factor: float, q: float, steps: int) -> None:
     assert by_fast([SampledGaussian(sigma * factor, q, steps)]) <= by_fast([SampledGaussian(sigma, q, steps)]) + PRV_NOISE
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(sigmas, rates, counts, sigmas)
 def test_one_more_release_costs_more(sigma: float, q: float, steps: int, other: float) -> None:
     first = SampledGaussian(sigma, q, steps)
@@ -258,6 +265,7 @@ def gaussian_epsilon_of(event: SampledGaussian, delta: float) -> float:
     return gaussian_epsilon(mu, delta) if mu < 5 else mu * mu / 2
 
 
+@pytest.mark.slow
 def test_a_grid_with_too_many_points_is_coarser_and_still_a_bound() -> None:
     events = [SampledGaussian(50.0, 0.1, 1_000_000)]
     assert pld(events, 1e-6) - 1e-9 <= prv(events, 1e-6) <= pld(events, 1e-6) + 0.2

@@ -19,9 +19,25 @@ BUDGET = 0.9
 
 def killed(tmp_path: Path, bert: Path, kills: int, seed: int) -> dict:
     folder = write_merchant(tmp_path / "shop", epsilon=BUDGET)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.crash_rounds", str(folder), str(bert), str(tmp_path), str(kills), str(seed)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.crash_rounds",
+        str(folder),
+        str(bert),
+        str(tmp_path),
+        str(kills),
+        str(seed),
+    ]
     done = subprocess.run(
-        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -87,7 +103,13 @@ def test_tampering_is_named_by_line(tmp_path: Path, damage: str) -> None:
 
 def test_a_second_process_cannot_hold_the_ledger(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "a.ledger.jsonl", 1e-5)
-    script = f"from pathlib import Path\nfrom fedrec.privacy.ledger import Ledger\nwith Ledger(Path({str(ledger.path)!r}), 1e-5).locked(): pass"
+    script = "\n".join(
+        [
+            "from pathlib import Path",
+            "from fedrec.privacy.ledger import Ledger",
+            f"with Ledger(Path({str(ledger.path)!r}), 1e-5).locked(): pass",
+        ]
+    )
     with ledger.locked():
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert done.returncode != 0 and "another process holds the ledger" in done.stderr

@@ -147,7 +147,9 @@ def test_most_rounds_of_a_run_and_the_budget_of_a_period_are_kept(tiny_bert_fold
     assert "in 30 days" in other.train(task(noise_multiplier=3.0), trained, public).statement.reason
 
 
-def test_noise_without_a_seed_differs_and_leaves_no_seed_behind(shop_folder: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+def test_noise_without_a_seed_differs_and_leaves_no_seed_behind(
+    shop_folder: Path, tiny_bert_folder: Path, tmp_path: Path
+) -> None:
     updates = {}
     for name, seed in (("deployed", None), ("simulated", 123456789)):
         for attempt in ("a", "b"):

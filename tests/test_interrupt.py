@@ -32,7 +32,9 @@ def test_ctrl_c_stops_with_130_and_resume_ends_where_an_unbroken_run_does(tmp_pa
     start = [PROGRAM, "simulate", str(federation), *flags, "--no-reference"]
 
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    process = subprocess.Popen([*start, "--out", str(broken)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
+    process = subprocess.Popen(
+        [*start, "--out", str(broken)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ
+    )
     deadline = time.time() + 120
     while lines(broken) < 4 and time.time() < deadline:
         time.sleep(0.05)

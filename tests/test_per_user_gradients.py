@@ -28,8 +28,7 @@ def setup(folder: Path, seed: int):
     states = encoder.states(catalogue)
     base = init_base(encoder, states, True, head_rank, "random" if seed % 2 else "principal", seed)
     trained = {
-        name: rng.normal(0, 0.1, value.shape).astype(np.float32)
-        for name, value in init_trained(encoder, True, head_rank).items()
+        name: rng.normal(0, 0.1, value.shape).astype(np.float32) for name, value in init_trained(encoder, True, head_rank).items()
     }
     encoder.load({**base, **trained})
     scoring = Scoring(float(rng.uniform(1, 15)), float(rng.uniform(0, 1)), float(rng.uniform(0, 2)))
@@ -73,11 +72,15 @@ def records_of(losses, sizes, unit):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> None:
-    rng, encoder, states, base, trained, scoring, prior, histories, examples, (history, positions, unit) = setup(tiny_bert_folder, seed)
+    _, encoder, states, base, trained, scoring, prior, histories, examples, (history, positions, unit) = setup(
+        tiny_bert_folder, seed
+    )
     e = centred(encoder.pooled(states), base).double()
     base, trained = ({k: v.astype(np.float64) for k, v in arrays.items()} for arrays in (base, trained))
     trainer = HeadsTrainer(e, prior, base, trained, scoring)
-    examples = Examples(examples.items, examples.weights.astype(np.float64), *(examples.target, examples.target_weight, examples.seen))
+    examples = Examples(
+        examples.items, examples.weights.astype(np.float64), *(examples.target, examples.target_weight, examples.seen)
+    )
     watched = trainer.watch()
     trainer.gradients(examples)
     fast = [p.grad_sample for p in trainer.parameters()]
@@ -88,7 +91,9 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
     for user in range(len(histories)):
         b = {role: torch.tensor(trained[name], requires_grad=True) for role, name in HEAD_B.items()}
         role = lambda r: lambda j: normalize(e[j] + (e[j] @ a) @ b[r], dim=0)
-        losses, sizes = one_user(histories, user, history, positions, scoring.decay, role("history"), role("candidate"), scoring, prior)
+        losses, sizes = one_user(
+            histories, user, history, positions, scoring.decay, role("history"), role("candidate"), scoring, prior
+        )
         for loss in records_of(losses, sizes, unit):
             if loss is None:
                 slow.append([torch.zeros_like(b["history"]), torch.zeros_like(b["candidate"])])
@@ -99,7 +104,9 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
 
 @pytest.mark.parametrize("seed", range(8))
 def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> None:
-    rng, encoder, states, base, trained, scoring, prior, histories, examples, (history, positions, unit) = setup(tiny_bert_folder, seed)
+    rng, encoder, states, base, trained, scoring, prior, histories, examples, (history, positions, unit) = setup(
+        tiny_bert_folder, seed
+    )
     if seed % 4 == 3:
         trained = {name: value for name, value in trained.items() if name not in HEAD_B.values()}
     trainer = EncoderTrainer(encoder, states, prior, base, trained, scoring, history=2 * history)
@@ -114,8 +121,17 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
         e = {j: one_text(encoder, states, base, j) for j in range(len(prior))}
         role = lambda r: lambda j: head(e[int(j)], base, trained, r)
         losses, sizes = one_user(
-            histories, user, history, positions, scoring.decay, role("history"), role("candidate"), scoring, prior, trainer.negatives.tolist()
-        )  # fmt: skip
+            histories,
+            user,
+            history,
+            positions,
+            scoring.decay,
+            role("history"),
+            role("candidate"),
+            scoring,
+            prior,
+            trainer.negatives.tolist(),
+        )
         for loss in records_of(losses, sizes, unit):
             if loss is None or not loss.requires_grad:
                 slow.append([torch.zeros_like(p) for p in trainer.parameters()])

@@ -106,7 +106,7 @@ def test_delta_is_a_tenth_of_one_over_users() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"noise_multiplier": 0.3, "sample_rate": 1.0, "epsilon": 1.0}, r"rounds: nothing fits: one round .*spends epsilon 1[0-9]"),
+        ({"noise_multiplier": 0.3, "sample_rate": 1.0, "epsilon": 1.0}, r"rounds: nothing fits: one round .* epsilon 1[0-9]"),
         ({"noise_multiplier": 0.3, "rounds": 50, "epsilon": 1.0}, r"sample_rate: nothing fits: a run with 5 expected users"),
         ({"rounds": 1, "sample_rate": 1.0, "epsilon": 0.005}, r"1,000 times the usual noise would spend epsilon 0.0"),
         ({"rounds": 1, "sample_rate": 1.0, "epsilon": 1e-7}, "out of reach"),

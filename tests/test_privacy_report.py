@@ -31,7 +31,7 @@ HISTOGRAM = Release("run-a", 0, "histogram", 4.0, 1.0, 1, 1.0, "user", DELTA)
 STEP = Release("run-a", 1, "dp-sgd", 3.0, 0.1, 2, 0.5, "user", DELTA)
 RELEASES = [HISTOGRAM, STEP, replace(STEP, round=2), replace(STEP, run="run-b", noise_multiplier=2.5)]
 EVENTS = [release.event for release in RELEASES]
-POLICY = '[privacy]\nepsilon = {budget}\ndelta = 1e-5\npopulation = 1000\n'
+POLICY = "[privacy]\nepsilon = {budget}\ndelta = 1e-5\npopulation = 1000\n"
 
 
 def write_ledger(path: Path, releases: list[Release] = RELEASES) -> Path:
@@ -102,9 +102,7 @@ def test_by_mechanism_and_by_run_they_are_of_those_releases_alone(merchant: Path
     }
 
 
-def test_a_long_ledger_is_composed_at_some_lines_only_and_at_the_last(
-    merchant: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_ledger_is_composed_at_some_lines_only_and_at_the_last(merchant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedrec.report.privacy_report.MOST_PREFIXES", 2)
     (one,) = privacy_report(find_sources([merchant])).merchants
     assert [line.epsilon is not None for line in one.rounds] == [False, True, False, True]

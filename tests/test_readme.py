@@ -44,6 +44,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     for block in blocks("python"):
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "runs" / "mine" / "report.html").stat().st_size > 10_000

@@ -94,9 +94,13 @@ def test_no_id_or_title_is_in_any_reply_or_server_log_or_metrics(audited: dict[s
 def test_no_loss_is_in_any_reply(audited: dict[str, Any]) -> None:
     losses = np.array(audited["losses"])
     losses = losses[np.abs(losses) > 1e-6]
-    sent = np.concatenate([value.ravel() for _, reply in audited["crossed"] for value in wire.decode_reply(reply).arrays.values()])
+    sent = np.concatenate(
+        [value.ravel() for _, reply in audited["crossed"] for value in wire.decode_reply(reply).arrays.values()]
+    )
     assert not np.isin(losses.astype(np.float32), np.abs(sent)).any()
-    scalars = [value for _, reply in audited["crossed"] for value in reply.content["statement"].values() if isinstance(value, float)]
+    scalars = [
+        value for _, reply in audited["crossed"] for value in reply.content["statement"].values() if isinstance(value, float)
+    ]
     assert not np.isin(losses.astype(np.float32), np.array(scalars, dtype=np.float32)).any()
 
 

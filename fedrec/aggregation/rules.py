@@ -31,7 +31,9 @@ def update_fault(update: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray
     return f"norm {size:.3g} is over the plausible {most:.3g}" if size > most else None
 
 
-def plausible_norm(*, steps: int, learning_rate: float, clip_norm: float, noise_multiplier: float, numbers: int, lot: float) -> float:
+def plausible_norm(
+    *, steps: int, learning_rate: float, clip_norm: float, noise_multiplier: float, numbers: int, lot: float
+) -> float:
     """A bound that an honest update stays under, from public quantities only.
 
     A step moves at most `clip_norm` times drawn over expected records, plus noise of norm
@@ -50,4 +52,6 @@ def weighted_mean(updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence
     if not updates or total <= 0:
         raise ValueError("weighted_mean: expected at least one update of positive weight")
     shares = np.asarray(weights, dtype=np.float64) / total
-    return {name: np.einsum("m,m...->...", shares, np.stack([u[name] for u in updates])).astype(np.float32) for name in updates[0]}
+    return {
+        name: np.einsum("m,m...->...", shares, np.stack([u[name] for u in updates])).astype(np.float32) for name in updates[0]
+    }

@@ -82,7 +82,7 @@ def _show(found: CanaryAudit, membership: Membership, config: RunConfig, target:
         ("1%", membership.tpr_at_1_percent, membership.bound_at_1_percent),
         ("0.1%", membership.tpr_at_01_percent, membership.bound_at_01_percent),
     ):
-        rows.append([f"  members found, {share} of others accused", f"{rate:.2%}", f"the claim allows {bound:.2%}"])
+        rows.append([f"  members found at {share} false alarms", f"{rate:.2%}", f"the claim allows {bound:.2%}"])
     out.print(table(title, ["attack", "found", ""], rows))
     out.print(_verdict(found), highlight=False)
     out.print(

@@ -63,7 +63,17 @@ def simulate_command(
         federation = None
     elif federation is None:
         raise InputError("no federation folder was given", hint="fedrec simulate FOLDER, or fedrec demo for the embedded data")
-    _run(federation, load_config(config, parse_overrides(settings or [])), engine, target, resume, reference, ledgers, record_wire, json)
+    _run(
+        federation,
+        load_config(config, parse_overrides(settings or [])),
+        engine,
+        target,
+        resume,
+        reference,
+        ledgers,
+        record_wire,
+        json,
+    )
 
 
 def demo(
@@ -98,6 +108,7 @@ def _run(
         raise InputError("--resume needs the run folder", hint="give it with --out")
     folder_path = target or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     quiet_libraries()
+    from fedrec.report.privacy_report import write_privacy_report
     from fedrec.report.run_report import write_report
     from simulations.run import finish, simulate
     from simulations.run import resume as go_on
@@ -113,11 +124,13 @@ def _run(
         err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}", highlight=False)
         raise
     report = write_report(folder.path, folder.config, folder.metrics(), results)
+    privacy_report = write_privacy_report(folder.path)[1]
     if json:
         print_json({"run": str(folder.path), **results})
         return
     _show(folder.path, folder.config, results, folder.metrics())
     out.print(f"report: {report}", highlight=False, soft_wrap=True)
+    out.print(f"privacy report: {privacy_report}", highlight=False, soft_wrap=True)
 
 
 def _show(path: Path, config: RunConfig, results: dict[str, Any], lines: list[dict[str, Any]]) -> None:

@@ -60,7 +60,9 @@ class EvaluationSet:
         return sum(len(group.items) for group in self.groups)
 
     @classmethod
-    def build(cls, central: CentralData, history: int, calibration_share: float, seed: int) -> tuple[EvaluationSet, EvaluationSet]:
+    def build(
+        cls, central: CentralData, history: int, calibration_share: float, seed: int
+    ) -> tuple[EvaluationSet, EvaluationSet]:
         """The evaluation set and the calibration set, disjoint by user id across all groups."""
         parts: dict[bool, list[Group]] = {False: [], True: []}
         left_out = {False: 0, True: 0}
@@ -86,9 +88,7 @@ def evaluate(
         floor: least count.
     """
     if not dataset.users:
-        raise InputError(
-            "no held-out user's last basket holds anything new", where="central/events", hint="hold out more users"
-        )
+        raise InputError("no held-out user's last basket holds anything new", where="central/events", hint="hold out more users")
     parts = []
     for group in dataset.groups:
         cosines = user_vectors(group, history, scoring.decay) @ candidate[group.positions].T
@@ -99,7 +99,9 @@ def evaluate(
 
 def evaluate_popularity(dataset: EvaluationSet, counts: np.ndarray, k: int) -> PerUser:
     """The popularity list of each group's catalogue as a recommender."""
-    return _joined([_metrics(g, np.broadcast_to(counts[g.positions], (len(g.items), len(g.positions))), k) for g in dataset.groups])
+    return _joined(
+        [_metrics(g, np.broadcast_to(counts[g.positions], (len(g.items), len(g.positions))), k) for g in dataset.groups]
+    )
 
 
 def calibrate(
@@ -120,7 +122,9 @@ def calibrate(
     """
     if not dataset.users:
         raise InputError(
-            "no central user is left to calibrate on", where="calibration_share", hint="hold out more users, or set calibrate=false"
+            "no central user is left to calibrate on",
+            where="calibration_share",
+            hint="hold out more users, or set calibrate=false",
         )
     best: tuple[float, Scoring] | None = None
     for decay in DECAYS:
@@ -184,8 +188,14 @@ def _group(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group |
         masked += [(number, item) for item in np.searchsorted(positions, np.unique(items[~last]))]
     if not rows:
         return None, len(users)
-    items_array, ages, valid = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length)), np.zeros((len(rows), length), bool)
+    items_array, ages, valid = (
+        np.zeros((len(rows), length), np.int64),
+        np.zeros((len(rows), length)),
+        np.zeros((len(rows), length), bool),
+    )
     for number, (items, age) in enumerate(rows):
         items_array[number, : len(items)], ages[number, : len(items)], valid[number, : len(items)] = items, age, True
-    built = Group(group.name, positions, items_array, ages, valid, np.array(masked).reshape(-1, 2), np.array(relevant).reshape(-1, 2))
+    built = Group(
+        group.name, positions, items_array, ages, valid, np.array(masked).reshape(-1, 2), np.array(relevant).reshape(-1, 2)
+    )
     return built, len(users) - len(rows)

@@ -75,7 +75,9 @@ def load_encoder(
             f"found {layers}", where="encoder_layers", expected=f"at most {bert.config.num_hidden_layers}, the layers of {name}"
         )
     if layers and rank > bert.config.hidden_size:
-        raise InputError(f"found {rank}", where="encoder_rank", expected=f"at most {bert.config.hidden_size}, the width of {name}")
+        raise InputError(
+            f"found {rank}", where="encoder_rank", expected=f"at most {bert.config.hidden_size}, the width of {name}"
+        )
     return TextEncoder(bert, tokenizer, layers, rank, max_tokens, resolve_device(device), texts_per_batch)
 
 

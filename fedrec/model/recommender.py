@@ -42,9 +42,7 @@ def save_recommender(
     encoder.save_peft(folder)
     arrays = {name: value for name, value in {**public, **trained}.items() if not name.startswith("prior.")}
     save_arrays(arrays, folder / "fedrec.safetensors")
-    frame = pd.DataFrame(
-        {Columns.ITEM: central.catalogue.item_ids, TEXT: central.catalogue.texts, COUNT: public["prior.counts"]}
-    )
+    frame = pd.DataFrame({Columns.ITEM: central.catalogue.item_ids, TEXT: central.catalogue.texts, COUNT: public["prior.counts"]})
     for group in central.groups:
         if len(central.groups) > 1:
             frame[f"{Columns.MERCHANT}:{group.name}"] = np.isin(np.arange(len(frame)), group.positions)
@@ -153,7 +151,9 @@ class Recommender:
         column = f"{Columns.MERCHANT}:{merchant}"
         if column not in self.table:
             names = [name.split(":", 1)[1] for name in self.table.columns if name.startswith(f"{Columns.MERCHANT}:")]
-            raise InputError(f"there is no merchant {merchant!r}", expected=f"one of {', '.join(names) or '(all share a catalogue)'}")
+            raise InputError(
+                f"there is no merchant {merchant!r}", expected=f"one of {', '.join(names) or '(all share a catalogue)'}"
+            )
         return np.flatnonzero(self.table[column].to_numpy())
 
 

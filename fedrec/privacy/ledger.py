@@ -44,6 +44,8 @@ class Release:
     clip_norm: float
     unit: Unit
     delta: float
+    simulated: bool = False
+    """Whether the noise came from a seed, which only a simulation may have."""
     epsilon_before: float = 0.0
     epsilon_after: float = 0.0
     accountant: str = ""
@@ -118,7 +120,9 @@ class Ledger:
                 os.fsync(file.fileno())
                 return full
         except OSError as error:
-            raise LedgerError(f"cannot be written ({error.strerror})", where=str(self.path), hint="nothing was released") from None
+            raise LedgerError(
+                f"cannot be written ({error.strerror})", where=str(self.path), hint="nothing was released"
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -75,9 +75,7 @@ class UserDPOptimizer(DPOptimizer):
             parameter.grad = total.to(parameter.dtype).to(parameter.device).view_as(parameter)
 
 
-def noisy_histogram(
-    users: np.ndarray, items: np.ndarray, size: int, noise_multiplier: float, noise: NoiseSource
-) -> np.ndarray:
+def noisy_histogram(users: np.ndarray, items: np.ndarray, size: int, noise_multiplier: float, noise: NoiseSource) -> np.ndarray:
     """How many users bought each item, each user's vote scaled to L2 norm 1, plus N(0, sigma^2).
 
     A user with `n` distinct items adds 1/sqrt(n) to each, so adding or removing a user moves

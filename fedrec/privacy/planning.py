@@ -336,7 +336,7 @@ def _smallest(spent: Callable[[float], float], target: float, tolerance: float =
         low, high = high, high * 1.5
         if high > 1e6:
             raise InputError(
-                f"no amount of noise reaches epsilon {target:g}; a noise multiplier of {low:.0f} still counts as {spent(low):.3g}",
+                f"no noise reaches epsilon {target:g}: a factor of {low:.0f} on it still counts as {spent(low):.3g}",
                 where="epsilon",
                 hint="the accountants' own error is 0.01: ask for more than that, or for a larger delta",
             )

@@ -14,7 +14,20 @@ from matplotlib.ticker import MaxNLocator
 __all__ = ["Series", "curves"]
 
 INK = "#7f8c8d"
-COLOURS = ("#3b82c4", "#d9822b", "#3d9970", "#b5546f", "#8e6bbf", "#7a8b2e", "#c0a02e", "#4aa5a5", "#a35d3d", "#5f6caf", "#cf6db0", "#708090")
+COLOURS = (
+    "#3b82c4",
+    "#d9822b",
+    "#3d9970",
+    "#b5546f",
+    "#8e6bbf",
+    "#7a8b2e",
+    "#c0a02e",
+    "#4aa5a5",
+    "#a35d3d",
+    "#5f6caf",
+    "#cf6db0",
+    "#708090",
+)
 
 Series = tuple[Sequence[float], Sequence[float]]
 

@@ -201,7 +201,7 @@ def _ledger_source(path: Path, site: dict[str, Any] | None = None) -> Source:
         releases=releases,
         chain=chain,
         merchant_file=settings,
-        simulation=True if site else None,
+        simulation=bool(site) or any(release.simulated for release in releases),
         seed=site.get("seed") if site else None,
         audit=_audit(home / AUDIT_FILE, merchant),
     )

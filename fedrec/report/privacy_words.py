@@ -82,7 +82,7 @@ def plain_words(report: PrivacyReport) -> list[tuple[str, str]]:
 def _simulation(merchants: Sequence[MerchantPrivacy]) -> tuple[str, str]:
     simulated = [merchant for merchant in merchants if merchant.simulation]
     if not simulated:
-        return "Origin", "no folder of a simulated run. The ledger itself does not record where the noise came from."
+        return "Origin", "no release in the ledger is marked as simulated: its noise came from the operating system."
     seeds = {str(merchant.seed) for merchant in simulated if merchant.seed is not None}
     some = "" if len(simulated) == len(merchants) else f"{len(simulated)} of the {len(merchants)} ledgers: "
     text = f"{some}all merchants' data were on one machine"

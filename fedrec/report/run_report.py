@@ -44,15 +44,25 @@ def _plots(config: RunConfig, lines: list[dict[str, Any]], results: dict[str, An
     for name in (f"ndcg@{k}", f"hr@{k}"):
         values = [line["central"][name] for line in lines]
         band = ([line["central"][f"{name}_low"] for line in lines], [line["central"][f"{name}_high"] for line in lines])
-        levels = {row["name"]: row[name] for row in results["rows"] if row["name"].startswith(("popularity, private", "same training"))}
+        levels = {
+            row["name"]: row[name] for row in results["rows"] if row["name"].startswith(("popularity, private", "same training"))
+        }
         svg = curves(
             {"federated, private": (rounds, values)}, x="round", y=name.upper(), bands={"federated, private": band}, levels=levels
         )
         out.append((f"Central {name.upper()} by round, with 95% intervals", svg))
     merchants = sorted({name for line in lines for name in line["privacy"]})
     if merchants:
-        out.append(("Epsilon spent by merchant and round", _by_merchant(lines, merchants, lambda line, m: line["privacy"].get(m, {}).get("epsilon"), "epsilon")))
-        for key, title in (("bytes_up", "Kilobytes sent by a merchant in a round"), ("bytes_down", "Kilobytes received by a merchant in a round")):
+        out.append(
+            (
+                "Epsilon spent by merchant and round",
+                _by_merchant(lines, merchants, lambda line, m: line["privacy"].get(m, {}).get("epsilon"), "epsilon"),
+            )
+        )
+        for key, title in (
+            ("bytes_up", "Kilobytes sent by a merchant in a round"),
+            ("bytes_down", "Kilobytes received by a merchant in a round"),
+        ):
             svg = _by_merchant(lines, merchants, lambda line, m, key=key: _kilo(line[key].get(m)), "kB")
             out.append((title, svg))
     return out

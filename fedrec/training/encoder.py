@@ -85,7 +85,9 @@ class EncoderTrainer:
         encoder.load({**base, **trained})
         self.encoder, self.states, self.base, self.scoring, self.history = encoder, states, base, scoring, history
         self.prior = torch.as_tensor(prior, device=encoder.device) * scoring.prior_weight
-        self.heads = {role: torch.as_tensor(trained[name], device=encoder.device) for role, name in HEAD_B.items() if name in trained}
+        self.heads = {
+            role: torch.as_tensor(trained[name], device=encoder.device) for role, name in HEAD_B.items() if name in trained
+        }
         self.layers = [module for name, module in encoder.top.named_modules() if "lora_B." in name]
         for layer in self.layers:
             layer.__class__ = UserLinear

@@ -87,7 +87,9 @@ def train_round(
         e = centred(encoder.embed(catalogue), base)
         trainer = HeadsTrainer(e, prior, base, trained, task.scoring)
     else:
-        trainer = EncoderTrainer(encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history)
+        trainer = EncoderTrainer(
+            encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history
+        )
     before = trainer.arrays()
     watched = trainer.watch()
     try:
