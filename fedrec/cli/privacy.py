@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrec.cli.privacy_report import report
 from fedrec.cli.terminal import err, out, print_json, table
 from fedrec.config import RunConfig, write_atomically
 from fedrec.errors import InputError
@@ -29,9 +28,6 @@ PICTURES = (".svg", ".png")
 @app.callback()
 def privacy() -> None:
     """Plan a privacy budget, and report on what was spent."""
-
-
-app.command()(report)
 
 
 @app.command()

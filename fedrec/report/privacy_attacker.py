@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from scipy.special import ndtr, ndtri
 
 from fedrec.privacy import SampledGaussian, epsilon
+from fedrec.privacy.audit import tpr_bound
 
-__all__ = ["FALSE_POSITIVES", "Attacker", "attacker", "gaussian_tpr_bound", "odds_bound", "tpr_bound"]
+__all__ = ["FALSE_POSITIVES", "Attacker", "attacker", "gaussian_tpr_bound", "odds_bound"]
 
 FALSE_POSITIVES = (0.001, 0.01)
 PROFILE_DELTAS = (1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.5)
@@ -53,21 +54,6 @@ def attacker(events: Sequence[SampledGaussian], spent: float, delta: float) -> A
 def odds_bound(epsilon: float) -> float:
     """The most by which an observation multiplies anybody's odds for one person, up to delta: e^epsilon."""
     return math.exp(epsilon) if epsilon < 700 else math.inf
-
-
-def tpr_bound(epsilon: float, delta: float, false_positive_rate: float) -> float:
-    """The largest true positive rate of any test of membership under (epsilon, delta)-DP.
-
-    TPR <= min(e^eps FPR + delta, 1 - e^-eps (1 - delta - FPR)): Kairouz, Oh, Viswanath,
-    ICML 2015, section 2 (differential privacy as a hypothesis test).
-
-    Raises:
-        ValueError: the rate is not between 0 and 1.
-    """
-    if not 0 <= false_positive_rate <= 1:
-        raise ValueError(f"false_positive_rate: expected a number in [0, 1], found {false_positive_rate}")
-    rising = odds_bound(epsilon) * false_positive_rate + delta if false_positive_rate else delta
-    return min(1.0, rising, 1 - math.exp(-epsilon) * (1 - delta - false_positive_rate))
 
 
 def gaussian_tpr_bound(mu: float, false_positive_rate: float) -> float:
