@@ -198,7 +198,9 @@ class Merchant:
             noise: NoiseSource = SystemNoise()
             if self.site.seed is not None:
                 noise = SeededNoise(self.site.seed, self.name, release.mechanism, release.round)
-            reply = Reply(compute(noise), self._statement(release, noise))
+            arrays = compute(noise)
+            # In the order that a stored reply has, so that a repeated one is the same to the byte.
+            reply = Reply({name: arrays[name] for name in sorted(arrays)}, self._statement(release, noise))
             self._store(release, reply)
             return reply
 
@@ -243,5 +245,5 @@ class Merchant:
         with safe_open(path, framework="numpy") as file:
             if file.metadata()["run"] != release.run:
                 return None
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return Reply(arrays, Statement(**json.loads(file.metadata()["statement"])))

@@ -25,7 +25,7 @@ PRV_USUAL_SLACK = 0.012
 PLD_SLACK = 0.009
 """Measured between grids of 1e-4 and 1e-5: worst at 10,000 steps of nearly no loss each."""
 PRV_NOISE = 2e-3
-"""Rounding of PRV's Fourier transform at delta 1e-10, and its mesh: what may break monotony."""
+"""PRV's mesh, and the rounding of its Fourier transform: what may break monotony."""
 
 GRID = [  # (sigma, q, steps)
     (0.5, 1e-4, 1_000), (0.3, 1.0, 1), (0.5, 1e-2, 100), (0.8, 1e-3, 1_000), (2.0, 0.5, 5), (1.0, 0.1, 18), (1.0, 1.0, 18),
@@ -35,9 +35,9 @@ GRID = [  # (sigma, q, steps)
 DELTAS = (1e-3, 1e-5, 1e-7, 1e-9)
 WIDE = [
     (sigma, q, steps)
-    for sigma in (0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 20.0, 100.0)
+    for sigma in (0.3, 0.5, 0.8, 2.0, 5.0, 20.0, 100.0)
     for q in (1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)
-    for steps in (1, 30, 1_000, 10_000)
+    for steps in (1, 100, 10_000)
 ]
 
 
@@ -64,26 +64,33 @@ def check(events: list[SampledGaussian], deltas: Sequence[float]) -> None:
         assert true <= by_prv <= at_less + PRV_SLACK, (events, delta)
         assert by_prv <= true + PRV_USUAL_SLACK + 5e-4 * math.sqrt(true), (events, delta)
         assert by_rdp >= true, (events, delta)
-    assert epsilon(events, delta).value == pytest.approx(min(by_prv, by_rdp), abs=1e-6)
-    assert pld(events, delta) == pytest.approx(true, abs=1e-3), events  # coarser over epsilon 100
+
+
+def check_all(events: list[SampledGaussian], delta: float) -> None:
+    """The same, and PLD, and the tightest of them."""
+    check(events, (delta,))
+    true = Oracle(events)(delta)
+    bounds = {name: epsilon(events, delta, [name]).value for name in ALL}
+    assert bounds["pld"] == pytest.approx(true, abs=1e-3), events  # its grid is coarser over epsilon 100
+    assert epsilon(events, delta, ALL).value == min(bounds.values())
 
 
 @pytest.mark.parametrize(("sigma", "q", "steps"), GRID)
 def test_equals_dp_accounting_on_a_grid(sigma: float, q: float, steps: int) -> None:
-    """16 mechanisms at 4 deltas: 64 points (`WIDE`, slow, has 576)."""
+    """16 mechanisms at 4 deltas: 64 points (`WIDE`, slow, has 378)."""
     check([SampledGaussian(sigma, q, steps)], DELTAS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "q", "steps"), WIDE)
 def test_equals_dp_accounting_on_a_wide_grid(sigma: float, q: float, steps: int) -> None:
-    events = [SampledGaussian(sigma, q, steps)]
-    if rdp(events, 1e-10) > 60:
+    events, smallest = [SampledGaussian(sigma, q, steps)], max(1e-10, 1e-13 * steps)
+    if rdp(events, 1e-10) > 25:
         # PRV is coarser or silent here; what it does say must still be an upper bound.
-        for delta in (1e-3, 1e-6, 1e-10):
+        for delta in (1e-3, 1e-6, smallest):
             assert epsilon(events, delta).value >= pld(events, delta) - 1e-3
     else:
-        check(events, (1e-3, 1e-6, 1e-10))
+        check(events, (1e-3, 1e-6, smallest))
 
 
 def mixture(seed: int) -> tuple[list[SampledGaussian], float]:
@@ -100,17 +107,15 @@ def mixture(seed: int) -> tuple[list[SampledGaussian], float]:
     return events, float(10 ** rng.uniform(-9, -3))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_mixtures_equal_dp_accounting(seed: int) -> None:
-    events, delta = mixture(seed)
-    check(events, (delta,))
+    check_all(*mixture(seed))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5, 60))
+@pytest.mark.parametrize("seed", range(4, 60))
 def test_many_mixtures_equal_dp_accounting(seed: int) -> None:
-    events, delta = mixture(seed)
-    check(events, (delta,))
+    check_all(*mixture(seed))
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-9])
@@ -251,6 +256,7 @@ def test_merge_keeps_what_was_released() -> None:
         (SampledGaussian(0.01), 1e-5),  # Opacus: the discrete mean is off
         (SampledGaussian(0.3, 1.0, 10_000), 1e-8),  # PRV's grid would have 4.6e9 points
         (SampledGaussian(3.0, 1.0, 18), 1e-14),  # under SMALLEST_DELTA: PRV would be under the exact value
+        (SampledGaussian(50.0, 1.0, 10_000), 5e-10),  # and under that of so many steps
     ],
 )
 def test_where_prv_fails_rdp_answers(event: SampledGaussian, delta: float) -> None:

@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import dp_accounting
 import pytest
-from dp_accounting import rdp
+from dp_accounting import pld
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clients.merchant import Merchant
+from fedrec.model.adapter import Arrays
 from fedrec.wire import HistogramTask, Statement
 
 from .merchants import open_shop, public_and_trained, task, write_merchant
 
 EPSILON, DELTA = 1.0, 1e-5
-REQUESTS = st.lists(
-    st.fixed_dictionaries(
-        {
-            "run": st.sampled_from(["a", "b", "a b/../c"]),
-            "round": st.sampled_from([-1, 0, 1, 2, 3, 7, 100_000]),
-            "part": st.sampled_from(["heads", "encoder", "histogram"]),
-            "noise_multiplier": st.sampled_from([-1.0, 0.0, 1e-9, 0.2, 1.0, 5.0, 20.0, float("inf"), float("nan")]),
-            "sample_rate": st.sampled_from([0.0, 0.1, 1.0, 2.0]),
-            "local_steps": st.sampled_from([0, 1, 2]),
-            "clip_norm": st.sampled_from([0.0, 0.5, 1e9, float("nan")]),
-            "delta": st.sampled_from([1e-6, 1e-5, 0.5]),
-            "unit": st.sampled_from(["user", "event"]),
-        }
-    ),
-    min_size=1,
-    max_size=5,
+OPENED: dict[tuple[Path, Path], tuple[Merchant, Arrays, Arrays]] = {}
+HONEST = st.fixed_dictionaries(
+    {
+        "run": st.sampled_from(["a", "b", "a b/../c"]),
+        "round": st.sampled_from([1, 1, 2, 3, 7]),
+        "part": st.sampled_from(["heads", "heads", "encoder", "histogram"]),
+        "noise_multiplier": st.sampled_from([4.0, 6.0, 6.0, 20.0]),
+        "sample_rate": st.sampled_from([1.0, 1.0, 1.0, 0.5]),
+        "local_steps": st.sampled_from([1, 1, 2]),
+    }
 )
+HOSTILE = st.sampled_from(
+    [
+        *[{}] * 12,
+        *({"noise_multiplier": value} for value in (-1.0, 0.0, 1e-9, 0.2, 0.5, float("inf"), float("nan"))),
+        *({"sample_rate": value} for value in (0.0, 2.0)),
+        *({"local_steps": value} for value in (0, 1000)),
+        *({"clip_norm": value} for value in (0.0, 1e9, float("nan"))),
+        *({"round": value} for value in (-1, 0, 100_000)),
+        {"delta": 0.5},
+        {"unit": "event"},
+    ]
+)
+REQUESTS = st.lists(st.builds(lambda honest, change: {**honest, **change}, HONEST, HOSTILE), min_size=1, max_size=6)
 
 
 def independent_epsilon(released: list[Statement]) -> float:
     """Composition by another library, from what the replies themselves say was done."""
-    account = rdp.RdpAccountant()
-    for one in released:
-        gaussian = dp_accounting.GaussianDpEvent(one.noise_multiplier)
-        account.compose(dp_accounting.PoissonSampledDpEvent(one.sample_rate, gaussian), one.steps)
+    return _composed(tuple(sorted((one.noise_multiplier, one.sample_rate, one.steps) for one in released)))
+
+
+@cache
+def _composed(events: tuple[tuple[float, float, int], ...]) -> float:
+    account = pld.PLDAccountant(value_discretization_interval=1e-3)
+    for noise_multiplier, sample_rate, steps in events:
+        gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+        account.compose(gaussian if sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian), steps)
     return float(account.get_epsilon(DELTA))
 
 
@@ -49,18 +65,29 @@ def shop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_merchant(tmp_path_factory.mktemp("shop"), epsilon=EPSILON, delta=DELTA, max_rounds=50)
 
 
+def reopened(folder: Path, bert: Path, state: Path) -> tuple[Merchant, Arrays, Arrays]:
+    """The merchant with a fresh ledger; its data and the public part are read once."""
+    if (folder, bert) not in OPENED:
+        shop = open_shop(folder, bert, state)
+        OPENED[folder, bert] = (shop, *public_and_trained(shop))
+    known, public, trained = OPENED[folder, bert]
+    site = replace(known.site, ledger=state / "ledger", replies=state / "replies")
+    return Merchant(known.name, known.data, known.policy, site), public, trained
+
+
 def ask(sequence: list[dict], folder: Path, bert: Path) -> tuple[dict, list]:
     """The distinct releases of a sequence of requests, and the merchant's replies."""
     with tempfile.TemporaryDirectory() as state:
-        shop = open_shop(folder, bert, Path(state))
-        public, trained = public_and_trained(shop)
+        shop, public, trained = reopened(folder, bert, Path(state))
         released: dict[tuple, Statement] = {}
         replies = []
         for request in sequence:
             request = dict(request)
             try:
                 if request["part"] == "histogram":
-                    asked = HistogramTask(request["run"], request["noise_multiplier"], request["delta"], request["unit"])
+                    asked = HistogramTask(
+                        request["run"], request["noise_multiplier"], request.get("delta", DELTA), request.get("unit", "user")
+                    )
                     reply = shop.histogram(asked, public["prior.keys"])
                 else:
                     reply = shop.train(task(**request), trained, public)
@@ -77,26 +104,38 @@ def ask(sequence: list[dict], folder: Path, bert: Path) -> tuple[dict, list]:
         return released, replies
 
 
-def check(sequence: list[dict], folder: Path, bert: Path) -> None:
+def check(sequence: list[dict], folder: Path, bert: Path) -> int:
+    """Check one sequence; returns how many releases it got."""
     released, replies = ask(sequence, folder, bert)
     if released:
-        # RDP is the looser accountant: where the budget holds by PRV, RDP may be a little over it.
-        assert independent_epsilon(list(released.values())) <= EPSILON * 1.35
+        # Both accountants round up; on this coarse grid the other one by up to 0.02.
+        assert independent_epsilon(list(released.values())) <= EPSILON + 0.02
     for reply in replies:
         assert reply.statement.status == "declined" or reply.statement.noise_multiplier >= 0.3
+    return len(released)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(REQUESTS)
-def test_no_sequence_of_requests_exceeds_the_budget(shop_folder: Path, tiny_bert_folder: Path, sequence: list[dict]) -> None:
-    check(sequence, shop_folder, tiny_bert_folder)
+def attack(sequences: int, folder: Path, bert: Path) -> None:
+    """Check that many random sequences; most of them have to release something, or nothing is tested."""
+    released = []
+
+    @settings(max_examples=sequences, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(REQUESTS)
+    def check_one(sequence: list[dict]) -> None:
+        released.append(check(sequence, folder, bert))
+
+    check_one()
+    assert sum(count > 0 for count in released) > sequences / 2
+    assert max(released) > 1
+
+
+def test_no_sequence_of_requests_exceeds_the_budget(shop_folder: Path, tiny_bert_folder: Path) -> None:
+    attack(15, shop_folder, tiny_bert_folder)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(REQUESTS)
-def test_no_sequence_of_a_thousand_exceeds_the_budget(shop_folder: Path, tiny_bert_folder: Path, sequence: list[dict]) -> None:
-    check(sequence, shop_folder, tiny_bert_folder)
+def test_none_of_a_thousand_sequences_exceeds_the_budget(shop_folder: Path, tiny_bert_folder: Path) -> None:
+    attack(1000, shop_folder, tiny_bert_folder)
 
 
 def test_an_honest_server_gets_rounds_until_the_budget_ends(shop_folder: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
