@@ -88,7 +88,8 @@ def test_equals_dp_accounting_on_a_wide_grid(sigma: float, q: float, steps: int)
     if rdp(events, 1e-10) > 25:
         # PRV is coarser or silent here; what it does say must still be an upper bound.
         for delta in (1e-3, 1e-6, smallest):
-            assert epsilon(events, delta).value >= pld(events, delta) - 1e-3
+            found, true = epsilon(events, delta).value, pld(events, delta)
+            assert found >= true - 1e-3 or math.isinf(true)  # dp-accounting overflows from epsilon 709 on
     else:
         check(events, (1e-3, 1e-6, smallest))
 
@@ -134,7 +135,7 @@ def test_full_steps_are_exactly_gaussian(mu: float, delta: float) -> None:
 @pytest.mark.parametrize(("sigma", "q", "steps"), [(20.0, 1e-3, 10_000), (2.0, 1e-4, 10_000), (5.0, 0.01, 300)])
 def test_the_grid_of_pld_costs_at_most_its_slack(sigma: float, q: float, steps: int) -> None:
     event = SampledGaussian(sigma, q, steps)
-    for delta in (1e-5, 1e-10):
+    for delta in (1e-5, 1e-9):
         finer = Oracle([event], 1e-5)(delta)
         assert finer - 1e-9 <= pld([event], delta) <= finer + PLD_SLACK
         assert prv([event], delta) >= finer + 0.009

@@ -53,9 +53,9 @@ def test_given_noise_is_kept_or_refused() -> None:
         plan_noise(RunConfig(encoder_layers=0, noise_multiplier=0.5))
 
 
-@pytest.mark.parametrize(("sample_rate", "rounds", "budget"), [(1.0, 18, 8.0), (0.25, 12, 3.0)])
-def test_each_free_quantity_is_found_again(sample_rate: float, rounds: int, budget: float) -> None:
-    common: dict[str, Any] = {"users": 2_600, "epsilon": budget}
+@pytest.mark.parametrize(("sample_rate", "rounds", "budget", "share"), [(1.0, 18, 8.0, 0.1), (0.25, 12, 3.0, 0.0)])
+def test_each_free_quantity_is_found_again(sample_rate: float, rounds: int, budget: float, share: float) -> None:
+    common: dict[str, Any] = {"users": 2_600, "epsilon": budget, "histogram_share": share}
     first = solve(**common, rounds=rounds, sample_rate=sample_rate)
     assert first.solved == "noise_multiplier"
     assert 0.98 * budget <= first.epsilon_spent <= budget

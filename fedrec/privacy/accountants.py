@@ -164,7 +164,7 @@ def pld(events: Sequence[SampledGaussian], delta: float) -> float:
 
     Error: none under; over by the rounding of each step's losses to a grid of 1e-4 ("connect the
     dots", section 4 of the paper). Measured: within 1e-4 at sample rate 1, and at most 0.009 over
-    for 10,000 steps of nearly no loss each.
+    for 10,000 steps of nearly no loss each. Infinite where exp(epsilon) overflows, from 709 on.
 
     Raises:
         ValueError: delta is too small for its rounding.
