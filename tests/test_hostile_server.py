@@ -68,7 +68,7 @@ def shop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reopened(folder: Path, bert: Path, state: Path) -> tuple[Merchant, Arrays, Arrays]:
     """The merchant with a fresh ledger; its data and the public part are read once."""
     if (folder, bert) not in OPENED:
-        shop = open_shop(folder, bert, state)
+        shop = open_shop(folder, bert, state, seed=None)
         OPENED[folder, bert] = (shop, *public_and_trained(shop))
     known, public, trained = OPENED[folder, bert]
     site = replace(known.site, ledger=state / "ledger", replies=state / "replies")
