@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from clients.site import Site, site_of
 from fedrec import wire
 from fedrec.data import MerchantData, load_merchant
+from fedrec.merchant import read_merchant_file
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import log_prior
@@ -31,7 +32,6 @@ from fedrec.privacy import (
     SystemNoise,
     noisy_histogram,
     over_budget,
-    read_merchant_file,
 )
 from fedrec.training import Examples, RoundTask, build_examples, train_round
 from fedrec.wire import HistogramTask, Reply, Statement

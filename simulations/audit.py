@@ -23,8 +23,9 @@ from fedrec.aggregation import apply_update
 from fedrec.config import RunConfig
 from fedrec.data import Catalogue, Histories, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
+from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
-from fedrec.privacy import SampledGaussian, SeededNoise, epsilon, plan_noise, read_merchant_file
+from fedrec.privacy import SampledGaussian, SeededNoise, epsilon, plan_noise
 from fedrec.privacy.audit import epsilon_lower_bound, membership_metrics, tpr_bound
 from fedrec.training import Examples, RoundTask, build_examples, train_round
 from fedrec.training.heads import HeadsTrainer

@@ -18,9 +18,10 @@ from torch import Tensor
 from fedrec.aggregation import apply_update, weighted_mean
 from fedrec.config import Part, RunConfig
 from fedrec.data import MerchantData, load_merchant, merchant_folders
+from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
 from fedrec.model.adapter import HEAD_A, HEAD_B, of_part
-from fedrec.privacy import Policy, SeededNoise, read_merchant_file
+from fedrec.privacy import Policy, SeededNoise
 from fedrec.training import Examples, build_examples
 from fedrec.training.heads import masked_loss
 

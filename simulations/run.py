@@ -13,7 +13,7 @@ from fedrec.config import RunConfig
 from fedrec.data import MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
 from fedrec.evaluation import bootstrap_interval
-from fedrec.privacy import read_merchant_file
+from fedrec.merchant import read_merchant_file
 from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.run_folder import RunFolder

@@ -11,9 +11,9 @@ import tomli_w
 from clients.merchant import Merchant
 from clients.site import Site
 from fedrec.data import Columns, load_merchant
+from fedrec.merchant import read_merchant_file
 from fedrec.model.adapter import Arrays
 from fedrec.model.towers import init_base, init_trained
-from fedrec.privacy import read_merchant_file
 from fedrec.training import RoundTask
 
 from .conftest import make_catalogue, make_events

@@ -15,7 +15,7 @@ from fedrec.data import Catalogue, Columns, Histories, load_central, load_mercha
 from fedrec.data.split import public_population, split_source
 from fedrec.data.tables import check_events
 from fedrec.errors import InputError
-from fedrec.privacy import read_merchant_file
+from fedrec.merchant import read_merchant_file
 
 from .conftest import make_catalogue, make_events, write_source
 

@@ -10,7 +10,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-ROOMS = ["errors", "config", "data", "model", "privacy", "training", "aggregation", "evaluation", "report", "wire", "cli"]
+ROOMS = [
+    "errors",
+    "config",
+    "data",
+    "model",
+    "privacy",
+    "training",
+    "aggregation",
+    "evaluation",
+    "merchant",
+    "report",
+    "wire",
+    "cli",
+]
 FEDREC = {f"fedrec.{room}" for room in ROOMS}
 LIBRARY = FEDREC - {"fedrec.cli"} | {"fedrec"}
 
@@ -29,7 +42,8 @@ MAY_IMPORT = {
     "fedrec.training": rooms("model", "privacy", "data", "config", "errors"),
     "fedrec.aggregation": rooms("model", "config", "errors"),
     "fedrec.evaluation": rooms("data", "model", "config", "errors"),
-    "fedrec.report": rooms("config", "errors", "privacy"),
+    "fedrec.merchant": rooms("data", "privacy", "errors"),
+    "fedrec.report": rooms("config", "errors", "privacy", "merchant"),
     "fedrec.wire": rooms("model", "privacy", "training", "config", "errors"),
     "fedrec.cli": FEDREC | {"fedrec", "server", "clients", "simulations"},
     "server": LIBRARY,

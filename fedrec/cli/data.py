@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def check(path: Annotated[Path, typer.Argument(help="A merchant folder or a federation folder.")], json: Json = False) -> None:
     """Read and validate everything in a folder; the first fault is named by file, column and row."""
     from fedrec.data import load_merchant
-    from fedrec.privacy.policy import read_merchant_file
+    from fedrec.merchant import read_merchant_file
     from simulations.run import check_federation
 
     if not path.is_dir():

@@ -7,14 +7,13 @@ from fedrec.privacy.ledger import Ledger, LedgerError, Release
 from fedrec.privacy.mechanism import UserDPOptimizer, noisy_histogram
 from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from fedrec.privacy.planning import NoisePlan, plan_noise
-from fedrec.privacy.policy import MerchantFile, Policy, read_merchant_file
+from fedrec.privacy.policy import Policy
 
 __all__ = [
     "ACCOUNTANTS",
     "Epsilon",
     "Ledger",
     "LedgerError",
-    "MerchantFile",
     "NoisePlan",
     "NoiseSource",
     "Policy",
@@ -28,5 +27,4 @@ __all__ = [
     "noisy_histogram",
     "over_budget",
     "plan_noise",
-    "read_merchant_file",
 ]

@@ -5,15 +5,11 @@ A server may ask for less leakage than the policy allows, never for more.
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedrec.config import Unit
-from fedrec.errors import InputError
 
-__all__ = ["MerchantFile", "Policy", "read_merchant_file"]
+__all__ = ["Policy"]
 
 
 class Policy(BaseModel):
@@ -51,31 +47,3 @@ class Policy(BaseModel):
         if not delta <= self.delta:
             return f"delta {delta:g} is over the policy's {self.delta:g}"
         return None
-
-
-class MerchantFile(BaseModel):
-    """`merchant.toml`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The merchant's public name."""
-    privacy: Policy
-
-
-def read_merchant_file(path: Path) -> MerchantFile:
-    """Read and check `merchant.toml`.
-
-    Raises:
-        InputError: naming the file and the key.
-    """
-    try:
-        return MerchantFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path), expected="the merchant's name and [privacy] policy") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not valid TOML ({error})", where=str(path)) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{key}: {first['msg'].lower()}", where=str(path)) from None

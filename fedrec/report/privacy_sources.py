@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import InputError
-from fedrec.privacy import Ledger, LedgerError, MerchantFile, Release, read_merchant_file
+from fedrec.merchant import MerchantFile, read_merchant_file
+from fedrec.privacy import Ledger, LedgerError, Release
 
 __all__ = ["Audit", "Chain", "Source", "find_sources", "read_ledger"]
 
