@@ -9,19 +9,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import Context, Message
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save, save_file
 
 from clients.site import Site, site_of
 from fedrec import wire
+from fedrec.config import write_atomically
 from fedrec.data import MerchantData, load_merchant
 from fedrec.merchant import read_merchant_file
 from fedrec.model.adapter import Arrays, digest
-from fedrec.model.encoder import TextEncoder
+from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
 from fedrec.privacy import (
     Ledger,
@@ -40,7 +40,7 @@ __all__ = ["Merchant", "answer_histogram", "answer_train"]
 
 log = logging.getLogger("fedrec.merchant")
 
-PUBLIC = "public"
+PUBLIC = "public.part"
 FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
 
 
@@ -58,9 +58,7 @@ def answer_train(message: Message, context: Context) -> Reply:
 
     def answer(merchant: Merchant) -> Reply:
         task, trained, public_digest, public = wire.decode_train(message)
-        if public is not None:
-            context.state[PUBLIC] = wire.to_record(public)
-        held = wire.from_record(cast(ArrayRecord, context.state[PUBLIC])) if PUBLIC in context.state else None
+        held = merchant.held(public)
         if held is None or digest(held) != public_digest:
             return merchant.declined("needs the public part of the adapter")
         return merchant.train(task, trained, held)
@@ -85,7 +83,7 @@ def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
 def open_merchant(site: Site) -> Merchant:
     """The merchant of a node; kept for the life of the process."""
     settings = read_merchant_file(site.merchant / "merchant.toml")
-    return Merchant(settings.name, load_merchant(site.merchant), settings.privacy, site)
+    return Merchant(settings.name, load_merchant(site.merchant, settings.data), settings.privacy, site)
 
 
 @dataclass
@@ -100,6 +98,18 @@ class Merchant:
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.site.ledger / f"{self.name}.ledger.jsonl", self.policy.delta)
         self._examples: tuple[tuple[object, ...], Examples] | None = None
+
+    def held(self, public: Arrays | None) -> Arrays | None:
+        """The public part of the adapter: `public` where it came along, which is kept, else what was kept.
+
+        It is on disk, so that a merchant who restarts between two rounds misses none.
+        """
+        path = self.site.replies / self.name / PUBLIC
+        if public is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, save(public))
+            return public
+        return load_file(path) if path.exists() else None
 
     def histogram(self, task: HistogramTask, keys: np.ndarray) -> Reply:
         """How popular the texts with these keys are here, with noise on those in the catalogue."""
@@ -125,6 +135,9 @@ class Merchant:
 
     def train(self, task: RoundTask, trained: Arrays, public: Arrays) -> Reply:
         """One round of private training."""
+        encoder = self.encoder(task)
+        if encoder.fingerprint != task.trunk:
+            return self.declined(f"the encoder here, {self.site.model.encoder}, is not the server's")
         release = Release(
             task.run, task.round, "dp-sgd", task.noise_multiplier, task.sample_rate, task.local_steps,
             task.clip_norm, task.unit, self.policy.delta,
@@ -135,7 +148,7 @@ class Merchant:
                 task,
                 self.data.catalogue,
                 self.examples(task),
-                encoder=self.encoder,
+                encoder=encoder,
                 base={name: value for name, value in public.items() if not name.startswith("prior.")},
                 trained=trained,
                 prior=self.prior(public),
@@ -145,10 +158,12 @@ class Merchant:
 
         return self._release(release, task.delta, compute)
 
-    @property
-    def encoder(self) -> TextEncoder:
-        """The encoder that this site has loaded."""
-        return self.site.load_encoder()
+    def encoder(self, task: RoundTask) -> TextEncoder:
+        """The encoder of this site, in the shape that a task asks for; one a process."""
+        model = self.site.model
+        return load_encoder(
+            model.encoder, task.encoder_layers, task.encoder_rank, task.max_tokens, model.device, model.texts_per_batch
+        )
 
     def prior(self, public: Arrays) -> np.ndarray:
         """Log popularity of this merchant's items; a text that the server does not know gets the floor."""
@@ -208,6 +223,8 @@ class Merchant:
         return Statement(
             merchant=self.name,
             status="ok",
+            run=release.run,
+            round=release.round,
             mechanism=release.mechanism,
             unit=release.unit,
             noise_multiplier=release.noise_multiplier,

@@ -1,7 +1,8 @@
 """Where this node's merchant is: folders, model and, in a simulation only, a seed.
 
-In a simulation every node reads one file, named by `FEDREC_SITE`, and takes the merchant
-of its partition. Nothing in it comes from a message.
+A deployed node serves one merchant folder, the one that its operator named. In a
+simulation every node reads one file, named by `FEDREC_SITE`, and takes the merchant of its
+partition. Nothing in either comes from a message.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from pathlib import Path
 from flwr.app import Context
 
 from fedrec.data import merchant_folders
-from fedrec.model.encoder import TextEncoder, load_encoder
+from fedrec.deploy.layout import MerchantFolder
+from fedrec.merchant import ModelSettings, read_merchant_file
 
-__all__ = ["SITE_VARIABLE", "Site", "site_of"]
+__all__ = ["FOLDER_KEY", "SITE_VARIABLE", "Site", "deployed_site", "site_of"]
 
 SITE_VARIABLE = "FEDREC_SITE"
+FOLDER_KEY = "folder"
+"""Key of a deployed node's merchant folder in its context."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Site:
         merchant: the merchant folder.
         ledger: the folder of the ledger.
         replies: the folder of stored replies.
-        model: arguments of `load_encoder`.
+        model: the encoder as this machine holds it.
         seed: seed of a simulation; None draws from the operating system.
         wire_log: where to record what is sent, None for nowhere.
     """
@@ -37,21 +41,20 @@ class Site:
     merchant: Path
     ledger: Path
     replies: Path
-    model: tuple[tuple[str, str | int], ...]
+    model: ModelSettings
     seed: int | None
     wire_log: Path | None = None
-
-    def load_encoder(self) -> TextEncoder:
-        """The encoder; one a process."""
-        return load_encoder(**dict(self.model))  # type: ignore[arg-type]
 
 
 def site_of(context: Context) -> Site:
     """The site of a node.
 
     Raises:
-        KeyError: `FEDREC_SITE` is not set.
+        InputError: the merchant's own `merchant.toml` cannot be read.
+        KeyError: a simulated node, and `FEDREC_SITE` is not set.
     """
+    if FOLDER_KEY in context.node_config:
+        return deployed_site(MerchantFolder(Path(str(context.node_config[FOLDER_KEY]))))
     settings = json.loads(Path(os.environ[SITE_VARIABLE]).read_text(encoding="utf-8"))
     run = Path(settings["run"])
     merchant = merchant_folders(Path(settings["federation"]))[int(context.node_config["partition-id"])]
@@ -59,7 +62,17 @@ def site_of(context: Context) -> Site:
         merchant=merchant,
         ledger=Path(settings.get("ledgers") or run / "privacy"),
         replies=run / "replies",
-        model=tuple(sorted(settings["model"].items())),
+        model=ModelSettings(**settings["model"]),
         seed=settings["seed"],
         wire_log=run / "privacy" / "wire" / f"{merchant.name}.jsonl" if settings.get("record_wire") else None,
     )
+
+
+def deployed_site(folder: MerchantFolder) -> Site:
+    """The site of a deployed merchant: no seed, ever.
+
+    Raises:
+        InputError: `merchant.toml` cannot be read.
+    """
+    settings = read_merchant_file(folder.settings_file)
+    return Site(folder.path, folder.ledger, folder.replies, settings.model, None, folder.wire_log)

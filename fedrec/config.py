@@ -65,22 +65,22 @@ class RunConfig(BaseModel):
     """Train one low-rank head for each role (history, candidate) on the pooled embedding."""
     rank: int = Field(32, ge=1)
     """Rank of the heads."""
-    encoder_layers: int = Field(1, ge=0)
+    encoder_layers: int = Field(1, ge=0, le=1000)
     """LoRA in that many of the top encoder layers; 0 for none."""
-    encoder_rank: int = Field(8, ge=1)
+    encoder_rank: int = Field(8, ge=1, le=1000)
     """Rank of the encoder's LoRA."""
     lora_init: Literal["principal", "random"] = "principal"
     """The frozen A: principal directions of the central catalogue's activations, or random."""
     max_tokens: int = Field(48, ge=4, le=512)
     """Longer texts are cut to this many tokens."""
 
-    history: int = Field(50, ge=1)
+    history: int = Field(50, ge=1, le=1000)
     """Most recent events of a user that are pooled."""
-    positions: int = Field(2, ge=1)
+    positions: int = Field(2, ge=1, le=1000)
     """Most recent baskets of a user that serve as training targets."""
-    negatives: int = Field(24, ge=1)
+    negatives: int = Field(24, ge=1, le=1000)
     """Negatives from the public catalogue for a step on the encoder (heads use all of it)."""
-    encoder_history: int = Field(12, ge=1)
+    encoder_history: int = Field(12, ge=1, le=1000)
     """Most recent events of a user that a step on the encoder encodes."""
     temperature: float = Field(3.0, gt=0)
     """`tau`, the factor on the cosine."""
@@ -105,6 +105,10 @@ class RunConfig(BaseModel):
     """Expected users in a step under which a merchant is too small for the run."""
     min_merchants: int = Field(1, ge=1)
     """A round with fewer usable updates leaves the adapter as it is."""
+    start_merchants: int = Field(1, ge=1)
+    """Merchants that must be connected before the first request; later rounds need `min_merchants`."""
+    wait_timeout: float = Field(600, gt=0)
+    """Seconds that the server waits for so many merchants before it stops, with a reason."""
     round_timeout: float = Field(3600, gt=0)
     """Seconds that the server waits for the merchants' replies in a round."""
 

@@ -58,13 +58,16 @@ class HistogramTask:
 class Statement:
     """The privacy statement: everything that a reply says besides its noisy arrays.
 
-    `merchant` and `population` are public declarations of the policy; the rest is the
-    mechanism, and what the ledger adds up to. Nothing here is computed from users' data.
+    `merchant` and `population` are public declarations of the policy; `run` and `round` say what
+    is answered; the rest is the mechanism, and what the ledger adds up to. Nothing here is
+    computed from users' data.
     """
 
     merchant: str
     status: Literal["ok", "declined"]
     reason: str = ""
+    run: str = ""
+    round: int = 0
     mechanism: str = ""
     unit: str = ""
     trust: str = "local"

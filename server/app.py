@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     encoder = load_encoder_for(config)
     evaluator = CentralEvaluator(central, config, encoder)
     state = folder.load() or first_state(config, central, encoder)
-    strategy = PrivateLora(config, plan_noise(config), state)
+    strategy = PrivateLora(config, plan_noise(config), state, encoder.fingerprint)
 
     if "prior.counts" not in state.public:
         folder.save(state)  # the run's id, before anything is paid for under it

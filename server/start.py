@@ -13,19 +13,7 @@ from server.progress import notify
 from server.run_folder import RunFolder, ServerState
 from server.strategy import RoundRecord
 
-__all__ = ["first_state", "load_encoder_for", "model_arguments", "write_line"]
-
-
-def model_arguments(config: RunConfig) -> dict[str, str | int]:
-    """The arguments of `load_encoder` under these settings."""
-    return {
-        "name": config.encoder,
-        "layers": config.encoder_layers,
-        "rank": config.encoder_rank,
-        "max_tokens": config.max_tokens,
-        "device": config.device,
-        "texts_per_batch": config.texts_per_batch,
-    }
+__all__ = ["first_state", "load_encoder_for", "write_line"]
 
 
 def load_encoder_for(config: RunConfig) -> TextEncoder:
@@ -34,7 +22,9 @@ def load_encoder_for(config: RunConfig) -> TextEncoder:
     Raises:
         InputError: it cannot be loaded, or a rank is over its width.
     """
-    encoder = load_encoder(**model_arguments(config))  # type: ignore[arg-type]
+    encoder = load_encoder(
+        config.encoder, config.encoder_layers, config.encoder_rank, config.max_tokens, config.device, config.texts_per_batch
+    )
     if config.heads and config.rank > encoder.hidden:
         raise InputError(f"found {config.rank}", where="rank", expected=f"at most {encoder.hidden}, the encoder's width")
     return encoder

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from flwr.superlink.grid import HttpGrid
 
 from fedrec import wire
 from fedrec.aggregation import apply_update, plausible_norm, update_fault, weighted_mean
@@ -25,14 +27,28 @@ from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
 from server.run_folder import ServerState
 
-__all__ = ["NobodyLeft", "PrivateLora", "RoundRecord"]
+__all__ = ["NobodyLeft", "PrivateLora", "RoundRecord", "TooFewMerchants"]
 
 HISTOGRAM_BOUND = 1e9
 """Largest plausible count; anything over it is vandalism."""
+WAIT_STEP = 1.0
+"""Seconds between two looks at who is connected."""
+ERRORS = {
+    ErrorCode.NODE_UNAVAILABLE: "went offline before it answered",
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "its ClientApp failed",
+    ErrorCode.CLIENT_APP_CRASHED: "its ClientApp was killed",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the request expired",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its reply expired",
+}
+"""What Flower's errors about a node mean; the others are shown by number."""
 
 
 class NobodyLeft(Exception):
     """Every merchant has declined: the run ends here, with what was learned so far."""
+
+
+class TooFewMerchants(Exception):
+    """Not enough merchants came within `wait_timeout`: the run stops at its last checkpoint."""
 
 
 @dataclass
@@ -51,11 +67,12 @@ class RoundRecord:
 class PrivateLora(Strategy):
     """Sends tasks, checks and averages what comes back, applies the server optimizer."""
 
-    def __init__(self, config: RunConfig, plan: NoisePlan, state: ServerState) -> None:
-        self.config, self.plan, self.state = config, plan, state
+    def __init__(self, config: RunConfig, plan: NoisePlan, state: ServerState, trunk: str) -> None:
+        self.config, self.plan, self.state, self.trunk = config, plan, state, trunk
         self.offset = state.round
         self.record = RoundRecord()
         self.names: dict[int, str] = {}
+        self.registered: dict[int, str] = {}
         self._informed: set[int] = set()
         self._sent: dict[int, int] = {}
 
@@ -71,11 +88,13 @@ class PrivateLora(Strategy):
         if sigma is not None:
             task = wire.HistogramTask(self.state.run, sigma, self.config.delta, self.config.unit)
             content = wire.encode_histogram_task(task, keys)
-            self._sent = {node: wire.size(content) for node in grid.get_node_ids()}
+            self._sent = {node: wire.size(content) for node in self._present(grid, self.config.start_merchants)}
             notify("histogram_started", merchants=len(self._sent))
-            messages = [Message(content, node, "train.histogram") for node in self._sent]
+            # A node that comes late must not pay for an answer that nobody waits for: hence the ttl.
+            messages = [Message(content, node, "train.histogram", ttl=timeout) for node in self._sent]
             like = {wire.HISTOGRAM: np.zeros(len(keys), dtype=np.float32)}
-            for reply in self._usable(grid.send_and_receive(messages, timeout=timeout), like, HISTOGRAM_BOUND, sigma):
+            replies = grid.send_and_receive(messages, timeout=timeout)
+            for reply in self._usable(replies, like, HISTOGRAM_BOUND, sigma, 0):
                 total += reply.arrays[wire.HISTOGRAM]
             self._informed.clear()
         # A count below the noise of one merchant says nothing; it stands for "rare".
@@ -90,10 +109,10 @@ class PrivateLora(Strategy):
         task, public = self._task(number), self.state.public
         messages = []
         self._sent = {}
-        for node in grid.get_node_ids():
+        for node in self._present(grid, self.config.min_merchants):
             content = wire.encode_train(task, self.state.trained, digest(public), None if node in self._informed else public)
             self._sent[node] = wire.size(content)
-            messages.append(Message(content, node, "train", group_id=str(number)))
+            messages.append(Message(content, node, "train", group_id=str(number), ttl=self.config.round_timeout))
         notify("round_started", round=number, rounds=self.config.rounds, part=task.part, merchants=len(messages))
         return messages
 
@@ -105,7 +124,7 @@ class PrivateLora(Strategy):
         """
         task = self._task(server_round + self.offset)
         like = of_part(self.state.trained, task.part)
-        used = list(self._usable(replies, like, self._most(like), task.noise_multiplier))
+        used = list(self._usable(replies, like, self._most(like), task.noise_multiplier, task.round))
         trained, optimizer = self.state.trained, self.state.optimizer
         if len(used) >= self.config.min_merchants:
             weights = self._weights(used)
@@ -129,12 +148,36 @@ class PrivateLora(Strategy):
     def summary(self) -> None:
         """Nothing to log: the run's settings are in its folder."""
 
+    def _present(self, grid: Grid, needed: int) -> list[int]:
+        """The nodes that are connected, once there are `needed` of them; in a deployment their names are known.
+
+        Raises:
+            TooFewMerchants: they did not come in time.
+        """
+        deadline = time.monotonic() + self.config.wait_timeout
+        while True:
+            if isinstance(grid, HttpGrid):
+                self.registered = {node.node_id: node.name for node in grid.get_nodes()}
+            nodes = sorted(grid.get_node_ids())
+            if len(nodes) >= needed:
+                return nodes
+            if time.monotonic() > deadline:
+                raise TooFewMerchants(
+                    f"{len(nodes)} merchants are connected, {needed} are needed, waited {self.config.wait_timeout:g} s"
+                )
+            notify("waiting", there=len(nodes), needed=needed, seconds=round(deadline - time.monotonic()))
+            time.sleep(WAIT_STEP)
+
     def _task(self, number: int) -> RoundTask:
         config, part, scoring = self.config, self.config.part(number), self.state.scoring
         return RoundTask(
             run=self.state.run,
             round=number,
             part=part,
+            trunk=self.trunk,
+            encoder_layers=config.encoder_layers,
+            encoder_rank=config.encoder_rank,
+            max_tokens=config.max_tokens,
             local_steps=config.local_steps,
             sample_rate=config.sample_rate_of(part),
             clip_norm=config.clip_norm,
@@ -150,6 +193,9 @@ class PrivateLora(Strategy):
             decay=scoring.decay,
             prior_weight=scoring.prior_weight,
         )
+
+    def _name(self, node: int) -> str:
+        return self.registered.get(node) or self.names.get(node, f"node {node}")
 
     def _weights(self, used: list[wire.Reply]) -> list[float]:
         """A declared population is a merchant's word: none counts more than ten times the median."""
@@ -169,18 +215,23 @@ class PrivateLora(Strategy):
             lot=self.config.min_lot,
         )
 
-    def _usable(self, replies: Iterable[Message], like: Arrays, most: float, sigma: float) -> Iterable[wire.Reply]:
+    def _usable(self, replies: Iterable[Message], like: Arrays, most: float, sigma: float, number: int) -> Iterable[wire.Reply]:
         """The replies that count; the others are recorded with the reason."""
+        unheard = set(self._sent)
         for message in sorted(replies, key=lambda one: one.metadata.src_node_id):
             node = message.metadata.src_node_id
-            name = self.names.get(node, f"node {node}")
+            unheard.discard(node)
+            name = self._name(node)
             if message.has_error():
-                self.record.refused[name] = f"error {message.error.code}"
+                self.record.refused[name] = ERRORS.get(message.error.code, f"error {message.error.code}")
                 continue
             try:
                 reply = wire.decode_reply(message)
             except (wire.WireError, ValueError, TypeError) as error:
                 self.record.refused[name] = str(error)
+                continue
+            if self.registered.get(node, reply.statement.merchant) != reply.statement.merchant:
+                self.record.refused[name] = f"says that it is {reply.statement.merchant}, whose key it does not have"
                 continue
             name = reply.statement.merchant
             if name in (known for other, known in self.names.items() if other != node):
@@ -195,6 +246,9 @@ class PrivateLora(Strategy):
                 continue
             self._informed.add(node)
             fault = update_fault(reply.arrays, like, most)
+            answered = (reply.statement.run, reply.statement.round)
+            if answered != (self.state.run, number):
+                fault = f"answers round {answered[1]} of run {answered[0]}, asked for {number} of {self.state.run}"
             if fault is None and not reply.statement.noise_multiplier >= sigma:  # NaN is not
                 fault = f"noise_multiplier {reply.statement.noise_multiplier:g} is under the task's {sigma:g}"
             if fault is None and reply.statement.population < 1:
@@ -211,3 +265,5 @@ class PrivateLora(Strategy):
                 "population": reply.statement.population,
             }
             yield reply
+        for node in sorted(unheard):
+            self.record.refused[self._name(node)] = "did not answer in time"

@@ -166,7 +166,7 @@ def pick_merchant(federation: Path, name: str | None = None) -> Pooled:
         names = ", ".join(one.name for one in settings.values())
         raise InputError(f"there is no merchant {name!r}", where="--merchant", expected=f"one of {names}")
     folder = max(fitting, key=lambda one: settings[one].privacy.population)
-    return Pooled(settings[folder].name, load_merchant(folder), settings[folder].privacy)
+    return Pooled(settings[folder].name, load_merchant(folder, settings[folder].data), settings[folder].privacy)
 
 
 def open_target(federation: Path, merchant: Pooled, config: RunConfig) -> Target:
@@ -367,10 +367,10 @@ def _noise_of(config: RunConfig, noise: bool) -> tuple[float, float]:
 def _task(config: RunConfig, number: int, sigma: float) -> RoundTask:
     names = (
         "local_steps", "sample_rate", "clip_norm", "delta", "unit", "learning_rate", "history", "positions",
-        "negatives", "encoder_history", "temperature", "decay", "prior_weight",
+        "negatives", "encoder_history", "temperature", "decay", "prior_weight", "encoder_layers", "encoder_rank", "max_tokens",
     )  # fmt: skip
     values = {name: getattr(config, name) for name in names}
-    return RoundTask(run="audit", round=number, part="heads", noise_multiplier=sigma, **values)
+    return RoundTask(run="audit", round=number, part="heads", trunk="", noise_multiplier=sigma, **values)
 
 
 def _trainer(target: Target, trained: Arrays, scoring: Scoring) -> HeadsTrainer:

@@ -44,7 +44,7 @@ class Pooled:
         out = []
         for folder in merchant_folders(federation):
             settings = read_merchant_file(folder / "merchant.toml")
-            out.append(cls(settings.name, load_merchant(folder), settings.privacy))
+            out.append(cls(settings.name, load_merchant(folder, settings.data), settings.privacy))
         return out
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from fedrec.config import RunConfig
 from fedrec.data import MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
-from fedrec.evaluation import bootstrap_interval
 from fedrec.merchant import read_merchant_file
 from server.evaluation import CentralEvaluator
 from server.progress import notify
+from server.results import row, write_results
 from server.run_folder import RunFolder
-from server.start import first_state, load_encoder_for, model_arguments
+from server.start import first_state, load_encoder_for
 from simulations.engines import ENGINES
 from simulations.reference import Pooled, plain_counts, reference_rounds
 
@@ -40,7 +40,7 @@ def check_federation(federation: Path, config: RunConfig | None = None) -> dict[
         settings = read_merchant_file(folder / "merchant.toml")
         if settings.name in merchants:
             raise InputError(f"the name {settings.name!r} is there twice", where=str(folder / "merchant.toml"))
-        merchants[settings.name] = load_merchant(folder)
+        merchants[settings.name] = load_merchant(folder, settings.data)
         for part in ("heads", "encoder") if config else ():
             lot = config.sample_rate_of(part) * settings.privacy.population  # type: ignore[union-attr]
             if config.rounds_of(part) and lot < config.min_lot:  # type: ignore[union-attr]
@@ -85,7 +85,8 @@ def simulate(
         "seed": config.seed,
     }
     site |= {"ledgers": str(ledgers.resolve()) if ledgers else None, "record_wire": record_wire}
-    folder.write_json(SITE, {**site, "model": model_arguments(config)})
+    model = {"encoder": config.encoder, "device": config.device, "texts_per_batch": config.texts_per_batch}
+    folder.write_json(SITE, {**site, "model": model})
     return _go_on(folder, engine)
 
 
@@ -122,30 +123,12 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     """The final table: baselines, what was trained, and the reference that is not private.
 
     Returns:
-        What is written to `results.json`: rows of a name, whether it is private, and metrics.
+        What is written to `results.json`.
     """
     site = json.loads((folder.path / SITE).read_text(encoding="utf-8"))
-    federation, config, lines = Path(site["federation"]), folder.config, folder.metrics()
-    rows = [_row(name, True, metrics) for name, metrics in lines[0]["baselines"].items()]
-    rows.append(_row("untrained start, calibrated", True, lines[0]["central"]))
-    heads = [line for line in lines if line["part"] == "heads"]
-    encoder = [line for line in lines if line["part"] == "encoder"]
-    if heads and encoder:
-        rows.append(_row("federated, private, heads only", True, heads[-1]["central"]))
-    if len(lines) > 1:
-        what = "heads + encoder LoRA" if heads and encoder else "heads" if heads else "encoder LoRA"
-        rows.append(_row(f"federated, private, {what}", True, lines[-1]["central"]))
-    if with_reference:
-        rows += _reference(folder, federation, config)
-    results = {
-        "rows": rows,
-        "rounds": lines[-1]["round"],
-        "simulation": True,
-        "model_bytes": load_encoder_for(config).base_size,
-        "gain": _gain(folder, federation, config),
-    }
-    folder.write_json("results.json", results)
-    return results
+    federation = Path(site["federation"])
+    reference = _reference(folder, federation, folder.config) if with_reference else []
+    return write_results(folder, federation, simulation=True, more=reference)
 
 
 def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[dict[str, Any]]:
@@ -156,7 +139,7 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
 
     counts = plain_counts(merchants, keys)
     public = {**state.public, "prior.keys": keys, "prior.counts": counts, "prior.floor": np.ones(1, dtype=np.float32)}
-    rows = [_row("popularity, not private", False, evaluator.popularity(counts))]
+    rows = [row("popularity, not private", False, evaluator.popularity(counts))]
     cached = folder.path / "reference.json"
     if cached.exists():
         return [*rows, *json.loads(cached.read_text(encoding="utf-8"))]
@@ -165,24 +148,6 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
     for number, trained in reference_rounds(config, merchants, encoder, public, state.trained):
         last = trained
         notify("reference_round", round=number, rounds=config.rounds)
-    row = _row("same training, noise and clipping off", False, evaluator.line(public, last)["central"])
-    folder.write_json("reference.json", [row])
-    return [*rows, row]
-
-
-def _gain(folder: RunFolder, federation: Path, config: RunConfig) -> dict[str, float] | None:
-    """NDCG of the trained adapter minus that of its untrained start, user by user."""
-    state = folder.load()
-    if state is None or state.round == 0:
-        return None
-    evaluator = CentralEvaluator(load_central(federation), config, load_encoder_for(config))
-    zero = {name: np.zeros_like(value) for name, value in state.trained.items()}
-    start, end = (
-        evaluator.per_user(state.public, trained, evaluator.scoring(state.public, trained)) for trained in (zero, state.trained)
-    )
-    low, high = bootstrap_interval(end.ndcg - start.ndcg, config.bootstrap, config.seed)
-    return {"mean": float((end.ndcg - start.ndcg).mean()), "low": low, "high": high}
-
-
-def _row(name: str, private: bool, metrics: dict[str, float]) -> dict[str, Any]:
-    return {"name": name, "private": private, **metrics}
+    last_row = row("same training, noise and clipping off", False, evaluator.line(public, last)["central"])
+    folder.write_json("reference.json", [last_row])
+    return [*rows, last_row]

@@ -29,7 +29,7 @@ def life(folder: Path, bert: Path, state: Path, first: int, out: int) -> None:
     public, trained = public_and_trained(shop)
     number = first
     while True:
-        reply = shop.train(task(round=number, noise_multiplier=60.0), trained, public)
+        reply = shop.train(task(shop, round=number, noise_multiplier=60.0), trained, public)
         digest = hashlib.sha256(b"".join(value.tobytes() for value in reply.arrays.values())).hexdigest()
         line = {"round": number, "status": reply.statement.status, "reason": reply.statement.reason, "digest": digest}
         os.write(out, json.dumps(line).encode() + b"\n")

@@ -11,7 +11,7 @@ import tomli_w
 from clients.merchant import Merchant
 from clients.site import Site
 from fedrec.data import Columns, load_merchant
-from fedrec.merchant import read_merchant_file
+from fedrec.merchant import ModelSettings, read_merchant_file
 from fedrec.model.adapter import Arrays
 from fedrec.model.towers import init_base, init_trained
 from fedrec.training import RoundTask
@@ -36,25 +36,30 @@ def write_merchant(folder: Path, users: int = 30, items: int = 20, **policy: obj
 
 def open_shop(folder: Path, bert: Path, state: Path, seed: int | None = 0) -> Merchant:
     """The merchant with its ledger and replies under `state`."""
-    model = {"name": str(bert), "layers": 1, "rank": 2, "max_tokens": 16, "device": "cpu", "texts_per_batch": 64}
-    site = Site(folder, state / "ledger", state / "replies", tuple(sorted(model.items())), seed)
+    model = ModelSettings(encoder=str(bert), device="cpu", texts_per_batch=64)
+    site = Site(folder, state / "ledger", state / "replies", model, seed)
     settings = read_merchant_file(folder / "merchant.toml")
     return Merchant(settings.name, load_merchant(folder), settings.privacy, site)
 
 
 def public_and_trained(shop: Merchant) -> tuple[Arrays, Arrays]:
     """What a server would send: the public part with a flat prior, and an untrained adapter."""
-    states = shop.encoder.states(shop.data.catalogue)
-    base = init_base(shop.encoder, states, True, RANK, "principal", 0)
+    encoder = shop.encoder(TASK)
+    states = encoder.states(shop.data.catalogue)
+    base = init_base(encoder, states, True, RANK, "principal", 0)
     keys = shop.data.catalogue.keys
     prior = {"prior.keys": keys, "prior.counts": np.ones(len(keys), np.float32), "prior.floor": np.ones(1, np.float32)}
-    return {**base, **prior}, init_trained(shop.encoder, True, RANK)
+    return {**base, **prior}, init_trained(encoder, True, RANK)
 
 
 TASK = RoundTask(
     run="run",
     round=1,
     part="heads",
+    trunk="",
+    encoder_layers=1,
+    encoder_rank=2,
+    max_tokens=16,
     local_steps=1,
     sample_rate=1.0,
     clip_norm=0.5,
@@ -72,6 +77,6 @@ TASK = RoundTask(
 )
 
 
-def task(**changes: object) -> RoundTask:
-    """The usual task with changes."""
-    return replace(TASK, **changes)  # type: ignore[arg-type]
+def task(shop: Merchant, **changes: object) -> RoundTask:
+    """The usual task for a merchant with this shop's encoder, with changes."""
+    return replace(TASK, trunk=shop.encoder(TASK).fingerprint, **changes)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
+from clients.merchant import open_merchant
 from fedrec import wire
 from fedrec.aggregation import weighted_mean
 from fedrec.model.adapter import of_part
@@ -523,7 +524,24 @@ def test_a_merchant_without_the_public_part_asks_for_it(crowd: Path, tiny_bert_f
     out, config = tmp_path / "run", settings_of(tiny_bert_folder, rounds=1, encoder_rounds=0, epsilon=4.0)
     with a_merchant(crowd, config, out) as (context, request):
         del request.content["public"]
+        (out / "replies" / "m0" / "public.part").unlink()
         assert reason_of(ask(context, request, round=7)) == "needs the public part of the adapter"
+        assert len(Ledger(out / "privacy" / "m0.ledger.jsonl", 1e-5).releases()) == 2
+
+
+def test_a_merchant_who_restarts_still_has_the_public_part(crowd: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", settings_of(tiny_bert_folder, rounds=1, encoder_rounds=0, epsilon=4.0)
+    with a_merchant(crowd, config, out) as (context, request):
+        del request.content["public"]
+        open_merchant.cache_clear()
+        fresh = Context(context.run_id, context.node_id, context.node_config, RecordDict(), {})
+        assert ask(fresh, request, round=7, noise_multiplier=500.0).content["statement"]["status"] == "ok"
+
+
+def test_a_merchant_with_another_encoder_declines(crowd: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", settings_of(tiny_bert_folder, rounds=1, encoder_rounds=0, epsilon=4.0)
+    with a_merchant(crowd, config, out) as (context, request):
+        assert "is not the server's" in reason_of(ask(context, request, round=7, trunk="0" * 24))
         assert len(Ledger(out / "privacy" / "m0.ledger.jsonl", 1e-5).releases()) == 2
 
 
@@ -533,7 +551,7 @@ def test_a_merchant_without_the_public_part_asks_for_it(crowd: Path, tiny_bert_f
         {"noise_multiplier": float("nan")}, {"noise_multiplier": 0.0}, {"noise_multiplier": -5.0}, {"sample_rate": 0.0},
         {"sample_rate": float("nan")}, {"sample_rate": 1.5}, {"local_steps": 0}, {"local_steps": -1}, {"clip_norm": float("nan")},
         {"clip_norm": float("inf")}, {"clip_norm": 0.0}, {"delta": float("nan")}, {"unit": "none"}, {"part": "all"}, {"more": 1},
-        {"local_steps": 100_000},
+        {"local_steps": 100_000}, {"history": 100_000}, {"positions": 0}, {"negatives": 100_000}, {"encoder_layers": -1},
     ],
 )  # fmt: skip
 def test_a_hostile_task_gets_nothing_and_costs_nothing(hostile: tuple[Path, Context, Message], task: dict[str, Any]) -> None:

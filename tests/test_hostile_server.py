@@ -90,7 +90,7 @@ def ask(sequence: list[dict], folder: Path, bert: Path) -> tuple[dict, list]:
                     )
                     reply = shop.histogram(asked, public["prior.keys"])
                 else:
-                    reply = shop.train(task(**request), trained, public)
+                    reply = shop.train(task(shop, **request), trained, public)
             except (ValueError, TypeError):
                 continue  # the ClientApp turns these into a decline without data
             replies.append(reply)
@@ -141,7 +141,7 @@ def test_none_of_a_thousand_sequences_exceeds_the_budget(shop_folder: Path, tiny
 def test_an_honest_server_gets_rounds_until_the_budget_ends(shop_folder: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     shop = open_shop(shop_folder, tiny_bert_folder, tmp_path)
     public, trained = public_and_trained(shop)
-    statuses = [shop.train(task(round=number, noise_multiplier=8.0), trained, public).statement for number in range(1, 12)]
+    statuses = [shop.train(task(shop, round=number, noise_multiplier=8.0), trained, public).statement for number in range(1, 12)]
     answered = [one.status for one in statuses].index("declined")
     assert 1 <= answered < 11
     assert statuses[answered].reason.startswith("budget: ")
@@ -151,7 +151,7 @@ def test_an_honest_server_gets_rounds_until_the_budget_ends(shop_folder: Path, t
 def test_a_stronger_request_is_honoured(shop_folder: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     shop = open_shop(shop_folder, tiny_bert_folder, tmp_path)
     public, trained = public_and_trained(shop)
-    reply = shop.train(task(noise_multiplier=200.0, clip_norm=0.01, delta=1e-9), trained, public)
+    reply = shop.train(task(shop, noise_multiplier=200.0, clip_norm=0.01, delta=1e-9), trained, public)
     assert reply.statement.status == "ok"
     assert reply.statement.noise_multiplier == 200.0
 
@@ -170,7 +170,7 @@ def test_a_weaker_request_is_refused_with_its_reason(
 ) -> None:
     shop = open_shop(shop_folder, tiny_bert_folder, tmp_path)
     public, trained = public_and_trained(shop)
-    reply = shop.train(task(**weaker), trained, public)
+    reply = shop.train(task(shop, **weaker), trained, public)
     assert reply.statement.status == "declined"
     assert reply.statement.reason.startswith("policy: ") and word in reply.statement.reason
     assert not shop.ledger.path.exists() or not shop.ledger.releases()
@@ -180,10 +180,10 @@ def test_most_rounds_of_a_run_and_the_budget_of_a_period_are_kept(tiny_bert_fold
     folder = write_merchant(tmp_path / "shop", epsilon=5.0, period_epsilon=0.3, period_days=30, max_rounds=2)
     shop = open_shop(folder, tiny_bert_folder, tmp_path / "one")
     public, trained = public_and_trained(shop)
-    reasons = [shop.train(task(round=n, noise_multiplier=100.0), trained, public).statement.reason for n in (1, 2, 3)]
+    reasons = [shop.train(task(shop, round=n, noise_multiplier=100.0), trained, public).statement.reason for n in (1, 2, 3)]
     assert reasons[:2] == ["", ""] and "most rounds" in reasons[2]
     other = open_shop(folder, tiny_bert_folder, tmp_path / "two")
-    assert "in 30 days" in other.train(task(noise_multiplier=3.0), trained, public).statement.reason
+    assert "in 30 days" in other.train(task(other, noise_multiplier=3.0), trained, public).statement.reason
 
 
 def test_noise_without_a_seed_differs_and_leaves_no_seed_behind(
@@ -194,7 +194,7 @@ def test_noise_without_a_seed_differs_and_leaves_no_seed_behind(
         for attempt in ("a", "b"):
             shop = open_shop(shop_folder, tiny_bert_folder, tmp_path / name / attempt, seed)
             public, trained = public_and_trained(shop)
-            reply = shop.train(task(), trained, public)
+            reply = shop.train(task(shop), trained, public)
             assert reply.statement.simulated is (seed is not None)
             updates[name, attempt] = b"".join(value.tobytes() for value in reply.arrays.values())
     assert updates["deployed", "a"] != updates["deployed", "b"]

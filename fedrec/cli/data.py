@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def check(path: Annotated[Path, typer.Argument(help="A merchant folder or a federation folder.")], json: Json = False) -> None:
-    """Read and validate everything in a folder; the first fault is named by file, column and row."""
+    """Read and validate everything in a folder; the first fault is named by file or query, column and row."""
     from fedrec.data import load_merchant
     from fedrec.merchant import read_merchant_file
     from simulations.run import check_federation
@@ -29,7 +29,8 @@ def check(path: Annotated[Path, typer.Argument(help="A merchant folder or a fede
     if (path / "merchants").is_dir():
         merchants = check_federation(path)
     else:
-        merchants = {read_merchant_file(path / "merchant.toml").name: load_merchant(path)}
+        settings = read_merchant_file(path / "merchant.toml")
+        merchants = {settings.name: load_merchant(path, settings.data)}
     rows = [
         {"merchant": name, "users": len(data.histories), "events": len(data.histories.items), "items": len(data.catalogue)}
         for name, data in merchants.items()

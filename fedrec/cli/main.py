@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from fedrec.cli import data, privacy, results, simulate
+from fedrec.cli import data, deploy, merchant, privacy, results, server, simulate
 from fedrec.cli.privacy_audit import audit
 from fedrec.cli.privacy_report import report
 from fedrec.cli.privacy_wire import wire
@@ -26,7 +26,10 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(deploy.app, name="deploy")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(server.app, name="server")
+app.add_typer(merchant.app, name="merchant")
 privacy.app.command()(report)
 privacy.app.command()(audit)
 privacy.app.command()(wire)
@@ -64,3 +67,7 @@ def run() -> None:
         err.print(f"[bold red]error[/bold red] {error.format_message()}", highlight=False)
         status = getattr(error, "exit_code", 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    run()

@@ -7,11 +7,11 @@ import shutil
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fedrec.cli.terminal import err, metrics_table, out, print_json, quiet_libraries, round_progress
+from fedrec.cli.terminal import err, out, print_json, quiet_libraries, round_progress, show_results
 from fedrec.config import RunConfig, load_config, parse_overrides
 from fedrec.errors import InputError
 
@@ -128,44 +128,9 @@ def _run(
     if json:
         print_json({"run": str(folder.path), **results})
         return
-    _show(folder.path, folder.config, results, folder.metrics())
+    show_results(folder.config, results, folder.metrics())
     out.print(f"report: {report}", highlight=False, soft_wrap=True)
     out.print(f"privacy report: {privacy_report}", highlight=False, soft_wrap=True)
-
-
-def _show(path: Path, config: RunConfig, results: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    from fedrec.cli.terminal import table
-
-    out.print(metrics_table(results, config.top_k))
-    last: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        last |= line["privacy"]
-    rows = [
-        [name, f"{p['epsilon']:.3f}", f"{p['budget']:g}", f"{p['delta']:g}", p["accountant"], f"{p['population']:,}"]
-        for name, p in sorted(last.items())
-    ]
-    if rows:
-        out.print(
-            table(
-                f"Privacy spent by each merchant's ledger, unit: {config.unit} (a simulation: the noise has a seed)",
-                ["merchant", "epsilon", "budget", "delta", "accountant", "declared users"],
-                rows,
-            )
-        )
-        total = sum(p["epsilon"] for p in last.values())
-        out.print(
-            f"A person who is a customer of several merchants is covered by the sum of their epsilons: at most {total:.1f} here.",
-            style="dim",
-        )
-    up = [size for line in lines[1:] for size in line["bytes_up"].values()]
-    down = [size for line in lines[2:] for size in line["bytes_down"].values()]
-    model = results["model_bytes"]
-    if up and down:
-        out.print(
-            f"A merchant sends at most {max(up):,} bytes a round and gets {max(down):,}; "
-            f"the model has {model:,}: {model / max(up):,.0f} and {model / max(down):,.0f} times more.",
-            style="dim",
-        )
 
 
 def _demo_folder(by: By, config: RunConfig) -> Path:

@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedrec.config import RunConfig
+
 WIDE = 110
 """Columns of the terminal from which the final table shows all metrics."""
 
-__all__ = ["err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "table"]
+__all__ = ["err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "show_results", "table"]
 
 out = Console()
 err = Console(stderr=True)
@@ -53,6 +55,41 @@ def metrics_table(results: dict[str, Any], k: int) -> Table:
     made = table(title, ["", "private", *(name.upper() for name in names)], rows)
     made.show_lines = True
     return made
+
+
+def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """A finished run: the metrics, what was spent, what was sent."""
+    out.print(metrics_table(results, config.top_k))
+    last: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        last |= line["privacy"]
+    rows = [
+        [name, f"{p['epsilon']:.3f}", f"{p['budget']:g}", f"{p['delta']:g}", p["accountant"], f"{p['population']:,}"]
+        for name, p in sorted(last.items())
+    ]
+    simulated = " (a simulation: the noise has a seed)" if results["simulation"] else ""
+    if rows:
+        out.print(
+            table(
+                f"Privacy spent, by each merchant's statement, unit: {config.unit}{simulated}",
+                ["merchant", "epsilon", "budget", "delta", "accountant", "declared users"],
+                rows,
+            )
+        )
+        total = sum(p["epsilon"] for p in last.values())
+        out.print(
+            f"A person who is a customer of several merchants is covered by the sum of their epsilons: at most {total:.1f} here.",
+            style="dim",
+        )
+    up = [size for line in lines[1:] for size in line["bytes_up"].values()]
+    down = [size for line in lines[2:] for size in line["bytes_down"].values()]
+    model = results["model_bytes"]
+    if up and down:
+        out.print(
+            f"A merchant sends at most {max(up):,} bytes a round and gets {max(down):,}; "
+            f"the model has {model:,}: {model / max(up):,.0f} and {model / max(down):,.0f} times more.",
+            style="dim",
+        )
 
 
 def quiet_libraries() -> None:
@@ -113,9 +150,17 @@ class _Watcher:
     def _preparing(self, what: str, texts: int) -> None:
         self._line(f"{what}: {texts:,}")
 
+    def _waiting(self, there: int, needed: int, seconds: int) -> None:
+        if self.merchants is None:
+            self.merchants = self.progress.add_task("merchants", total=needed)
+        what = f"waiting for merchants, at most {seconds} s more"
+        self.progress.update(self.merchants, completed=there, total=needed, description=what)
+
     def _histogram_started(self, merchants: int) -> None:
         self._line(f"popularity: {merchants} private histograms")
-        self.merchants = self.progress.add_task("merchants", total=merchants)
+        if self.merchants is None:
+            self.merchants = self.progress.add_task("merchants", total=merchants)
+        self.progress.reset(self.merchants, total=merchants, description="merchants")
 
     def _round_started(self, round: int, rounds: int, part: str, merchants: int) -> None:
         if self.rounds is None:

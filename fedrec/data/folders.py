@@ -1,6 +1,7 @@
 """The merchant folder and the federation folder: what a run reads.
 
-Merchant folder: `items.{parquet,csv}`, `events.{parquet,csv}`, `merchant.toml`.
+Merchant folder: `merchant.toml`, and `items.{parquet,csv}` and `events.{parquet,csv}` unless
+its `[data]` table names another folder or a database.
 Federation folder: `merchants/<name>/` as above, and `central/` with `items`, the
 consenting held-out users' `events`, both with a `merchant` column where merchants have
 catalogues of their own.
@@ -17,6 +18,7 @@ import pandas as pd
 from fedrec.data.catalogue import Catalogue, ambiguous_id
 from fedrec.data.histories import Histories
 from fedrec.data.schema import Columns as C
+from fedrec.data.source import DataSource
 from fedrec.data.tables import check_events, check_items, check_merchants, find_table, read_table
 from fedrec.errors import InputError
 
@@ -77,15 +79,34 @@ def merchant_folders(federation: Path) -> list[Path]:
     return found
 
 
-def load_merchant(folder: Path) -> MerchantData:
+def load_merchant(folder: Path, source: DataSource | None = None) -> MerchantData:
     """Read and check a merchant's tables.
 
+    Args:
+        folder: the merchant folder.
+        source: where its tables are, by default in the folder itself.
+
     Raises:
-        InputError: naming file, column and row.
+        InputError: naming file or query, column and row; or the database cannot be read.
     """
-    items_path, events_path = find_table(folder, "items"), find_table(folder, "events")
+    source = source or DataSource()
+    if source.url is not None:
+        return _from_database(folder, source)
+    tables = folder / (source.path or "")
+    items_path, events_path = find_table(tables, "items"), find_table(tables, "events")
     catalogue = Catalogue.from_table(check_items(read_table(items_path), items_path))
     events = check_events(read_table(events_path), events_path, catalogue.index, items_path.name)
+    return MerchantData(catalogue, Histories.from_table(events, catalogue))
+
+
+def _from_database(folder: Path, source: DataSource) -> MerchantData:
+    from fedrec.data.sql import place_of, read_queries
+
+    items, events = read_queries(source, folder)
+    # A database may answer in another order every time, and what is cached for a catalogue is for one order.
+    items = check_items(items, place_of(folder, "items")).sort_values(C.ITEM, ignore_index=True)
+    catalogue = Catalogue.from_table(items)
+    events = check_events(events, place_of(folder, "events"), catalogue.index, "the result of [data] items")
     return MerchantData(catalogue, Histories.from_table(events, catalogue))
 
 

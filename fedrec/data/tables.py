@@ -16,6 +16,9 @@ SUFFIXES = (".parquet", ".csv")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """A merchant's name is the name of its folder too."""
 
+Table = Path | str
+"""What an error calls a table: its file, or the setting that holds its query."""
+
 
 def find_table(folder: Path, name: str) -> Path:
     """The one file `name.parquet` or `name.csv` in `folder`.
@@ -55,29 +58,29 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     temporary.replace(path)
 
 
-def check_items(frame: pd.DataFrame, path: Path, key: tuple[str, ...] = (C.ITEM,)) -> pd.DataFrame:
+def check_items(frame: pd.DataFrame, table: Table, key: tuple[str, ...] = (C.ITEM,)) -> pd.DataFrame:
     """Validate a catalogue: columns there, ids unique and present, a title in every row.
 
     Raises:
         InputError: the first thing that is wrong, with its row.
     """
-    _require(frame, C.ITEM_REQUIRED, path)
+    _require(frame, C.ITEM_REQUIRED, table)
     if frame.empty:
-        raise InputError("the catalogue is empty", where=str(path))
+        raise InputError("the catalogue is empty", where=str(table))
     frame = frame.copy()
     for column in (*C.ITEM_REQUIRED, *(name for name in key if name != C.ITEM)):
-        _forbid_blank(frame, column, path)
+        _forbid_blank(frame, column, table)
         frame[column] = frame[column].astype(str)
     repeated = frame.duplicated(list(key))
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
         raise InputError(
-            f"item_id {frame[C.ITEM].iloc[row]!r} is there twice", where=_at(path, C.ITEM, row), expected="unique item ids"
+            f"item_id {frame[C.ITEM].iloc[row]!r} is there twice", where=_at(table, C.ITEM, row), expected="unique item ids"
         )
     return frame.reset_index(drop=True)
 
 
-def check_events(frame: pd.DataFrame, path: Path, item_ids: pd.Index, catalogue: str) -> pd.DataFrame:
+def check_events(frame: pd.DataFrame, table: Table, item_ids: pd.Index, catalogue: str) -> pd.DataFrame:
     """Validate events: columns there, ids present, timestamps that parse, items that exist.
 
     Args:
@@ -85,17 +88,17 @@ def check_events(frame: pd.DataFrame, path: Path, item_ids: pd.Index, catalogue:
         catalogue: what to call the catalogue in an error.
 
     Returns:
-        The events with `timestamp` parsed, in the order of the file.
+        The events with `timestamp` parsed, in the order of the table.
 
     Raises:
         InputError: the first thing that is wrong, with its row.
     """
-    _require(frame, C.EVENT_REQUIRED, path)
+    _require(frame, C.EVENT_REQUIRED, table)
     if frame.empty:
-        raise InputError("there are no events", where=str(path), expected="at least one row")
+        raise InputError("there are no events", where=str(table), expected="at least one row")
     frame = frame.copy()
     for column in C.EVENT_REQUIRED:
-        _forbid_blank(frame, column, path)
+        _forbid_blank(frame, column, table)
     frame[C.USER], frame[C.ITEM] = frame[C.USER].astype(str), frame[C.ITEM].astype(str)
     if not pd.api.types.is_datetime64_any_dtype(frame[C.TIME]):
         parsed = pd.to_datetime(frame[C.TIME], errors="coerce", format="ISO8601", utc=True)
@@ -103,7 +106,7 @@ def check_events(frame: pd.DataFrame, path: Path, item_ids: pd.Index, catalogue:
             row = int(parsed.isna().to_numpy().argmax())
             raise InputError(
                 f"{frame[C.TIME].iloc[row]!r} is not a timestamp",
-                where=_at(path, C.TIME, row),
+                where=_at(table, C.TIME, row),
                 expected="ISO 8601, such as 2026-01-31 or 2026-01-31T09:30:00",
             )
         frame[C.TIME] = parsed
@@ -112,13 +115,13 @@ def check_events(frame: pd.DataFrame, path: Path, item_ids: pd.Index, catalogue:
         row = int(unknown.to_numpy().argmax())
         raise InputError(
             f"item_id {frame[C.ITEM].iloc[row]!r} is not in {catalogue} ({int(unknown.sum())} such events)",
-            where=_at(path, C.ITEM, row),
+            where=_at(table, C.ITEM, row),
             hint="add the items to the catalogue or remove the events",
         )
     return frame.reset_index(drop=True)
 
 
-def check_merchants(events: pd.DataFrame, path: Path, items: pd.DataFrame | None = None) -> pd.DataFrame:
+def check_merchants(events: pd.DataFrame, table: Table, items: pd.DataFrame | None = None) -> pd.DataFrame:
     """Validate the `merchant` column of checked events: there, a name in every row.
 
     Args:
@@ -131,15 +134,15 @@ def check_merchants(events: pd.DataFrame, path: Path, items: pd.DataFrame | None
         InputError: the first thing that is wrong, with its row.
     """
     if C.MERCHANT not in events.columns:
-        raise InputError("column 'merchant' is missing", where=str(path), expected="the merchant of every event")
-    _forbid_blank(events, C.MERCHANT, path)
+        raise InputError("column 'merchant' is missing", where=str(table), expected="the merchant of every event")
+    _forbid_blank(events, C.MERCHANT, table)
     events = events.assign(**{C.MERCHANT: events[C.MERCHANT].astype(str)})
     bad = {name for name in events[C.MERCHANT].unique() if not NAME.fullmatch(name)}
     if bad:
         row = int(events[C.MERCHANT].isin(bad).to_numpy().argmax())
         raise InputError(
             f"{events[C.MERCHANT].iloc[row]!r} cannot name a merchant",
-            where=_at(path, C.MERCHANT, row),
+            where=_at(table, C.MERCHANT, row),
             expected="letters, digits, dots, dashes and underscores",
         )
     if items is not None:
@@ -150,29 +153,32 @@ def check_merchants(events: pd.DataFrame, path: Path, items: pd.DataFrame | None
             name, item = events[columns].iloc[row]
             raise InputError(
                 f"item_id {item!r} is not one of merchant {name}'s items ({int(unknown.sum())} such events)",
-                where=_at(path, C.ITEM, row),
+                where=_at(table, C.ITEM, row),
                 hint="add the items to the catalogue or remove the events",
             )
     return events
 
 
-def _require(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
+def _require(frame: pd.DataFrame, columns: tuple[str, ...], table: Table) -> None:
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise InputError(
             f"column {missing[0]!r} is missing; found {', '.join(map(str, frame.columns))}",
-            where=str(path),
+            where=str(table),
             expected=f"the columns {', '.join(columns)}",
         )
 
 
-def _forbid_blank(frame: pd.DataFrame, column: str, path: Path) -> None:
+def _forbid_blank(frame: pd.DataFrame, column: str, table: Table) -> None:
     blank = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
     if blank.any():
-        raise InputError("is empty", where=_at(path, column, int(blank.to_numpy().argmax())), expected="a value")
+        raise InputError("is empty", where=_at(table, column, int(blank.to_numpy().argmax())), expected="a value")
 
 
-def _at(path: Path, column: str, row: int) -> str:
-    # A CSV's first data row is line 2; Parquet has rows only.
-    place = f"line {row + 2}" if path.suffix == ".csv" else f"row {row}"
-    return f"{path}, column {column}, {place}"
+def _at(table: Table, column: str, row: int) -> str:
+    # Counted as the tool counts in which one looks: a CSV's first data row is line 2, Parquet's
+    # is row 0, and a database client numbers a result from 1.
+    if isinstance(table, str):
+        return f"{table}, column {column}, row {row + 1}"
+    place = f"line {row + 2}" if table.suffix == ".csv" else f"row {row}"
+    return f"{table}, column {column}, {place}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from fedrec.config import Part, Unit
 from fedrec.data import Catalogue
@@ -16,27 +18,41 @@ from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.examples import Examples
 from fedrec.training.heads import HeadsTrainer
 
-__all__ = ["RoundTask", "expected_lot", "train_round"]
+__all__ = ["MOST", "RoundTask", "expected_lot", "train_round"]
+
+MOST = 1000
+"""Ceiling of every size in a task. Sizes that only some data exceed would make a failure tell of them."""
+
+
+Size = Annotated[int, Field(ge=1, le=MOST)]
 
 
 @dataclass(frozen=True)
 class RoundTask:
-    """What the server asks of a merchant in a round."""
+    """What the server asks of a merchant in a round.
+
+    `trunk` is the fingerprint of the encoder's frozen weights, so that merchants with other
+    weights decline instead of training something else.
+    """
 
     run: str
     round: int
     part: Part
-    local_steps: int
+    trunk: str
+    encoder_layers: Annotated[int, Field(ge=0, le=MOST)]
+    encoder_rank: Size
+    max_tokens: Size
+    local_steps: Size
     sample_rate: float
     clip_norm: float
     noise_multiplier: float
     delta: float
     unit: Unit
     learning_rate: float
-    history: int
-    positions: int
-    negatives: int
-    encoder_history: int
+    history: Size
+    positions: Size
+    negatives: Size
+    encoder_history: Size
     temperature: float
     decay: float
     prior_weight: float

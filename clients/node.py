@@ -1,0 +1,210 @@
+"""A merchant's node: Flower's SuperNode, and beside it the worker that answers.
+
+The SuperNode connects to the server, authenticates, and hands each message to whoever
+asks for it on this machine with the secret of this start. Only `clients.worker` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+
+from fedrec.errors import InputError
+
+__all__ = ["Connection", "Executor", "run_node"]
+
+log = logging.getLogger("fedrec.merchant")
+
+LOOPBACK = "127.0.0.1"
+ASK_EVERY = 0.25
+"""Seconds between two questions for a message; they stay on this machine."""
+GRACE = 10.0
+"""Seconds that the children have to end by themselves."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a node needs to know; all of it is this merchant's own.
+
+    Attributes:
+        folder: the merchant folder, which the worker reads.
+        state: where the node may write.
+        server: host and port of the server.
+        ca: the authority's certificate.
+        key: the node's private key.
+    """
+
+    folder: Path
+    state: Path
+    server: str
+    ca: Path
+    key: Path
+
+
+def run_node(connection: Connection) -> int:
+    """Run until told to stop, or until the SuperNode gives up.
+
+    Returns:
+        The SuperNode's exit status; 0 when this process was told to stop.
+
+    Raises:
+        InputError: another process runs this merchant's node, or the state folder cannot be written.
+    """
+    with _alone(connection.state), _secret_file(connection.state) as (secret, secret_file):
+        port = _free_port()
+        command = [
+            sys.executable, "-m", "clients.supernode", str(os.getpid()),
+            "--superlink", connection.server,
+            "--root-certificates", str(connection.ca),
+            "--auth-supernode-private-key", str(connection.key),
+            "--isolation", "process",
+            "--superexec-auth-secret-file", str(secret_file),
+            "--host", LOOPBACK,
+            "--port", str(port),
+        ]  # fmt: skip
+        stopping = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+        # A session of its own: an interruption at the terminal reaches it through this process.
+        supernode = subprocess.Popen(command, start_new_session=True)
+        executor = Executor(connection.folder, f"{LOOPBACK}:{port}", secret)
+        try:
+            while supernode.poll() is None and not stopping.is_set():
+                stopping.wait(0.2)
+            asked = stopping.is_set()
+        finally:
+            _end(supernode)
+            executor.stop()
+        return 0 if asked else int(supernode.returncode)
+
+
+class Executor:
+    """Takes the node's messages one after the other and has a worker answer them."""
+
+    def __init__(self, folder: Path, address: str, secret: bytes) -> None:
+        self.folder, self.address = folder, address
+        auth = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
+        )
+        self._client = RuntimeHttpClient.from_server_address(
+            address, True, None, [RuntimeVersionHttpInterceptor(component_name="fedrec"), auth]
+        )
+        self._stopping = threading.Event()
+        self._worker = self._new_worker()
+        self._thread = threading.Thread(target=self._run, name="executor")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the worker, whatever it is doing: what it was paid for, a repeated request gets."""
+        self._stopping.set()
+        _end(self._worker)
+        self._thread.join()
+        self._client.close()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(ASK_EVERY):
+            if self._worker.poll() is not None:
+                log.error("the worker ended with status %s; starting another", self._worker.returncode)
+                self._worker = self._new_worker()
+            if token := self._token():
+                self._hand_over(token)
+        _end(self._worker)
+
+    def _new_worker(self) -> subprocess.Popen[str]:
+        quiet = ["-W", "ignore::FutureWarning", "-W", "ignore::DeprecationWarning"]
+        command = [sys.executable, *quiet, "-m", "clients.worker", str(self.folder), self.address, str(os.getpid())]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def _token(self) -> str:
+        """The token of the next message's task, or nothing. Tasks of other kinds are never taken."""
+        try:
+            return self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
+        except httpx.TransportError:
+            return ""  # the SuperNode is not up yet, or going down
+
+    def _hand_over(self, token: str) -> None:
+        """Returns when the worker has answered or has ended; then the server learns only that it has."""
+        assert self._worker.stdin is not None and self._worker.stdout is not None
+        with contextlib.suppress(OSError):
+            self._worker.stdin.write(token + "\n")
+            self._worker.stdin.flush()
+        if not self._worker.stdout.readline():
+            self._worker.wait()
+
+
+@contextlib.contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock = (state / "node.lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=str(state)) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError("this merchant's node is up already", where=str(state)) from None
+        yield
+
+
+@contextlib.contextmanager
+def _secret_file(state: Path) -> Iterator[tuple[bytes, Path]]:
+    """The secret of this start: who takes messages from the SuperNode must have read it."""
+    secret, path = secrets.token_bytes(32), state / "executor.secret"
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secret)
+    try:
+        yield secret, path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    folder, state, server, ca, key = sys.argv[1:]
+    try:
+        status = run_node(Connection(Path(folder), Path(state), server, Path(ca), Path(key)))
+    except InputError as error:
+        log.error("error: %s", error)
+        sys.exit(2)
+    if status:
+        log.error(
+            "the node ended (Flower's exit status %s, its reason above); a key that the server does not know, or has "
+            "revoked, is the usual one: ask its operator whether nodes/ holds this merchant's public key",
+            status,
+        )
+    sys.exit(1 if status else 0)

@@ -1,0 +1,110 @@
+"""What a merchant's node needs to be in order, looked at before it connects, in words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from clients.merchant import Merchant
+from clients.site import deployed_site
+from fedrec.config import RunConfig
+from fedrec.data import load_merchant
+from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
+from fedrec.errors import InputError
+from fedrec.model import load_encoder
+
+__all__ = ["checks"]
+
+LITTLE_SPACE = 500e6
+"""Free bytes under which a node does not start: caches and replies need some of it."""
+CONNECT_TIMEOUT = 5.0
+
+
+def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
+    """Look at one thing after the other; yields what was looked at and what was found.
+
+    Raises:
+        InputError: the first thing that is not in order.
+    """
+    settings = folder.settings
+    policy = settings.privacy
+    period = f", {policy.period_epsilon:g} in {policy.period_days} days" if policy.period_epsilon else ""
+    yield (
+        "policy",
+        f"epsilon {policy.epsilon:g} at delta {policy.delta:g} for the life of the data{period}; unit {policy.unit}; "
+        f"noise at least {policy.min_noise_multiplier:g}; {policy.population:,} users declared",
+    )
+    check_private(folder.key)
+    yield "key", f"{folder.key.name}, mode 0600"
+    _writable(folder.state)
+    yield "disk", f"{shutil.disk_usage(folder.state).free / 1e9:,.1f} GB free for {folder.state.name}/"
+    data = load_merchant(folder.path, settings.data)
+    yield (
+        "data",
+        f"{len(data.histories):,} users, {len(data.histories.items):,} events, {len(data.catalogue):,} items; none of it is sent",
+    )
+    ledger = Merchant(settings.name, data, policy, deployed_site(folder)).ledger
+    with ledger.locked():
+        releases = ledger.releases()
+        spent = ledger.spent().value if releases else 0.0
+    yield "ledger", f"{len(releases)} releases, chain intact, epsilon {spent:.3f} of {policy.epsilon:g} spent"
+    shape, model = RunConfig(), settings.model
+    encoder = load_encoder(
+        model.encoder, shape.encoder_layers, shape.encoder_rank, shape.max_tokens, model.device, model.texts_per_batch
+    )
+    encoder.states(data.catalogue)
+    yield "model", f"{model.encoder} on {encoder.device}, {model.texts_per_batch} texts a batch; item texts cached"
+    assert settings.server is not None
+    yield "server", _greet(settings.server.address, folder.ca)
+
+
+def _writable(state: Path) -> None:
+    """Write a file and flush it: a disk that is full shows here and not in the middle of a round."""
+    probe = state / f".probe-{uuid.uuid4().hex}"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        try:
+            with probe.open("wb") as file:
+                file.write(b"\0" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+        free = shutil.disk_usage(state).free
+    except OSError as error:
+        raise InputError(
+            f"cannot be written ({error.strerror})", where=str(state), expected="a folder for ledger and cache"
+        ) from None
+    if free < LITTLE_SPACE:
+        raise InputError(f"{free / 1e6:.0f} MB are free", where=str(state), expected=f"at least {LITTLE_SPACE / 1e6:.0f} MB")
+
+
+def _greet(address: str, ca: Path) -> str:
+    """A TLS handshake with the server: an unreachable one is only noted, a wrong one is refused."""
+    server = parse_address(address, where="[server] address")
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"is no certificate ({error})", where=str(ca)) from None
+    try:
+        with (
+            socket.create_connection((server.host, server.port), CONNECT_TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=server.host),
+        ):
+            return f"{server}, certificate verified"
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"its certificate is not to be trusted ({error.verify_message})",
+            where=address,
+            expected=f"one for {server.host} that the authority in {ca.name} signed",
+            hint="ask the operator for the current ca.crt, and do not connect before you have it",
+        ) from None
+    except ssl.SSLError as error:
+        raise InputError(f"does not speak TLS ({error.reason})", where=address) from None
+    except OSError as error:
+        return f"{server} does not answer yet ({error.strerror or error}); the node goes on trying"

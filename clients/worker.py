@@ -1,0 +1,88 @@
+"""What answers for a merchant, with the code that is installed here.
+
+Flower ships an app bundle with every run, and its own executor would install the bundle and
+run it: the server would choose the code that reads a merchant's data. This process takes
+the task through the same API but runs `clients.app` of this machine, whatever the bundle
+says, and only for messages that `clients.app` has a handler for.
+
+Flower's executor starts a process a message, which imports torch and loads the model each
+time. This one stays, so that a message finds it warm; policy, ledger and data are read anew
+for every message, since a user may have asked to be erased since the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.supercore.app_utils import start_parent_process_monitor
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from clients.app import app
+from clients.merchant import open_merchant
+from clients.site import FOLDER_KEY
+
+__all__ = ["answer", "main"]
+
+log = logging.getLogger("fedrec.merchant")
+
+
+def answer(client: RuntimeHttpClient, folder: Path) -> None:
+    """Take the task's message, answer it, hand the reply over."""
+    message, context, _run, _bundle = pull_task_input(client)
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    open_merchant.cache_clear()
+    context.node_config = {FOLDER_KEY: str(folder)}
+    try:
+        try:
+            reply = app(message, context)
+        except Exception:
+            # An exception's text can hold what must not leave; it stays in the log of this machine.
+            log.exception("the request failed")
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed"), reply_to=message)
+        push_message(client, reply, context)
+        push_task_output(client, context, SubStatus.COMPLETED, "")
+    finally:
+        heartbeat.stop()
+
+
+def main(folder: Path, address: str, parent: int) -> None:
+    """Answer a task for each token that comes on standard input, and say `done` after each.
+
+    Args:
+        address: the node's runtime API on this machine.
+        parent: the process whose end is this one's end too.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    start_parent_process_monitor(parent)
+    done = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is not for the pipe
+    for line in sys.stdin:
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+            RuntimeTokenHttpInterceptor(line.strip()),
+        ]
+        client = RuntimeHttpClient.from_server_address(
+            address, True, None, interceptors, retry_invoker=make_simple_http_retry_invoker()
+        )
+        try:
+            answer(client, folder)
+        finally:
+            client.close()
+        done.write("done\n")
+        done.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

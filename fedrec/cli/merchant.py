@@ -1,0 +1,53 @@
+"""`fedrec merchant`: a merchant's own process, beside its own data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrec.cli.server import flower_environment
+from fedrec.cli.terminal import out, print_json, quiet_libraries
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Run a merchant's node.", no_args_is_help=True)
+
+
+@app.command()
+def up(
+    folder: Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml and tls/.")],
+    check: Annotated[bool, typer.Option("--check", help="Only look whether everything is in order.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check policy, key, disk, data, ledger, model and server, then connect and answer until stopped."""
+    from fedrec.deploy.layout import MerchantFolder
+
+    merchant = MerchantFolder.open(folder)
+    flower_environment(merchant.state)
+    os.environ["FEDREC_CACHE"] = str(merchant.cache)
+    quiet_libraries()
+    from clients.preflight import checks
+
+    found = {}
+    for what, finding in checks(merchant):
+        found[what] = finding
+        if not json:
+            out.print(f"{what:<7} {finding}", highlight=False, soft_wrap=True)
+    if json:
+        print_json({"merchant": merchant.settings.name, **found})
+    if check:
+        return
+    assert merchant.settings.server is not None
+    sys.stdout.flush()
+    # In place of this process, which has read data and model: the node itself needs neither.
+    os.execv(
+        sys.executable,
+        [
+            sys.executable, "-m", "clients.node",
+            str(merchant.path), str(merchant.state), merchant.settings.server.address, str(merchant.ca), str(merchant.key),
+        ],
+    )  # fmt: skip

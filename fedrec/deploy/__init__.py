@@ -1,0 +1,1 @@
+"""Deployment over real machines: its folders, certificates and keys."""

@@ -1,0 +1,138 @@
+"""The ServerApp of a deployed run, in this process.
+
+`fedrec server run` is itself the process that executes `server.app`: it opens a run at the
+SuperLink, takes the run's task, and speaks to the merchants through Flower's grid. What it
+shows is what it does, and stopping it stops the run at the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Message
+from flwr.common.constant import SubStatus
+from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from fedrec.config import RunConfig
+from fedrec.data import load_central
+from fedrec.deploy.layout import ServerFolder
+from fedrec.errors import InputError
+from server.control import SuperLink
+from server.progress import notify
+from server.run_folder import RunFolder
+from server.start import load_encoder_for
+from server.strategy import TooFewMerchants
+
+__all__ = ["SITE", "go_on", "start"]
+
+SITE = "site.json"
+LOOK_EVERY = 0.5
+"""Seconds between two looks for replies; they stay on this machine."""
+
+
+def start(folder: ServerFolder, config: RunConfig, out: Path) -> RunFolder:
+    """Start a run and see it to its end.
+
+    Raises:
+        InputError: bad central data or settings, `out` is taken, or no server is up.
+    """
+    load_central(folder.path)
+    load_encoder_for(config)
+    SuperLink(folder).nodes()
+    run = RunFolder.create(out, config)
+    site = {"federation": str(folder.path), "run": str(out.resolve()), "deployed": True}
+    run.write_json(SITE, site)
+    return go_on(folder, run)
+
+
+def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
+    """Go on with a run from its last checkpoint, or from its beginning.
+
+    Raises:
+        InputError: the run is not a deployed one, another process is at it, or no server is up.
+        TooFewMerchants: the run stopped at its last checkpoint.
+    """
+    site = run.path / SITE
+    if not site.is_file() or not json.loads(site.read_text(encoding="utf-8")).get("deployed"):
+        raise InputError(
+            "is not a deployed run", where=str(run.path), hint="a simulated run resumes with `fedrec simulate --resume`"
+        )
+    os.environ["FEDREC_SITE"] = str(site.resolve())
+    state = run.load()
+    ended = (run.path / "ended_early.json").exists()
+    if ended or (state is not None and state.round >= run.config.rounds):
+        return run
+    stopped = run.path / "stopped.json"
+    with _alone(folder):
+        stopped.unlink(missing_ok=True)
+        try:
+            _serve(SuperLink(folder))
+        except TooFewMerchants as reason:
+            run.write_json(stopped.name, {"reason": str(reason)})
+            raise
+    return run
+
+
+@contextlib.contextmanager
+def _alone(folder: ServerFolder) -> Iterator[None]:
+    """One run at a time: a merchant's node answers one message at a time."""
+    with (folder.state / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError("another run is going on", where=str(folder.path), hint="wait for it or stop it") from None
+        yield
+
+
+class _Grid(HttpGrid):
+    """Flower's grid, telling who watches of each reply, and looking for them more often."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid`."""
+        waiting = set(self.push_messages(messages))
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            for reply in self.pull_messages(waiting):
+                replies.append(reply)
+                waiting.discard(reply.metadata.reply_to_message_id)
+                notify("merchant_done", done=len(replies))
+            if waiting:
+                time.sleep(LOOK_EVERY)
+        return replies
+
+
+def _serve(superlink: SuperLink) -> None:
+    from server.app import app
+
+    run_id = superlink.start_run()
+    grid = _Grid(superlink.address, insecure=True, token=superlink.acquire(run_id))
+    client = grid._runtime_client
+    task = client.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task.task_id, run_id, task.context.node_id
+    grid.set_run(run_from_proto(task.run))
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    outcome: dict[str, Any] = {"sub_status": SubStatus.FAILED, "details": "the ServerApp stopped"}
+    try:
+        app(grid, context_from_proto(task.context))
+        outcome = {"sub_status": SubStatus.COMPLETED, "details": ""}
+    finally:
+        grid._retry_invoker.max_tries = 1  # the SuperLink may be what is gone
+        with contextlib.suppress(httpx.HTTPError):
+            client.PushTaskOutput(PushTaskOutputRequest(**outcome))
+        heartbeat.stop()
+        grid.close()

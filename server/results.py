@@ -1,0 +1,64 @@
+"""The final table of a run, from what its folder holds and the central users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrec.config import RunConfig
+from fedrec.data import load_central
+from fedrec.evaluation import bootstrap_interval
+from server.evaluation import CentralEvaluator
+from server.run_folder import RunFolder
+from server.start import load_encoder_for
+
+__all__ = ["row", "write_results"]
+
+
+def write_results(folder: RunFolder, federation: Path, simulation: bool, more: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Write `results.json`: baselines, what was trained, and `more` rows; the paired gain beside them.
+
+    Returns:
+        What was written: rows of a name, whether it is private, and metrics.
+    """
+    config, lines = folder.config, folder.metrics()
+    rows = [row(name, True, metrics) for name, metrics in lines[0]["baselines"].items()]
+    rows.append(row("untrained start, calibrated", True, lines[0]["central"]))
+    heads = [line for line in lines if line["part"] == "heads"]
+    encoder = [line for line in lines if line["part"] == "encoder"]
+    if heads and encoder:
+        rows.append(row("federated, private, heads only", True, heads[-1]["central"]))
+    if len(lines) > 1:
+        what = "heads + encoder LoRA" if heads and encoder else "heads" if heads else "encoder LoRA"
+        rows.append(row(f"federated, private, {what}", True, lines[-1]["central"]))
+    results = {
+        "rows": [*rows, *more],
+        "rounds": lines[-1]["round"],
+        "simulation": simulation,
+        "model_bytes": load_encoder_for(config).base_size,
+        "gain": _gain(folder, federation, config),
+    }
+    folder.write_json("results.json", results)
+    return results
+
+
+def row(name: str, private: bool, metrics: dict[str, float]) -> dict[str, Any]:
+    """A row of the table."""
+    return {"name": name, "private": private, **metrics}
+
+
+def _gain(folder: RunFolder, federation: Path, config: RunConfig) -> dict[str, float] | None:
+    """NDCG of the trained adapter minus that of its untrained start, user by user."""
+    state = folder.load()
+    if state is None or state.round == 0:
+        return None
+    evaluator = CentralEvaluator(load_central(federation), config, load_encoder_for(config))
+    zero = {name: np.zeros_like(value) for name, value in state.trained.items()}
+    start, end = (
+        evaluator.per_user(state.public, trained, evaluator.scoring(state.public, trained)) for trained in (zero, state.trained)
+    )
+    low, high = bootstrap_interval(end.ndcg - start.ndcg, config.bootstrap, config.seed)
+    return {"mean": float((end.ndcg - start.ndcg).mean()), "low": low, "high": high}

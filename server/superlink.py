@@ -1,0 +1,229 @@
+"""Flower's SuperLink behind two doors.
+
+The SuperLink serves three APIs on one port, and only the one for nodes asks who is there:
+whoever reaches the control API may register nodes and start code. So the public door, with
+TLS, lets through the calls of nodes and nothing else. The control and runtime APIs are
+behind a door on the loopback interface, the first with a token, the second with Flower's
+own signed requests. Token and signing secret are derived from the server's private key, so
+there is no other secret to keep.
+
+Which nodes may come is what lies in `nodes/`: a key that appears there is registered, one
+that disappears is unregistered, while the SuperLink runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.common.constant import (
+    HEARTBEAT_DEFAULT_INTERVAL,
+    ISOLATION_MODE_PROCESS,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    TRANSPORT_TYPE_GRPC_RERE,
+)
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
+from flwr.superlink.main import create_app
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fedrec.deploy.layout import ServerFolder, check_private
+from fedrec.errors import InputError
+
+__all__ = ["LOOPBACK", "Registrar", "control_token", "executor_secret", "local_door", "public_door", "serve"]
+
+log = logging.getLogger("fedrec.server")
+
+LOOPBACK = "127.0.0.1"
+FLEET, CONTROL, RUNTIME = "/v1/fleet/", "/v1/control/", "/v1/runtime/"
+GRACE = 3
+"""Seconds that open calls have to end when the server is told to stop."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at `nodes/`."""
+
+
+def control_token(folder: ServerFolder) -> str:
+    """What a caller of the control API must show; whoever can read the server's key can make it."""
+    return _derived(folder, b"fedrec control api").hex()
+
+
+def executor_secret(folder: ServerFolder) -> bytes:
+    """What a process that runs the ServerApp signs its first request with."""
+    return _derived(folder, b"fedrec server app executor")
+
+
+def _derived(folder: ServerFolder, purpose: bytes) -> bytes:
+    return HKDF(SHA256(), 32, salt=None, info=purpose).derive(folder.key.read_bytes())
+
+
+def public_door(app: ASGIApp) -> ASGIApp:
+    """Only what a merchant's node may call."""
+
+    async def door(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"].startswith(FLEET)):
+            await app(scope, receive, send)
+        elif scope["type"] == "http":
+            await PlainTextResponse("not found", 404)(scope, receive, send)
+
+    return door
+
+
+def local_door(app: ASGIApp, token: str) -> ASGIApp:
+    """The control API for those who hold the token, the runtime API (which checks for itself), nothing else."""
+    expected = f"Bearer {token}".encode()
+
+    async def door(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        shown = dict(scope["headers"]).get(b"authorization", b"")
+        if scope["path"].startswith(RUNTIME) or (scope["path"].startswith(CONTROL) and hmac.compare_digest(shown, expected)):
+            await app(scope, receive, send)
+        else:
+            await PlainTextResponse("not allowed", 403)(scope, receive, send)
+
+    return door
+
+
+class Registrar:
+    """Keeps the SuperLink's registered keys equal to the files in `nodes/`."""
+
+    def __init__(self, folder: ServerFolder, state: LinkState) -> None:
+        self.folder, self.state = folder, state
+
+    def look(self) -> None:
+        """Register what is new, unregister what is gone."""
+        try:
+            wanted = {
+                public_key_to_bytes(load_ssh_public_key(line)): name  # type: ignore[arg-type]
+                for name, line in self.folder.public_keys().items()
+            }
+        except (InputError, ValueError) as error:
+            log.error("the registered merchants stay as they are: %s", error)
+            return
+        known = {bytes(node.public_key): node for node in self.state.get_node_info(owner_aids=[NOOP_FLWR_AID])}
+        for key, node in known.items():
+            if wanted.get(key) != node.name:
+                self.state.delete_node(NOOP_FLWR_AID, node.node_id)
+                log.info("unregistered merchant %s (node %s)", node.name, node.node_id)
+        for key, name in wanted.items():
+            if key not in known or known[key].name != name:
+                try:
+                    number = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
+                    log.info("registered merchant %s (node %s)", name, number)
+                except ValueError as error:
+                    log.error("merchant %s cannot be registered: %s", name, error)
+
+    async def watch(self) -> None:
+        """Look again and again."""
+        while True:
+            await asyncio.to_thread(self.look)
+            await asyncio.sleep(LOOK_EVERY)
+
+
+def serve(folder: ServerFolder) -> None:
+    """Run the SuperLink until it is told to stop.
+
+    Raises:
+        InputError: a key or certificate is missing or readable by others, or a port is taken.
+    """
+    settings = folder.settings
+    for path in (folder.certificate, folder.ca):
+        if not path.is_file():
+            raise InputError("no such file", where=str(path), hint="make it with `fedrec deploy rotate`")
+    check_private(folder.key)
+    at_public, at_local = _bound(settings.listen, settings.port), _bound(LOOPBACK, settings.control_port)
+    folder.state.mkdir(parents=True, exist_ok=True)
+    config = SuperLinkLifespanConfig(
+        control_address=f"{LOOPBACK}:{settings.control_port}",
+        health_server_address=None,
+        host=settings.listen,
+        port=settings.port,
+        insecure=False,
+        certificates=None,
+        superexec_auth_secret=executor_secret(folder),
+        authn_plugin=load_control_authn_plugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=None,
+        ssl_certfile=None,
+        ssl_keyfile=None,
+        database=str(folder.database),
+        isolation=ISOLATION_MODE_PROCESS,
+        runtime_dependency_install=False,
+    )
+    app = create_app(config, SuperLinkLifespan)
+    registrar = Registrar(folder, app.state.linkstate_factory.state())
+    registrar.look()
+    public = uvicorn.Config(
+        public_door(app),
+        ssl_certfile=folder.certificate,
+        ssl_keyfile=folder.key,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    local = uvicorn.Config(
+        local_door(app, control_token(folder)),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    asyncio.run(_run({_Server(public): at_public, _Server(local): at_local}, registrar))
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """One handler stops both doors, so neither server sets its own."""
+        yield
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((host, port))
+    except OSError as error:
+        door.close()
+        raise InputError(
+            f"port {port} on {host} cannot be used ({error.strerror})",
+            where="server.toml",
+            hint="is the server already up? `fedrec server status` says",
+        ) from None
+    return door
+
+
+async def _run(doors: dict[_Server, socket.socket], registrar: Registrar) -> None:
+    def stop() -> None:
+        for door in doors:
+            door.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    watching = asyncio.create_task(registrar.watch())
+    try:
+        await asyncio.gather(*(door.serve(sockets=[at]) for door, at in doors.items()))
+    finally:
+        watching.cancel()
