@@ -62,7 +62,7 @@ def run_node(connection: Connection) -> int:
     """Run until told to stop, or until the SuperNode gives up.
 
     Returns:
-        The SuperNode's exit status; 0 when this process was told to stop.
+        0 when this process was told to stop, else a failure: the SuperNode gave up.
 
     Raises:
         InputError: another process runs this merchant's node, or the state folder cannot be written.
@@ -92,7 +92,7 @@ def run_node(connection: Connection) -> int:
         finally:
             _end(supernode)
             executor.stop()
-        return 0 if asked else int(supernode.returncode)
+        return 0 if asked else supernode.returncode or 1
 
 
 class Executor:
@@ -203,8 +203,7 @@ if __name__ == "__main__":
         sys.exit(2)
     if status:
         log.error(
-            "the node ended (Flower's exit status %s, its reason above); a key that the server does not know, or has "
-            "revoked, is the usual one: ask its operator whether nodes/ holds this merchant's public key",
-            status,
+            "the node ended by itself, Flower's reason is above. The usual one is a key that the server does not know "
+            "or has revoked: ask its operator whether nodes/ holds this merchant's public key"
         )
     sys.exit(1 if status else 0)

@@ -45,7 +45,7 @@ class ServerAddress(BaseModel):
 class MerchantFile(BaseModel):
     """`merchant.toml`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The merchant's public name."""

@@ -75,6 +75,7 @@ class PrivateLora(Strategy):
         self.registered: dict[int, str] = {}
         self._informed: set[int] = set()
         self._sent: dict[int, int] = {}
+        self._asked: list[Message] = []
 
     def collect_priors(self, grid: Grid, keys: np.ndarray, timeout: float) -> tuple[Arrays, RoundRecord]:
         """Ask every merchant for its noisy histogram; the sum is the prior.
@@ -93,6 +94,7 @@ class PrivateLora(Strategy):
             # A node that comes late must not pay for an answer that nobody waits for: hence the ttl.
             messages = [Message(content, node, "train.histogram", ttl=timeout) for node in self._sent]
             like = {wire.HISTOGRAM: np.zeros(len(keys), dtype=np.float32)}
+            self._asked = messages
             replies = grid.send_and_receive(messages, timeout=timeout)
             for reply in self._usable(replies, like, HISTOGRAM_BOUND, sigma, 0):
                 total += reply.arrays[wire.HISTOGRAM]
@@ -113,6 +115,7 @@ class PrivateLora(Strategy):
             content = wire.encode_train(task, self.state.trained, digest(public), None if node in self._informed else public)
             self._sent[node] = wire.size(content)
             messages.append(Message(content, node, "train", group_id=str(number), ttl=self.config.round_timeout))
+        self._asked = messages
         notify("round_started", round=number, rounds=self.config.rounds, part=task.part, merchants=len(messages))
         return messages
 
@@ -194,6 +197,11 @@ class PrivateLora(Strategy):
             prior_weight=scoring.prior_weight,
         )
 
+    def _asked_of(self, reply: Message) -> int:
+        """The node that a reply is about; an error about a node comes from the SuperLink."""
+        meant = {request.metadata.message_id: request.metadata.dst_node_id for request in self._asked}
+        return meant.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+
     def _name(self, node: int) -> str:
         return self.registered.get(node) or self.names.get(node, f"node {node}")
 
@@ -219,7 +227,7 @@ class PrivateLora(Strategy):
         """The replies that count; the others are recorded with the reason."""
         unheard = set(self._sent)
         for message in sorted(replies, key=lambda one: one.metadata.src_node_id):
-            node = message.metadata.src_node_id
+            node = self._asked_of(message)
             unheard.discard(node)
             name = self._name(node)
             if message.has_error():

@@ -19,7 +19,8 @@ import hmac
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -38,7 +39,7 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
 from flwr.superlink.main import create_app
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedrec.deploy.layout import ServerFolder, check_private
 from fedrec.errors import InputError
@@ -70,13 +71,21 @@ def _derived(folder: ServerFolder, purpose: bytes) -> bytes:
 
 
 def public_door(app: ASGIApp) -> ASGIApp:
-    """Only what a merchant's node may call."""
+    """Only what a merchant's node may call; whatever is turned away is logged."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"].startswith(FLEET)):
+        if scope["type"] == "lifespan":
             await app(scope, receive, send)
         elif scope["type"] == "http":
-            await PlainTextResponse("not found", 404)(scope, receive, send)
+
+            async def watched(message: Message) -> None:
+                if message["type"] == "http.response.start" and message["status"] >= 400:
+                    host, _ = scope["client"] or ("unknown", 0)
+                    log.warning("refused %s from %s: status %s", scope["path"], host, message["status"])
+                await send(message)
+
+            inside = scope["path"].startswith(FLEET)
+            await (app if inside else PlainTextResponse("not found", 404))(scope, receive, watched)
 
     return door
 
@@ -102,6 +111,7 @@ class Registrar:
 
     def __init__(self, folder: ServerFolder, state: LinkState) -> None:
         self.folder, self.state = folder, state
+        self._said: set[str] = set()
 
     def look(self) -> None:
         """Register what is new, unregister what is gone."""
@@ -111,9 +121,10 @@ class Registrar:
                 for name, line in self.folder.public_keys().items()
             }
         except (InputError, ValueError) as error:
-            log.error("the registered merchants stay as they are: %s", error)
+            self._say(f"the registered merchants stay as they are: {error}")
             return
-        known = {bytes(node.public_key): node for node in self.state.get_node_info(owner_aids=[NOOP_FLWR_AID])}
+        nodes = self.state.get_node_info(owner_aids=[NOOP_FLWR_AID])
+        known = {bytes(node.public_key): node for node in nodes if not node.unregistered_at}
         for key, node in known.items():
             if wanted.get(key) != node.name:
                 self.state.delete_node(NOOP_FLWR_AID, node.node_id)
@@ -123,8 +134,14 @@ class Registrar:
                 try:
                     number = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
                     log.info("registered merchant %s (node %s)", name, number)
-                except ValueError as error:
-                    log.error("merchant %s cannot be registered: %s", name, error)
+                except ValueError:
+                    # Flower never takes a key again that was unregistered.
+                    self._say(f"merchant {name} cannot be registered: its key was revoked before, it needs a new one")
+
+    def _say(self, problem: str) -> None:
+        if problem not in self._said:
+            self._said.add(problem)
+            log.error("%s", problem)
 
     async def watch(self) -> None:
         """Look again and again."""
@@ -171,12 +188,14 @@ def serve(folder: ServerFolder) -> None:
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
+    _log_to_stderr()
     registrar = Registrar(folder, app.state.linkstate_factory.state())
     registrar.look()
     public = uvicorn.Config(
         public_door(app),
         ssl_certfile=folder.certificate,
         ssl_keyfile=folder.key,
+        ssl_context_factory=_logged,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=GRACE,
@@ -196,6 +215,34 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """One handler stops both doors, so neither server sets its own."""
         yield
+
+
+def _log_to_stderr() -> None:
+    # After `create_app`, which sets logging up for its database's migrations and nothing else.
+    own, handler = logging.getLogger("fedrec"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    own.handlers, own.propagate = [handler], False
+    own.setLevel(logging.INFO)
+    log.disabled = False
+    logging.getLogger("flwr").propagate = False  # it writes by itself
+
+
+class _LoggedHandshake(ssl.SSLObject):
+    def do_handshake(self) -> None:
+        """A client that does not speak TLS, or does not trust the certificate, leaves a line."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            log.warning("refused a connection: no TLS handshake (%s)", error.reason)
+            raise
+
+
+def _logged(_config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    context = default()
+    context.sslobject_class = _LoggedHandshake
+    return context
 
 
 def _bound(host: str, port: int) -> socket.socket:

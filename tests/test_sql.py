@@ -30,7 +30,6 @@ from fedrec.data import MerchantData, load_merchant, sql
 from fedrec.data.source import DataSource
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
-from fedrec.model import TextEncoder  # noqa: F401  (the package is whole before a test hides a module)
 from simulations.audit import pick_merchant
 from simulations.reference import Pooled
 from simulations.run import check_federation
@@ -283,8 +282,10 @@ def test_both_queries_see_the_shop_at_one_moment(postgres: Shop, tmp_path: Path,
 
 
 def test_a_relative_database_file_starts_at_the_merchant_folder(sqlite: Shop, tmp_path: Path) -> None:
-    found = load_merchant(tmp_path, sqlite.source(url="sqlite:///shop.db"))
-    assert len(found.catalogue) == len(PRODUCTS)
+    folder = tmp_path / "50%41 #1?x=y"
+    folder.mkdir()
+    (tmp_path / "shop.db").rename(folder / "shop.db")
+    assert len(load_merchant(folder, sqlite.source(url="sqlite:///shop.db")).catalogue) == len(PRODUCTS)
 
 
 def test_a_relative_path_starts_at_the_merchant_folder(tmp_path: Path) -> None:
@@ -378,6 +379,11 @@ def test_a_query_is_no_other_statement(statement: str, shop: Shop, tmp_path: Pat
     before = shop.contents()
     assert "[data] events: the query" in fault(lambda: load_merchant(tmp_path, shop.source(events=statement)))
     assert shop.contents() == before
+
+
+def test_a_statement_without_a_result_is_named(sqlite: Shop, tmp_path: Path) -> None:
+    message = fault(lambda: load_merchant(tmp_path, sqlite.source(items="SAVEPOINT here")))
+    assert "[data] items: the query has no result; expected a SELECT" in message
 
 
 def test_sqlite_is_opened_for_reading(sqlite: Shop, tmp_path: Path) -> None:

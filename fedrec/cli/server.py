@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import logging
 import os
 from datetime import datetime
 from pathlib import Path
@@ -43,10 +42,7 @@ def up(folder: Folder) -> None:
 
     server = ServerFolder.open(folder)
     flower_environment(server.state)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from server.superlink import serve
-
-    logging.getLogger("flwr").propagate = False  # it writes by itself
 
     identity = server_identity(server.certificate)
     settings = server.settings
