@@ -15,7 +15,7 @@ __all__ = ["wire"]
 
 
 def wire(
-    run: Annotated[Path, typer.Argument(help="A run folder that was made with --record-wire.")],
+    run: Annotated[Path, typer.Argument(help="A run folder that was made with --record-wire, or a deployed merchant's folder.")],
     json: Annotated[bool, typer.Option("--json", help="Print every record as JSON.")] = False,
 ) -> None:
     """Print what was sent: names, types, shapes, hashes, and the statements in full."""
@@ -36,9 +36,9 @@ def wire(
 
 
 def _read(run: Path) -> dict[str, list[dict[str, Any]]]:
-    files = sorted((run / "privacy" / "wire").glob("*.jsonl"))
+    files = sorted(path for where in ("", "state/") for path in run.glob(f"{where}privacy/wire/*.jsonl"))
     if not files:
-        raise InputError("there is no record of messages", where=str(run / "privacy" / "wire"), hint="run with --record-wire")
+        raise InputError("there is no record of messages", where=str(run), hint="a simulation makes one with --record-wire")
     out: dict[str, list[dict[str, Any]]] = {}
     for path in files:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

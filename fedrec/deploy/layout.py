@@ -364,8 +364,8 @@ class MerchantFolder:
 
     @property
     def wire_log(self) -> Path:
-        """One line for every message that went out or came in."""
-        return self.state / "wire.jsonl"
+        """One line for every message that went out: names, shapes and hashes of what it held."""
+        return self.ledger / "wire" / f"{self.settings.name}.jsonl"
 
     @property
     def pid(self) -> Path:

@@ -166,7 +166,8 @@ def _sources(path: Path) -> list[Source]:
 
 
 def _ledgers(folder: Path) -> list[Path]:
-    return sorted([*folder.glob(f"*{SUFFIX}"), *folder.glob(f"privacy/*{SUFFIX}")])
+    """In the folder, in a run's `privacy/`, or where a deployed merchant's node keeps it."""
+    return sorted(path for where in ("", "privacy/", "state/privacy/") for path in folder.glob(f"{where}*{SUFFIX}"))
 
 
 def _ledgers_elsewhere(site: dict[str, Any]) -> list[Path]:
@@ -210,7 +211,7 @@ def _ledger_source(path: Path, site: dict[str, Any] | None = None) -> Source:
 
 def _policy(home: Path, name: str, site: dict[str, Any] | None) -> MerchantFile | None:
     """The policy in the merchant folder of a ledger, or in the federation folder that a run names."""
-    candidates = [home / POLICY_FILE, home.parent / POLICY_FILE]
+    candidates = [folder / POLICY_FILE for folder in (home, home.parent, home.parent.parent)]
     if site and "federation" in site:
         federation = Path(site["federation"]) / "merchants"
         candidates += [federation / name / POLICY_FILE, *sorted(federation.glob(f"*/{POLICY_FILE}"))]
