@@ -1,0 +1,352 @@
+"""A deployment as it will be run: real processes, TLS, node keys; and everything that can go wrong with it.
+
+The tests share one deployment of four merchants (Parquet, CSV, SQLite, a catalogue of its own)
+and each is a run or two on it, so they belong in one process: `pytest -m deployment -n 0`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from fedrec.config import load_config
+from fedrec.deploy.processes import running, stop
+from fedrec.privacy import Ledger
+from fedrec.wire import STATEMENT_KEYS
+from server.run_folder import RunFolder
+from simulations.run import simulate
+
+from .deployed import ROOT, Deployed, edit, interrupted, lines_of, to_csv, to_sqlite, until
+from .helpers import USER, make_federation
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.deployment]
+
+QUIET = 1e-5
+"""A noise multiplier that is as good as none; the policy of these merchants allows it."""
+RICH = {"epsilon": 1e15, "min_noise_multiplier": QUIET / 10, "max_rounds": 1000}
+STRICT = {"epsilon": 8.5, "min_noise_multiplier": 0.3, "max_rounds": 1000}
+LONG = {"local_steps": 400}
+"""A round of some seconds, so that it can be interrupted."""
+NOISY = {"noise_multiplier": 200.0, "histogram_noise_multiplier": 200.0}
+"""So much noise that a round costs next to nothing."""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> Iterator[Deployed]:
+    """The deployment, up."""
+    folder = tmp_path_factory.mktemp("deployment")
+    federation = make_federation(folder, merchants=4, users=60, own_catalogues=True)
+    to_csv(federation / "merchants" / "m1")
+    to_sqlite(federation / "merchants" / "m2")
+    deployed = Deployed(folder / "deployed", federation, tiny_bert_folder, folder / "cache")
+    deployed.up()
+    try:
+        yield deployed
+    finally:
+        deployed.down()
+
+
+@pytest.fixture(autouse=True)
+def everybody_is_there(shop: Deployed) -> None:
+    """Each test starts with four connected merchants whose policies allow next to anything."""
+    shop.up()
+    for name in shop.names:
+        shop.policy(name, **RICH)
+
+
+def others(shop: Deployed, *names: str) -> list[str]:
+    return [name for name in shop.names if name not in names]
+
+
+def test_it_reaches_the_metrics_of_the_simulation(shop: Deployed, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rounds": 3, "noise_multiplier": QUIET, "histogram_noise_multiplier": QUIET}
+    run, _ = shop.run(**settings)
+    config = load_config(shop.server.run_settings, settings)
+    federation = shop.deployment.path.parent / "federation"
+    for name in shop.names:
+        edit(federation / "merchants" / name / "merchant.toml", privacy=RICH)
+    simulated = simulate(federation, config, tmp_path / "simulated")
+    deployed, inline = run.metrics(), simulated.metrics()
+    assert len(deployed) == 4 and all(line["took_part"] == shop.names for line in deployed)
+    for here, there in zip(deployed, inline, strict=True):
+        assert here["central"] == pytest.approx(there["central"], abs=1e-6)
+    assert deployed[-1]["central"] != deployed[0]["central"]
+    one, other = run.load(), simulated.load()
+    assert one is not None and other is not None
+    for name, value in one.trained.items():
+        np.testing.assert_allclose(value, other.trained[name], atol=1e-4)
+
+
+def test_the_run_folder_is_that_of_a_simulation(shop: Deployed) -> None:
+    run, printed = shop.run(rounds=2, encoder_rounds=1, encoder_sample_rate=1.0, **NOISY, encoder_noise_multiplier=200.0)
+    assert {"config.toml", "metrics.jsonl", "adapter", "checkpoints", "results.json", "report.html"} <= {
+        path.name for path in run.path.iterdir()
+    }
+    results = json.loads((run.path / "results.json").read_text())
+    assert results["simulation"] is False and "Central evaluation" in printed
+    assert "This is a simulation" not in (run.path / "report.html").read_text()
+    evaluated = shop.fedrec("evaluate", str(run.path), "--json")
+    assert json.loads(evaluated.stdout)["central"] == run.metrics()[-1]["central"]
+    ranked = shop.fedrec("recommend", str(run.path), "--query", "red lamp", "--merchant", "m0", "--json")
+    assert len(json.loads(ranked.stdout)) == 10
+
+
+def test_what_was_sent_is_what_may_be_sent(shop: Deployed) -> None:
+    shop.run(rounds=1, **NOISY)
+    allowed = {"histogram", "heads.history.B", "heads.candidate.B"}
+    for name in shop.names:
+        shown = shop.fedrec("privacy", "wire", str(shop.merchant(name).path), "--json")
+        lines = json.loads(shown.stdout)[name]
+        assert lines and {line["type"] for line in lines} == {"train", "train.histogram"}
+        for line in lines:
+            for value in line["values"]:
+                assert value["record"] in {"arrays", "statement"}
+                if value["record"] == "statement":
+                    assert value["name"] in STATEMENT_KEYS
+                else:
+                    assert value["name"] in allowed or "lora_B" in value["name"]
+    database = shop.server.database.read_bytes() + shop.server.log.read_bytes()
+    secret = USER.split("{}")[1].encode()
+    assert secret not in database
+    events = pd.read_parquet(shop.deployment.path.parent / "federation" / "merchants" / "m0" / "events.parquet")
+    assert secret in "".join(events["user_id"]).encode()
+
+
+def test_the_report_of_a_merchants_folder_alone(shop: Deployed, tmp_path: Path) -> None:
+    run, _ = shop.run(rounds=1, **NOISY)
+    alone = tmp_path / "m0"
+    shutil.copytree(shop.merchant("m0").path, alone)
+    shown = shop.fedrec("privacy", "report", str(alone), "--json")
+    assert shown.returncode == 0, shown.stderr
+    merchant = json.loads(shown.stdout)["merchants"][0]
+    ledger = Ledger(shop.merchant("m0").ledger / "m0.ledger.jsonl", 1e-5).releases()
+    assert merchant["merchant"] == "m0" and len(merchant["rounds"]) == len(ledger)
+    assert not any(release.simulated for release in ledger)
+    assert run.metrics()[-1]["privacy"]["m0"]["epsilon"] == pytest.approx(ledger[-1].epsilon_after)
+
+
+def test_a_merchant_is_killed_in_the_middle_of_a_round(shop: Deployed) -> None:
+    process, run = shop.start(rounds=4, **NOISY, **LONG)
+    until(lambda: len(lines_of(run)) == 2 and shop.releases("m1", run)[-1:] == [2], 120, "round 2 paid for")
+    shop.kill("m1")
+    until(lambda: len(lines_of(run)) == 3, 120, "round 2 ended")
+    shop.up()
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    lines = run.metrics()
+    assert lines[2]["took_part"] == others(shop, "m1")
+    assert "m1" in lines[2]["refused"]
+    assert lines[4]["took_part"] == shop.names
+    assert 2 in shop.releases("m1", run) and shop.releases("m1", run)[-1] == 4
+    for name in others(shop, "m1"):
+        assert shop.releases(name, run) == [0, 1, 2, 3, 4]
+
+
+def test_the_server_app_is_killed_and_goes_on(shop: Deployed) -> None:
+    process, run = shop.start(rounds=3, **NOISY, **LONG)
+    until(lambda: len(lines_of(run)) == 2 and shop.releases("m0", run)[-1:] == [2], 120, "round 2 paid for")
+    process.kill()
+    process.wait()
+    kept = {name: shop.sent(name, run) for name in shop.names} if _all_answered(shop, run, 2) else {}
+    shop.resume(run)
+    assert [line["round"] for line in run.metrics()] == [0, 1, 2, 3]
+    assert all(line["took_part"] == shop.names for line in run.metrics())
+    for name in shop.names:
+        assert shop.releases(name, run) == [0, 1, 2, 3]
+    assert kept.keys() <= set(shop.names)
+
+
+def _all_answered(shop: Deployed, run: RunFolder, number: int) -> bool:
+    """Whether every merchant has kept its reply of a round."""
+    state = run.load()
+    assert state is not None
+    kept = [shop.merchant(name).replies / name / f"{state.run}-{number:05d}.safetensors" for name in shop.names]
+    return all(path.exists() for path in kept)
+
+
+def test_an_interrupted_run_says_how_to_go_on(shop: Deployed) -> None:
+    process, run = shop.start(rounds=30, **NOISY)
+    until(lambda: len(lines_of(run)) == 2, 120)
+    printed = interrupted(process)
+    assert process.returncode == 130 and "--resume" in printed
+    edit(run.path / "config.toml")
+    done = [line["round"] for line in run.metrics()]
+    config = run.path / "config.toml"
+    config.write_text(config.read_text().replace("rounds = 30", f"rounds = {done[-1] + 1}"))
+    shop.resume(run)
+    assert [line["round"] for line in run.metrics()] == [*done, done[-1] + 1]
+
+
+def test_the_superlink_is_killed_and_comes_back(shop: Deployed) -> None:
+    process, run = shop.start(rounds=3, **NOISY, **LONG)
+    until(lambda: len(lines_of(run)) == 2, 120)
+    shop.kill_server()
+    shop.up()
+    printed, _ = process.communicate(timeout=240)
+    if process.returncode != 0:
+        shop.resume(run)
+    assert [line["round"] for line in run.metrics()] == [0, 1, 2, 3], printed
+    assert run.metrics()[-1]["took_part"] == shop.names
+    for name in shop.names:
+        assert shop.releases(name, run) == [0, 1, 2, 3]
+
+
+def test_what_a_rogue_merchant_sends_is_refused_and_the_average_is_right(shop: Deployed) -> None:
+    stop(shop.merchant("m3").pid)
+    rogue = subprocess.Popen(
+        [sys.executable, "-m", "tests.rogue_node", str(shop.merchant("m3").path)], cwd=ROOT, env=shop.environment
+    )
+    try:
+        run, _ = shop.run(rounds=6, server_optimizer="average", **NOISY)
+        reasons = [line["refused"].get("m3", "") for line in run.metrics()[1:]]
+        for reason, expected in zip(reasons, ("finite", "shape", "name", "norm", "answers round 1", "m0"), strict=True):
+            assert expected in reason, reasons
+        assert all(line["took_part"] == others(shop, "m3") for line in run.metrics()[1:])
+        checkpoints = sorted((run.path / "checkpoints").glob("*.safetensors"))
+        (run.path / "checkpoints" / "later").mkdir()
+        last = run.load()
+        checkpoints[-1].rename(run.path / "checkpoints" / "later" / checkpoints[-1].name)
+        before = run.load()
+        assert last is not None and before is not None and (before.round, last.round) == (5, 6)
+        population = {name: shop.merchant(name).settings.privacy.population for name in others(shop, "m3")}
+        for name, value in last.trained.items():
+            if not name.startswith("heads"):
+                continue
+            mean = sum(count * shop.sent(merchant, run)[name] for merchant, count in population.items()) / sum(
+                population.values()
+            )
+            np.testing.assert_allclose(value - before.trained[name], mean, atol=1e-5)
+    finally:
+        rogue.terminate()
+        rogue.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"noise_multiplier": 0.0}, "noise_multiplier 0 is under the policy's floor"),
+        ({"unit": "event"}, "is weaker than the policy's"),
+        ({"clip_norm": 1e3}, "is over the policy's ceiling"),
+        ({"local_steps": 10**6}, "WireError"),
+    ],
+)
+def test_a_server_that_asks_for_too_much_gets_nothing(shop: Deployed, asked: dict[str, Any], reason: str) -> None:
+    for name in shop.names:
+        shop.policy(name, **STRICT, epsilon=1e15)
+    shop.environment["ROGUE"] = json.dumps(asked)
+    run, _ = shop.run("rogue_server", rounds=2, **NOISY)
+    ended = json.loads((run.path / "ended_early.json").read_text())
+    assert set(ended["declined"]) == set(shop.names) and all(reason in text for text in ended["declined"].values())
+    assert all(shop.releases(name, run) == [0] for name in shop.names)
+
+
+def test_a_thousand_rounds_are_too_many(shop: Deployed) -> None:
+    for name in shop.names:
+        shop.policy(name, max_rounds=2)
+    run, printed = shop.run(rounds=1000, **NOISY)
+    assert len(run.metrics()) == 3 and "most rounds" in printed
+    assert all(shop.releases(name, run) == [0, 1, 2] for name in shop.names)
+
+
+def test_a_merchants_budget_ends_and_the_run_goes_on(shop: Deployed) -> None:
+    spent = Ledger(shop.merchant("m2").ledger / "m2.ledger.jsonl", 1e-5).spent().value
+    shop.policy("m2", epsilon=spent)
+    run, printed = shop.run(rounds=2, **NOISY)
+    assert [line["took_part"] for line in run.metrics()] == [others(shop, "m2")] * 3
+    assert all(line["declined"]["m2"].startswith("budget:") for line in run.metrics())
+    assert "m2 declined: budget" in printed and shop.releases("m2", run) == []
+
+
+def test_too_few_merchants_stop_the_run_with_a_reason_and_it_goes_on_later(shop: Deployed) -> None:
+    process, run = shop.start(rounds=3, wait_timeout=5, min_merchants=4, **NOISY, **LONG)
+    until(lambda: len(lines_of(run)) == 2, 120)
+    for name in ("m1", "m2"):
+        stop(shop.merchant(name).pid)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 1 and "2 merchants are connected, 4 are needed" in printed
+    status = json.loads(shop.fedrec("server", "status", str(shop.server.path), "--json").stdout)
+    assert "4 are needed" in status["run"]["stopped"] and len(run.metrics()) >= 2
+    assert {one["merchant"]: one["online"] for one in status["merchants"]} == {"m0": True, "m1": False, "m2": False, "m3": True}
+    shop.up()
+    shop.resume(run)
+    assert run.metrics()[-1]["round"] == 3 and not (run.path / "stopped.json").exists()
+
+
+def test_a_full_disk_costs_a_round_and_corrupts_nothing(shop: Deployed) -> None:
+    ledger = shop.merchant("m1").ledger / "m1.ledger.jsonl"
+    process = running(shop.merchant("m1").pid)
+    assert process is not None
+    worker = next(one for one in process.children() if "clients.worker" in " ".join(one.cmdline()))
+    # The kernel refuses every byte of a file beyond this size, in the middle of a ledger line.
+    worker.rlimit(psutil.RLIMIT_FSIZE, (ledger.stat().st_size + 100, psutil.RLIM_INFINITY))
+    before = len(Ledger(ledger, 1e-5).releases())
+    run, _ = shop.run(rounds=1, **NOISY)
+    assert all("failed:" in line["declined"]["m1"] for line in run.metrics())
+    assert "cannot be written" in shop.log_of("m1")
+    assert len(Ledger(ledger, 1e-5).releases()) == before
+    worker.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    run, _ = shop.run(rounds=1, **NOISY)
+    assert run.metrics()[-1]["took_part"] == shop.names
+    assert len(Ledger(ledger, 1e-5).releases()) == before + 2
+
+
+def test_a_ledger_that_cannot_be_locked_is_not_trained_on(shop: Deployed) -> None:
+    lock = shop.merchant("m1").ledger / "m1.ledger.lock"
+    lock.unlink()
+    lock.mkdir()
+    try:
+        run, _ = shop.run(rounds=1, **NOISY)
+        assert "m1" in run.metrics()[-1]["declined"] and shop.releases("m1", run) == []
+        assert "cannot be locked" in shop.log_of("m1")
+    finally:
+        lock.rmdir()
+
+
+def test_a_catalogue_that_changes_between_rounds(shop: Deployed) -> None:
+    folder = shop.deployment.path.parent / "federation" / "merchants" / "m0"
+    items, events = (pd.read_parquet(folder / f"{name}.parquet") for name in ("items", "events"))
+    process, run = shop.start(rounds=4, **NOISY)
+    until(lambda: len(lines_of(run)) == 2, 120)
+    fresh = pd.DataFrame({"item_id": [f"new{i}" for i in range(5)], "title": [f"brand new thing {i}" for i in range(5)]})
+    kept = items.iloc[2:]
+    gone = set(items["item_id"].iloc[:2])
+    for name, table in (("items", pd.concat([kept, fresh])), ("events", events[~events["item_id"].isin(gone)])):
+        table.to_parquet(folder / f".{name}.parquet", index=False)
+    for name in ("events", "items"):
+        os.replace(folder / f".{name}.parquet", folder / f"{name}.parquet")
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert run.metrics()[-1]["took_part"] == shop.names
+
+
+def test_a_merchant_that_shares_no_item_with_the_others(shop: Deployed) -> None:
+    folder = shop.deployment.path.parent / "federation" / "merchants" / "m3"
+    items, events = (pd.read_parquet(folder / f"{name}.parquet") for name in ("items", "events"))
+    items["title"] = [f"something else altogether {i}" for i in range(len(items))]
+    for table in (items, events):
+        table["item_id"] = "own-" + table["item_id"]
+    items.to_parquet(folder / "items.parquet", index=False)
+    events.to_parquet(folder / "events.parquet", index=False)
+    run, _ = shop.run(rounds=2, **NOISY)
+    assert run.metrics()[-1]["took_part"] == shop.names
+
+
+def test_nothing_outlives_down(shop: Deployed) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(shop.deployment.path)])
+    try:
+        shop.down()
+        assert [process.pid for process in shop.family()] == [bystander.pid]
+    finally:
+        bystander.kill()
+        bystander.wait()
