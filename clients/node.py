@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,17 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedrec.errors import InputError
 
-__all__ = ["Connection", "Executor", "run_node"]
+__all__ = ["Connection", "Executor", "main", "run_node"]
 
 log = logging.getLogger("fedrec.merchant")
 
 LOOPBACK = "127.0.0.1"
 ASK_EVERY = 0.25
 """Seconds between two questions for a message; they stay on this machine."""
+PATIENCE = 90.0
+"""Seconds for which a node that is turned away tries again. A server takes a node that lost power
+for connected until its heartbeats have been missing for a minute, and turns it away until then."""
+RETRY_EVERY = 5.0
 GRACE = 10.0
 """Seconds that the children have to end by themselves."""
 
@@ -62,7 +67,7 @@ def run_node(connection: Connection) -> int:
     """Run until told to stop, or until the SuperNode gives up.
 
     Returns:
-        0 when this process was told to stop, else a failure: the SuperNode gave up.
+        0 when this process was told to stop, else a failure: the server would not have the node.
 
     Raises:
         InputError: another process runs this merchant's node, or the state folder cannot be written.
@@ -82,17 +87,30 @@ def run_node(connection: Connection) -> int:
         stopping = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopping.set())
-        # A session of its own: an interruption at the terminal reaches it through this process.
-        supernode = subprocess.Popen(command, start_new_session=True)
         executor = Executor(connection.folder, f"{LOOPBACK}:{port}", secret)
+        give_up: float | None = None
         try:
-            while supernode.poll() is None and not stopping.is_set():
-                stopping.wait(0.2)
-            asked = stopping.is_set()
+            while True:
+                started = time.monotonic()
+                # A session of its own: an interruption at the terminal reaches it through this process.
+                supernode = subprocess.Popen(command, start_new_session=True)
+                try:
+                    while supernode.poll() is None and not stopping.is_set():
+                        stopping.wait(0.2)
+                finally:
+                    _end(supernode)
+                if stopping.is_set():
+                    return 0
+                now = time.monotonic()
+                if give_up is None or now - started > PATIENCE:
+                    give_up = now + PATIENCE
+                if now > give_up:
+                    return supernode.returncode or 1
+                log.warning("the server turned the node away or let it go; trying again for %.0f s", give_up - now)
+                stopping.wait(RETRY_EVERY)
         finally:
-            _end(supernode)
+            stopping.set()
             executor.stop()
-        return 0 if asked else supernode.returncode or 1
 
 
 class Executor:
@@ -136,7 +154,7 @@ class Executor:
         """The token of the next message's task, or nothing. Tasks of other kinds are never taken."""
         try:
             return self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
-        except httpx.TransportError:
+        except httpx.HTTPError:
             return ""  # the SuperNode is not up yet, or going down
 
     def _hand_over(self, token: str) -> None:
@@ -192,18 +210,22 @@ def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-if __name__ == "__main__":
+def main(folder: str, state: str, server: str, ca: str, key: str) -> int:
+    """The process's exit status: 0 told to stop, 1 turned away, 2 cannot start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    folder, state, server, ca, key = sys.argv[1:]
     try:
         status = run_node(Connection(Path(folder), Path(state), server, Path(ca), Path(key)))
     except InputError as error:
         log.error("error: %s", error)
-        sys.exit(2)
+        return 2
     if status:
         log.error(
             "the node ended by itself, Flower's reason is above. The usual one is a key that the server does not know "
             "or has revoked: ask its operator whether nodes/ holds this merchant's public key"
         )
-    sys.exit(1 if status else 0)
+    return 1 if status else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
