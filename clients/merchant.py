@@ -19,6 +19,7 @@ from clients.site import Site, site_of
 from fedrec import wire
 from fedrec.config import write_atomically
 from fedrec.data import MerchantData, load_merchant
+from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
@@ -41,6 +42,7 @@ __all__ = ["Merchant", "answer_histogram", "answer_train"]
 log = logging.getLogger("fedrec.merchant")
 
 PUBLIC = "public.part"
+SUFFIX = ".ledger.jsonl"
 FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
 
 
@@ -83,7 +85,21 @@ def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
 def open_merchant(site: Site) -> Merchant:
     """The merchant of a node; kept for the life of the process."""
     settings = read_merchant_file(site.merchant / "merchant.toml")
+    if site.seed is None:
+        _check_name(site, settings.name)
     return Merchant(settings.name, load_merchant(site.merchant, settings.data), settings.privacy, site)
+
+
+def _check_name(site: Site, name: str) -> None:
+    """A ledger is for life: under another name this data's would be forgotten, and its budget be whole again."""
+    others = [path for path in site.ledger.glob(f"*{SUFFIX}") if path.name != f"{name}{SUFFIX}"]
+    if others:
+        raise InputError(
+            f"the name is {name!r}, and the ledger here is {others[0].name}",
+            where=str(site.merchant / "merchant.toml"),
+            expected="the name that the ledger has",
+            hint="rename the ledger with the merchant",
+        )
 
 
 @dataclass
@@ -96,7 +112,7 @@ class Merchant:
     site: Site
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.site.ledger / f"{self.name}.ledger.jsonl", self.policy.delta)
+        self.ledger = Ledger(self.site.ledger / f"{self.name}{SUFFIX}", self.policy.delta)
         self._examples: tuple[tuple[object, ...], Examples] | None = None
 
     def held(self, public: Arrays | None) -> Arrays | None:

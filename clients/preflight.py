@@ -10,10 +10,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from clients.merchant import Merchant
+from clients.merchant import open_merchant
 from clients.site import deployed_site
 from fedrec.config import RunConfig
-from fedrec.data import load_merchant
 from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
 from fedrec.errors import InputError
 from fedrec.model import load_encoder
@@ -43,12 +42,12 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     yield "key", f"{folder.key.name}, mode 0600"
     _writable(folder.state)
     yield "disk", f"{shutil.disk_usage(folder.state).free / 1e9:,.1f} GB free for {folder.state.name}/"
-    data = load_merchant(folder.path, settings.data)
+    merchant = open_merchant(deployed_site(folder))
+    data, ledger = merchant.data, merchant.ledger
     yield (
         "data",
         f"{len(data.histories):,} users, {len(data.histories.items):,} events, {len(data.catalogue):,} items; none of it is sent",
     )
-    ledger = Merchant(settings.name, data, policy, deployed_site(folder)).ledger
     with ledger.locked():
         releases = ledger.releases()
         spent = ledger.spent().value if releases else 0.0

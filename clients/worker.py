@@ -51,9 +51,9 @@ def answer(client: RuntimeHttpClient, folder: Path) -> None:
             log.exception("the request failed")
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed"), reply_to=message)
         push_message(client, reply, context)
-        push_task_output(client, context, SubStatus.COMPLETED, "")
     finally:
-        heartbeat.stop()
+        heartbeat.stop()  # before the task ends: a heartbeat of a task that has ended interrupts the process
+    push_task_output(client, context, SubStatus.COMPLETED, "")
 
 
 def main(folder: Path, address: str, parent: int) -> None:

@@ -131,8 +131,9 @@ def _serve(superlink: SuperLink) -> None:
         app(grid, context_from_proto(task.context))
         outcome = {"sub_status": SubStatus.COMPLETED, "details": ""}
     finally:
+        # Before the task ends: a heartbeat of a task that has ended interrupts the process.
+        heartbeat.stop()
         grid._retry_invoker.max_tries = 1  # the SuperLink may be what is gone
         with contextlib.suppress(httpx.HTTPError):
             client.PushTaskOutput(PushTaskOutputRequest(**outcome))
-        heartbeat.stop()
         grid.close()

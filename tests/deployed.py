@@ -99,7 +99,7 @@ class Deployed:
         self.settings: dict[str, Any] = {**settings, **FAST, "encoder": str(bert)}
         self.server.run_settings.write_text(tomli_w.dumps(self.settings))
         # One thread each: the processes are the parallelism.
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "FEDREC_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "FEDREC_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         self._runs = 0
 
     def fedrec(self, *arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:

@@ -259,7 +259,7 @@ def test_a_federation_gives_policies_and_tables(tmp_path: Path, federation: Path
     assert not (strict.path / "data").exists()
     assert contents(out.server.central) == contents(federation / "central")
     run = load_config(out.server.run_settings)
-    assert (run.start_merchants, run.min_merchants, run.epsilon, run.delta) == (2, 2, 2.5, 1e-5)
+    assert (run.start_merchants, run.min_merchants, run.epsilon, run.delta) == (2, 2, 1.25, 1e-5)
 
 
 def test_a_database_is_found_from_the_new_folder(tmp_path: Path, federation: Path) -> None:

@@ -40,9 +40,12 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
     commands = [line for block in blocks("bash")[1:] for line in block.splitlines() if line]
     assert len(commands) >= 6
-    for command in commands:
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+    try:
+        for command in commands:
+            done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+    finally:  # nothing to do but where a command before it failed
+        subprocess.run([program, "deploy", "down", "my-deployment"], cwd=tmp_path, env=environment, capture_output=True)
     for block in blocks("python"):
         done = subprocess.run(
             [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

@@ -76,7 +76,7 @@ def rotate(
     days: Days = None,
     json: Json = False,
 ) -> None:
-    """Replace keys and certificates; what they replace is good for nothing afterwards."""
+    """Replace keys and certificates. A stolen server key needs --authority: its old certificate holds until its end."""
     from fedrec.deploy.certificates import DAYS
     from fedrec.deploy.create import rotate_authority, rotate_merchant, rotate_server
     from fedrec.deploy.layout import Deployment

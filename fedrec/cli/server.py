@@ -79,6 +79,8 @@ def run_command(
     from server.run_folder import RunFolder
     from server.strategy import TooFewMerchants
 
+    if resume and (config or settings):
+        raise InputError("a run keeps its settings", where="--resume", hint="leave --config and --set out")
     path = target or (_last_run(server.runs) if resume else server.runs / datetime.now().strftime("%Y%m%d-%H%M%S"))
     again = f"go on with: fedrec server run {folder} --resume --out {path}"
     try:
