@@ -381,24 +381,14 @@ def _trainer(target: Target, trained: Arrays, scoring: Scoring) -> HeadsTrainer:
 
 def _clipped(target: Target, trained: Arrays, task: RoundTask, records: Examples) -> Iterator[Tensor]:
     """Each record's gradient at `trained`, clipped as the optimizer does: (chunk, numbers), in order."""
-    trainer = _trainer(target, trained, task.scoring)
-    watched = trainer.watch()
-    try:
-        for start in range(0, len(records), CHUNK):
-            trainer.gradients(records.take(np.arange(start, min(start + CHUNK, len(records)))))
-            samples = [p.grad_sample.flatten(1) for p in trainer.parameters()]  # type: ignore[attr-defined]
-            gradients = torch.cat(samples, dim=1).cpu()
-            watched.zero_grad(set_to_none=True)
-            yield gradients.mul_((task.clip_norm / (gradients.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
-    finally:
-        watched.remove_hooks()
+    for chunk in _trainer(target, trained, task.scoring).gradients(records):
+        gradients = chunk.per_record().cpu()
+        yield gradients.mul_((task.clip_norm / (gradients.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
 
 
 def _losses(target: Target, trained: Arrays, scoring: Scoring, records: Examples) -> np.ndarray:
     """Each record's loss, (records,) float64."""
-    trainer = _trainer(target, trained, scoring)
-    with torch.no_grad():
-        return np.concatenate([trainer.losses(chunk).cpu().numpy() for chunk in trainer.chunks(records)]).astype(np.float64)
+    return _trainer(target, trained, scoring).losses(records).cpu().numpy().astype(np.float64)
 
 
 def _flat(update: Arrays) -> np.ndarray:

@@ -13,7 +13,7 @@ from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.examples import Examples, build_examples, last_positions
-from fedrec.training.heads import HeadsTrainer
+from fedrec.training.heads import HeadsTrainer, RecordGradients
 
 from .conftest import make_catalogue, make_encoder, make_histories
 
@@ -81,10 +81,9 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
     examples = Examples(
         examples.items, examples.weights.astype(np.float64), *(examples.target, examples.target_weight, examples.seen)
     )
-    watched = trainer.watch()
-    trainer.gradients(examples)
-    fast = [p.grad_sample for p in trainer.parameters()]
-    watched.remove_hooks()
+    found = list(trainer.gradients(examples))
+    fast = [torch.cat([chunk.heads[i].per_record() for chunk in found]) for i in range(2)]
+    check_factors(found, fast)
 
     a = torch.tensor(base[HEAD_A])
     slow = []
@@ -111,10 +110,7 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
         trained = {name: value for name, value in trained.items() if name not in HEAD_B.values()}
     trainer = EncoderTrainer(encoder, states, prior, base, trained, scoring, history=2 * history)
     trainer.negatives = rng.integers(0, len(prior), 9)
-    watched = trainer.watch()
-    trainer.gradients(examples)
-    fast = [p.grad_sample for p in trainer.parameters()]
-    watched.remove_hooks()
+    fast = [torch.cat(samples) for samples in zip(*(chunk.samples for chunk in trainer.gradients(examples)), strict=True)]
 
     slow = []
     for user in range(len(histories)):
@@ -138,6 +134,19 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
             else:
                 slow.append(torch.autograd.grad(loss, trainer.parameters(), retain_graph=True))
     compare(fast, slow)
+
+
+def check_factors(found: list[RecordGradients], fast: list[torch.Tensor]) -> None:
+    """Norms and weighted sums from the factors are those of the gradients; a norm is never too small."""
+    whole = torch.cat([value.flatten(1) for value in fast], dim=1)
+    squared = torch.cat([chunk.squared_norms() for chunk in found])
+    exact = whole.square().sum(1)
+    assert (squared >= exact).all() and squared == pytest.approx(exact, rel=1e-2, abs=1e-3 * float(exact.max()))
+    weights = torch.rand(len(whole), dtype=whole.dtype)
+    parts = weights.split([len(chunk.heads[0].left) for chunk in found])
+    sums = [sum(values) for values in zip(*(c.weighted_sum(w) for c, w in zip(found, parts, strict=True)), strict=True)]
+    for total, samples in zip(sums, fast, strict=True):
+        torch.testing.assert_close(total, torch.einsum("u,u...->...", weights, samples))
 
 
 def one_text(encoder, states, base: Arrays, item: int) -> torch.Tensor:

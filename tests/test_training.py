@@ -16,7 +16,7 @@ from fedrec.aggregation import apply_update, weighted_mean
 from fedrec.data import Catalogue, Histories, MerchantData
 from fedrec.model import Arrays, TextEncoder, init_base, init_trained, log_prior
 from fedrec.model.adapter import norm, of_part
-from fedrec.privacy import Policy, SeededNoise, UserDPOptimizer
+from fedrec.privacy import Gradients, PerRecord, Policy, SeededNoise, UserDPOptimizer
 from fedrec.training import Examples, RoundTask, build_examples, train_round
 from simulations.reference import Pooled, reference_rounds
 
@@ -148,8 +148,7 @@ def sgd(value: float, noise: SeededNoise, **settings: float) -> tuple[nn.Paramet
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_a_record_whose_gradient_is_not_finite_counts_as_zero(bad: float) -> None:
     parameter, optimizer = sgd(0.0, SeededNoise(0))
-    parameter.grad_sample = torch.tensor([[0.1, 0, 0], [bad, 0, 0.5], [0, 0.2, 0]])
-    optimizer.add_chunk()
+    optimizer.add(PerRecord([torch.tensor([[0.1, 0, 0], [bad, 0, 0.5], [0, 0.2, 0]])]))
     optimizer.finish_step()
     assert parameter.tolist() == pytest.approx([-0.1, -0.2, 0], abs=1e-6)
 
@@ -159,8 +158,7 @@ def test_a_record_is_clipped_over_all_parameters_together() -> None:
     optimizer = UserDPOptimizer(
         parameters, SeededNoise(0), learning_rate=1.0, noise_multiplier=1e-12, clip_norm=1.0, expected_lot=2.0
     )
-    parameters[0].grad_sample, parameters[1].grad_sample = torch.tensor([[30.0], [0.3]]), torch.tensor([[40.0], [0.4]])
-    optimizer.add_chunk()
+    optimizer.add(PerRecord([torch.tensor([[30.0], [0.3]]), torch.tensor([[40.0], [0.4]])]))
     optimizer.finish_step()
     assert [p.item() for p in parameters] == pytest.approx([-(0.6 + 0.3) / 2, -(0.8 + 0.4) / 2], rel=1e-4)
 
@@ -193,13 +191,13 @@ def test_a_lot_in_chunks_gives_the_same_step(shop: Shop, part: str, monkeypatch:
     monkeypatch.setattr("fedrec.training.heads.FLOATS_IN_FLIGHT", 3 * task.positions * len(shop.catalogue))
     monkeypatch.setattr("fedrec.training.encoder.RECORDS_PER_CHUNK", 3)
     seen: list[int] = []
-    original = UserDPOptimizer.add_chunk
+    original = UserDPOptimizer.add
 
-    def count(optimizer: UserDPOptimizer) -> None:
-        seen.append(len(optimizer.grad_samples[0]))
-        original(optimizer)
+    def count(optimizer: UserDPOptimizer, gradients: Gradients) -> None:
+        seen.append(len(gradients.squared_norms()))
+        original(optimizer, gradients)
 
-    monkeypatch.setattr(UserDPOptimizer, "add_chunk", count)
+    monkeypatch.setattr(UserDPOptimizer, "add", count)
     chunked = shop.round(task)
     assert seen == [3, 3, 3, 3, 2]
     for name in whole:

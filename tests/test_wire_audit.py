@@ -41,12 +41,12 @@ def audited(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) ->
     split_source(source, folder / "federation", 0.3, {"epsilon": 9.0, "delta": 1e-5})
 
     losses: list[float] = []
-    original_losses, original_train = HeadsTrainer.losses, clients.merchant.train_round
+    original_gradients, original_train = HeadsTrainer.gradients, clients.merchant.train_round
 
-    def watched_losses(trainer: HeadsTrainer, chunk: Any) -> Any:
-        value = original_losses(trainer, chunk)
-        losses.extend([float(value.detach().sum()), float(value.detach().mean()), *value.detach().tolist()])
-        return value
+    def watched_gradients(trainer: HeadsTrainer, lot: Any) -> Any:
+        value = trainer.losses(lot)
+        losses.extend([float(value.sum()), float(value.mean()), *value.tolist()])
+        return original_gradients(trainer, lot)
 
     def failing_train(task: Any, catalogue: Any, *rest: Any, **named: Any) -> Any:
         if task.round == 2 and named["noise"].normal((1,), 1.0)[0] < 9 and len(failed) < 1:
@@ -61,7 +61,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) ->
     server_log = logging.getLogger("flwr")
     server_log.addHandler(handler)
     patch = pytest.MonkeyPatch()
-    patch.setattr(HeadsTrainer, "losses", watched_losses)
+    patch.setattr(HeadsTrainer, "gradients", watched_gradients)
     patch.setattr(clients.merchant, "train_round", failing_train)
     try:
         with recorded() as crossed:

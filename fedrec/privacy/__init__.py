@@ -4,7 +4,7 @@ from fedrec.privacy.accountants import ACCOUNTANTS, Epsilon, accountant, epsilon
 from fedrec.privacy.budget import over_budget
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
-from fedrec.privacy.mechanism import UserDPOptimizer, noisy_histogram
+from fedrec.privacy.mechanism import Gradients, PerRecord, UserDPOptimizer, noisy_histogram
 from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from fedrec.privacy.planning import NoisePlan, plan_noise
 from fedrec.privacy.policy import Policy
@@ -12,10 +12,12 @@ from fedrec.privacy.policy import Policy
 __all__ = [
     "ACCOUNTANTS",
     "Epsilon",
+    "Gradients",
     "Ledger",
     "LedgerError",
     "NoisePlan",
     "NoiseSource",
+    "PerRecord",
     "Policy",
     "Release",
     "SampledGaussian",

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
-from torch import nn
+from torch import Tensor, nn
 
 from fedrec.privacy.noise import NoiseSource
 
-__all__ = ["UserDPOptimizer", "noisy_histogram"]
+__all__ = ["Gradients", "PerRecord", "UserDPOptimizer", "noisy_histogram"]
+
+
+class Gradients(Protocol):
+    """The gradients of some records, in whatever form their norms and weighted sums are cheap."""
+
+    def squared_norms(self) -> Tensor:
+        """(records,) squared L2 norms over all parameters together; not finite where a gradient is not."""
+
+    def weighted_sum(self, weights: Tensor) -> list[Tensor]:
+        """sum over records of weights[u] times the gradient, one tensor a parameter.
+
+        A record of weight 0 adds nothing, even where its gradient is not finite.
+        """
+
+
+@dataclass(frozen=True)
+class PerRecord:
+    """Gradients as they are: one tensor (records, *shape) a parameter."""
+
+    samples: Sequence[Tensor]
+
+    def squared_norms(self) -> Tensor:
+        """See `Gradients`."""
+        return torch.stack([sample.flatten(1).square().sum(1) for sample in self.samples]).sum(0)
+
+    def weighted_sum(self, weights: Tensor) -> list[Tensor]:
+        """See `Gradients`."""
+        used = weights != 0
+        return [torch.tensordot(weights[used].to(sample), sample[used], dims=1) for sample in self.samples]
 
 
 class UserDPOptimizer(DPOptimizer):
     """Opacus's optimizer with the noise drawn from a `NoiseSource`.
 
-    A record's gradient is expected in `p.grad_sample` (records, *shape), one row a user
-    however many texts the user has. Chunks of a lot are clipped and summed one after the
-    other; `finish_step` adds the noise once, divides by the *expected* lot and steps, also
-    when the lot was empty.
+    A record's gradient is clipped as a whole, over all parameters together, however many texts
+    the user has. Chunks of a lot are clipped and summed one after the other; `finish_step`
+    adds the noise once, divides by the *expected* lot and steps, also when the lot was empty.
     """
 
     def __init__(
@@ -42,20 +72,18 @@ class UserDPOptimizer(DPOptimizer):
         )
         self._noise = noise
 
-    def add_chunk(self) -> None:
-        """Clip the chunk's gradients and add them to the sum.
+    def add(self, gradients: Gradients) -> None:
+        """Clip a chunk's gradients and add them to the sum.
 
         A record whose gradient is not finite counts as zero: clipping cannot bound NaN, and a
         server could choose weights that overflow for the users of one item only.
         """
-        squared = sum(torch.square(g.flatten(1)).sum(1) for g in self.grad_samples)
-        finite = torch.isfinite(torch.as_tensor(squared))
-        if not finite.all():
-            for parameter in self.params:
-                parameter.grad_sample[~finite] = 0
-        self.signal_skip_step(True)
-        self.step()
-        self.zero_grad(set_to_none=True)
+        norms = gradients.squared_norms().clamp_min(0).sqrt()
+        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        sums = gradients.weighted_sum(torch.where(torch.isfinite(norms), factors, 0.0))
+        for parameter, clipped in zip(self.params, sums, strict=True):
+            known = parameter.summed_grad
+            parameter.summed_grad = clipped if known is None else known + clipped
 
     def finish_step(self) -> None:
         """Noise, scale, step."""

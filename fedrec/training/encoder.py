@@ -25,6 +25,7 @@ from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
 from fedrec.model.cache import States
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring, centred
+from fedrec.privacy import PerRecord
 from fedrec.training.examples import Examples
 
 __all__ = ["EncoderTrainer", "Pairs", "UserLinear", "layout"]
@@ -94,10 +95,6 @@ class EncoderTrainer:
             layer.train()  # Opacus records nothing of a layer in evaluation mode; linear layers do not differ
         self.negatives = np.zeros(0, dtype=np.int64)
 
-    def watch(self) -> GradSampleModule:
-        """Opacus's hooks on the top layers; close them with `remove_hooks`."""
-        return GradSampleModule(self.encoder.top, loss_reduction="sum", strict=False)
-
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [layer.weight for layer in self.layers]  # type: ignore[misc]
@@ -111,8 +108,16 @@ class EncoderTrainer:
         for start in range(0, len(lot), RECORDS_PER_CHUNK):
             yield lot.take(np.arange(start, min(start + RECORDS_PER_CHUNK, len(lot))))
 
-    def gradients(self, chunk: Examples) -> None:
-        """Leave each record's gradient in `grad_sample`, shape (records, out, rank)."""
+    def gradients(self, lot: Examples) -> Iterator[PerRecord]:
+        """The gradients of a lot's records, in chunks of a bounded number of them."""
+        watched = GradSampleModule(self.encoder.top, loss_reduction="sum", strict=False)
+        try:
+            for chunk in self.chunks(lot):
+                yield self._gradients(chunk)
+        finally:
+            watched.remove_hooks()
+
+    def _gradients(self, chunk: Examples) -> PerRecord:
         pairs = layout(chunk, self.negatives, self.history)
         distinct, where = np.unique(pairs.text, return_inverse=True)
         pooled = self.encoder.pooled(self.states, distinct)[torch.as_tensor(where)].requires_grad_(True)
@@ -131,8 +136,7 @@ class EncoderTrainer:
             for parameter, sums in zip(self.parameters(), total, strict=True):
                 sums += parameter.grad_sample  # type: ignore[attr-defined]
                 parameter.grad_sample = None  # type: ignore[attr-defined]
-        for parameter, sums in zip(self.parameters(), total, strict=True):
-            parameter.grad_sample = sums  # type: ignore[attr-defined]
+        return PerRecord(total)
 
     def losses(self, pooled: Tensor, pairs: Pairs, chunk: Examples) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, shape (records,)."""

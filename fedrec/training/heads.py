@@ -1,110 +1,147 @@
 """Per-user gradients of the two heads, with the full catalogue as the softmax.
 
-Both heads are layers that Opacus knows how to differentiate user by user: a module each,
-with a grad sampler registered on it. Nothing of size (users, items, hidden) is ever made:
-a user's gradient is contracted from quantities of size (items, rank) and (users, items).
+A user's gradient of a head is a few outer products and one sum over the catalogue. It is kept
+in those factors: its norm, which clipping needs, and the clipped sum, which leaves, both come
+from the factors, and the gradient itself (users, rank, hidden) is made for nobody but the
+audit. This is ghost clipping (Goodfellow 2015, arXiv:1510.01799; Li et al., ICLR 2022, sec. 4)
+for a layer whose output is normalised.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
 from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
 
-__all__ = ["CandidateScores", "HeadsTrainer", "HistoryPool", "masked_loss"]
+__all__ = ["Head", "HeadGradients", "HeadsTrainer", "masked_loss"]
 
 FLOATS_IN_FLIGHT = 16_000_000
 """Bound on users * positions * items in one chunk, which bounds memory."""
 ITEMS_PER_BLOCK = 4096
+MOST_GRAM = 4096
+"""Items up to which norms come from a Gram matrix of the catalogue, which has items^2 numbers."""
+ROUNDING = 1e-4
+"""Relative error of the sums that a squared norm is the difference of; float32's is some 1e-6."""
 DENSE_FACTOR = 6
 """Pooling weights are dense where the catalogue is at most this many times the history: one
 matrix product over all items is then faster than gathering each user's."""
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """`normalise(e + (e A) B)` over a catalogue; only `B` (rank, hidden) is trained."""
 
     def __init__(self, e: Tensor, a: Tensor, b: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(b.clone())
-        # Plain attributes: Opacus takes buffers for batch statistics and refuses them.
         self.e, self.ea = e, e @ a
 
     @torch.no_grad()
-    def table(self) -> tuple[Tensor, Tensor]:
-        """Embeddings (items, hidden) of unit length, and `e A` over their lengths before (items, rank).
-
-        Outside the graph: the grad samplers below have the derivative in closed form, and
-        autograd's own would cost several times as much for a sum that nobody reads.
-        """
+    def table(self) -> Table:
+        """The catalogue under the weight as it is now."""
         z = self.e + self.ea @ self.weight
         length = z.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return z / length, self.ea / length
+        return Table(z / length, self.ea / length)
 
 
-class HistoryPool(_Head):
-    """Pooling weights, dense or sparse, to pooled vectors (users, P, hidden), not normalised."""
+@dataclass(frozen=True)
+class Table:
+    """A head's catalogue.
 
-    def forward(self, items: Tensor, weights: Tensor) -> Tensor:
-        """Sparse: (users, L) items and (users, P, L) weights; dense: no items (users, 0), weights (users, P, items)."""
-        table = self.table()[0]
-        pooled = weights @ (table[items] if items.shape[1] else table)
-        # Opacus sees a layer through the graph, so the weight has to be in it.
-        return pooled + 0 * self.weight.sum()
+    Attributes:
+        unit: (items, hidden) embeddings of length 1.
+        scaled: (items, rank) `e A` over the length that the embedding had.
+    """
 
+    unit: Tensor
+    scaled: Tensor
 
-class CandidateScores(_Head):
-    """User vectors (users, P, hidden) to their cosines with every item (users, P, items)."""
-
-    def forward(self, users: Tensor) -> Tensor:
-        """`users` has unit length."""
-        return users @ self.table()[0].T
+    @cached_property
+    def gram(self) -> Tensor:
+        """(items, items) inner products of the matrices scaled[j] (x) unit[j]."""
+        return (self.scaled @ self.scaled.T) * (self.unit @ self.unit.T)
 
 
 # For y = normalise(z), z = e + (e A) B, and g = dL/dy:  dL/dB = (eA)^T (g - y <y, g>) / |z|.
+# Summed over a user's items: sum_p left[p] (x) right[p] - sum_j along[j] scaled[j] (x) unit[j].
 
 
-@register_grad_sampler(HistoryPool)
-def _history_gradients(layer: HistoryPool, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    items, weights = activations
-    table, scaled = layer.table()  # (items, hidden), (items, rank)
-    if not items.shape[1]:
-        along = ((backprops @ table.T) * weights).sum(1)  # (users, items)
-        second = _contract(along, scaled, table)
-    else:
-        table, scaled = table[items], scaled[items]  # (users, L, hidden), (users, L, rank)
-        along = (torch.bmm(backprops, table.transpose(1, 2)) * weights).sum(1)  # (users, L)
-        second = torch.bmm((scaled * along[:, :, None]).transpose(1, 2), table)
-    first = torch.einsum("upr,upd->urd", weights @ scaled, backprops)
-    return {layer.weight: first - second}
+@dataclass(frozen=True)
+class HeadGradients:
+    """Each record's gradient of one head, in factors.
+
+    Attributes:
+        left: (records, P, rank).
+        right: (records, P, hidden).
+        along: (records, items).
+        cross: (records,) inner product of the two sums above.
+        table: the catalogue.
+    """
+
+    left: Tensor
+    right: Tensor
+    along: Tensor
+    cross: Tensor
+    table: Table
+
+    def squared_norms(self) -> Tensor:
+        """(records,) squared Frobenius norms, never too small: what cancels is allowed for."""
+        first = (torch.bmm(self.left, self.left.transpose(1, 2)) * torch.bmm(self.right, self.right.transpose(1, 2))).sum((1, 2))
+        if self.along.shape[1] > MOST_GRAM:
+            return self.per_record().flatten(1).square().sum(1)
+        second = ((self.along @ self.table.gram) * self.along).sum(1)
+        return first - 2 * self.cross + second + ROUNDING * (first + second)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """sum over records of weights[u] times the gradient: (rank, hidden)."""
+        used = weights != 0
+        if not used.all():  # a row that is not finite would spoil the sum even with weight 0
+            return HeadGradients(self.left[used], self.right[used], self.along[used], self.cross[used], self.table).weighted_sum(
+                weights[used]
+            )
+        left = (self.left * weights[:, None, None]).flatten(0, 1)
+        return left.T @ self.right.flatten(0, 1) - self.table.scaled.T @ ((weights @ self.along)[:, None] * self.table.unit)
+
+    def per_record(self) -> Tensor:
+        """The gradients themselves, (records, rank, hidden)."""
+        first = torch.einsum("upr,upd->urd", self.left, self.right)
+        return first - _contract(self.along, self.table.scaled, self.table.unit)
 
 
-@register_grad_sampler(CandidateScores)
-def _candidate_gradients(layer: CandidateScores, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    users = activations[0]
-    table, scaled = layer.table()  # (items, hidden), (items, rank)
-    first = torch.einsum("upr,upd->urd", backprops @ scaled, users)
-    along = (backprops * (users @ table.T)).sum(1)  # (users, items)
-    return {layer.weight: first - _contract(along, scaled, table)}
-
-
-def _contract(along: Tensor, scaled: Tensor, table: Tensor) -> Tensor:
-    """sum over items of along[u, j] scaled[j] (x) table[j], as one matrix product: (users, rank, hidden)."""
-    rank, hidden = scaled.shape[1], table.shape[1]
+def _contract(along: Tensor, scaled: Tensor, unit: Tensor) -> Tensor:
+    """sum over items of along[u, j] scaled[j] (x) unit[j], as one matrix product: (users, rank, hidden)."""
+    rank, hidden = scaled.shape[1], unit.shape[1]
     out = along.new_zeros(len(along), rank * hidden)
-    for start in range(0, len(table), ITEMS_PER_BLOCK):
+    for start in range(0, len(unit), ITEMS_PER_BLOCK):
         block = slice(start, start + ITEMS_PER_BLOCK)
-        out.addmm_(along[:, block], torch.einsum("jr,jd->jrd", scaled[block], table[block]).flatten(1))
+        out.addmm_(along[:, block], torch.einsum("jr,jd->jrd", scaled[block], unit[block]).flatten(1))
     return out.view(-1, rank, hidden)
+
+
+@dataclass(frozen=True)
+class RecordGradients:
+    """The gradients of a chunk of records, over all trained parameters."""
+
+    heads: tuple[HeadGradients, ...]
+
+    def squared_norms(self) -> Tensor:
+        """(records,) of all parameters together."""
+        return torch.stack([head.squared_norms() for head in self.heads]).sum(0)
+
+    def weighted_sum(self, weights: Tensor) -> list[Tensor]:
+        """sum over records of weights[u] times the gradient, one tensor a parameter."""
+        return [head.weighted_sum(weights) for head in self.heads]
+
+    def per_record(self) -> Tensor:
+        """(records, numbers): each record's gradient in one row."""
+        return torch.cat([head.per_record().flatten(1) for head in self.heads], dim=1)
 
 
 class HeadsTrainer:
@@ -118,14 +155,9 @@ class HeadsTrainer:
     def __init__(self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring) -> None:
         a = torch.as_tensor(base[HEAD_A], device=e.device)
         b = {role: torch.as_tensor(trained[name], device=e.device) for role, name in HEAD_B.items()}
-        self.history, self.candidate = HistoryPool(e, a, b["history"]), CandidateScores(e, a, b["candidate"])
-        self.module = nn.ModuleList([self.history, self.candidate])
+        self.history, self.candidate = Head(e, a, b["history"]), Head(e, a, b["candidate"])
         self.scoring = scoring
         self.offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
-
-    def watch(self) -> GradSampleModule:
-        """Opacus's hooks on the heads; call once."""
-        return GradSampleModule(self.module, loss_reduction="sum", strict=False)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -136,30 +168,71 @@ class HeadsTrainer:
         heads = {"history": self.history, "candidate": self.candidate}
         return {HEAD_B[role]: head.weight.detach().cpu().numpy().copy() for role, head in heads.items()}
 
-    def chunks(self, lot: Examples) -> Iterator[Examples]:
-        """The lot in pieces that fit the memory bound."""
+    def gradients(self, lot: Examples) -> Iterator[RecordGradients]:
+        """The gradients of a lot's records, in chunks that fit the memory bound."""
+        history, candidate = self.history.table(), self.candidate.table()
+        for chunk in self._chunks(lot):
+            yield self._gradients(chunk, history, candidate)
+
+    @torch.no_grad()
+    def losses(self, lot: Examples) -> Tensor:
+        """Each record's loss, shape (records,); zero where a record has no target."""
+        history, candidate = self.history.table(), self.candidate.table()
+        parts = [masked_loss(self._scores(chunk, history, candidate).logits, chunk) for chunk in self._chunks(lot)]
+        return torch.cat([self.offset.new_zeros(0), *parts])
+
+    def _chunks(self, lot: Examples) -> Iterator[Examples]:
         size = max(1, FLOATS_IN_FLIGHT // max(1, lot.weights.shape[1] * len(self.offset)))
         for start in range(0, len(lot), size):
             yield lot.take(np.arange(start, min(start + size, len(lot))))
 
-    def gradients(self, chunk: Examples) -> None:
-        """Leave each record's gradient in `grad_sample`, shape (records, rank, hidden)."""
-        with warnings.catch_warnings():
-            # The history's inputs are data, so only its output has a gradient; torch warns of that.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            self.losses(chunk).sum().backward()
-
-    def losses(self, chunk: Examples) -> Tensor:
-        """Each record's loss, shape (records,); zero where a record has no target."""
-        device = self.offset.device
-        items, weights = torch.as_tensor(chunk.items, device=device), torch.as_tensor(chunk.weights, device=device)
+    def _scores(self, chunk: Examples, history: Table, candidate: Table) -> _Scores:
+        items, weights = (torch.as_tensor(value, device=self.offset.device) for value in (chunk.items, chunk.weights))
         if len(self.offset) <= DENSE_FACTOR * items.shape[1]:
             dense = weights.new_zeros(*weights.shape[:2], len(self.offset))
-            weights = dense.scatter_add_(2, items[:, None].expand_as(weights), weights)
-            items = items[:, :0]
-        users = normalize(self.history(items, weights), dim=-1)  # (records, P, hidden)
-        cosines = self.candidate(users)  # (records, P, items)
-        return masked_loss(cosines * self.scoring.temperature + self.offset, chunk)
+            weights, items = dense.scatter_add_(2, items[:, None].expand_as(weights), weights), items[:, :0]
+        pooled = weights @ (history.unit[items] if items.shape[1] else history.unit)  # (records, P, hidden)
+        length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        users = pooled / length
+        cosines = users @ candidate.unit.T  # (records, P, items)
+        return _Scores(items, weights, length, users, cosines, cosines * self.scoring.temperature + self.offset)
+
+    @torch.no_grad()
+    def _gradients(self, chunk: Examples, history: Table, candidate: Table) -> RecordGradients:
+        scores = self._scores(chunk, history, candidate)
+        users, cosines, weights = scores.users, scores.cosines, scores.weights
+        at_cosines = _at_logits(scores.logits, chunk).mul_(self.scoring.temperature)  # (records, P, items)
+        at_users = at_cosines @ candidate.unit
+        at_pooled = (at_users - users * (users * at_users).sum(-1, keepdim=True)) / scores.length
+
+        left = at_cosines @ candidate.scaled  # (records, P, rank)
+        along = (at_cosines * cosines).sum(1)  # (records, items)
+        cross = (along[:, None] * (left @ candidate.scaled.T)).mul_(cosines).sum((1, 2))
+        of_candidate = HeadGradients(left, users, along, cross, candidate)
+
+        if scores.items.shape[1]:
+            unit, scaled = history.unit[scores.items], history.scaled[scores.items]  # (records, L, hidden), (records, L, rank)
+            left, projected = torch.bmm(weights, scaled), torch.bmm(at_pooled, unit.transpose(1, 2))
+            over = (projected * weights).sum(1)  # (records, L)
+            cross = (over[:, None] * torch.bmm(left, scaled.transpose(1, 2)) * projected).sum((1, 2))
+            along = over.new_zeros(len(over), len(self.offset)).scatter_add_(1, scores.items, over)
+        else:
+            left, projected = weights @ history.scaled, at_pooled @ history.unit.T
+            along = (projected * weights).sum(1)
+            cross = (along[:, None] * (left @ history.scaled.T)).mul_(projected).sum((1, 2))
+        return RecordGradients((HeadGradients(left, at_pooled, along, cross, history), of_candidate))
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """A chunk's forward pass; `items` is empty where the pooling weights are over the whole catalogue."""
+
+    items: Tensor
+    weights: Tensor
+    length: Tensor
+    users: Tensor
+    cosines: Tensor
+    logits: Tensor
 
 
 def masked_loss(logits: Tensor, chunk: Examples) -> Tensor:
@@ -170,3 +243,13 @@ def masked_loss(logits: Tensor, chunk: Examples) -> Tensor:
     losses = log_total[target[0], target[1]] - logits[tuple(target)]
     weight = torch.as_tensor(chunk.target_weight, device=logits.device)
     return logits.new_zeros(len(logits)).index_add(0, target[0], (losses * weight).to(logits.dtype))
+
+
+def _at_logits(logits: Tensor, chunk: Examples) -> Tensor:
+    """The derivative of `masked_loss` by the logits, which are overwritten: (records, P, items)."""
+    seen, target = (torch.as_tensor(rows, device=logits.device).T for rows in (chunk.seen, chunk.target))
+    weight = torch.as_tensor(chunk.target_weight, device=logits.device).to(logits.dtype)
+    logits.index_put_(tuple(seen), logits.new_tensor(-1e9))
+    total = logits.new_zeros(logits.shape[:2]).index_put_((target[0], target[1]), weight, accumulate=True)
+    out = torch.softmax(logits, dim=-1).mul_(total[:, :, None])
+    return out.index_put_(tuple(target), -weight, accumulate=True)

@@ -95,7 +95,7 @@ def train_round(
         `trained after - trained before` for the arrays of `task.part`, float32.
 
     Raises:
-        RuntimeError: the adapter did not move, which means that the hooks saw nothing.
+        RuntimeError: the adapter did not move, which means that no gradient reached it.
     """
     encoder.load({**base, **trained})
     trainer: HeadsTrainer | EncoderTrainer
@@ -107,26 +107,21 @@ def train_round(
             encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history
         )
     before = trainer.arrays()
-    watched = trainer.watch()
-    try:
-        optimizer = UserDPOptimizer(
-            trainer.parameters(),
-            noise,
-            learning_rate=task.learning_rate,
-            noise_multiplier=task.noise_multiplier,
-            clip_norm=task.clip_norm,
-            expected_lot=expected_lot(task, population),
-        )
-        for _ in range(task.local_steps):
-            if isinstance(trainer, EncoderTrainer):
-                trainer.negatives = noise.integers(len(catalogue), task.negatives)
-            lot = examples.take(noise.poisson(len(examples), task.sample_rate))
-            for chunk in trainer.chunks(lot):
-                trainer.gradients(chunk)
-                optimizer.add_chunk()
-            optimizer.finish_step()
-    finally:
-        watched.remove_hooks()
+    optimizer = UserDPOptimizer(
+        trainer.parameters(),
+        noise,
+        learning_rate=task.learning_rate,
+        noise_multiplier=task.noise_multiplier,
+        clip_norm=task.clip_norm,
+        expected_lot=expected_lot(task, population),
+    )
+    for _ in range(task.local_steps):
+        if isinstance(trainer, EncoderTrainer):
+            trainer.negatives = noise.integers(len(catalogue), task.negatives)
+        lot = examples.take(noise.poisson(len(examples), task.sample_rate))
+        for gradients in trainer.gradients(lot):
+            optimizer.add(gradients)
+        optimizer.finish_step()
     delta = {name: value - before[name] for name, value in trainer.arrays().items()}
     if norm(delta) == 0:
         raise RuntimeError("the private steps moved nothing: no gradient and no noise reached the adapter")
