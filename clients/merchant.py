@@ -20,7 +20,7 @@ from fedrec import wire
 from fedrec.config import write_atomically
 from fedrec.data import MerchantData, load_merchant
 from fedrec.errors import InputError
-from fedrec.merchant import read_merchant_file
+from fedrec.merchant import MERCHANT_FILE, read_merchant_file
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
@@ -71,11 +71,11 @@ def answer_train(message: Message, context: Context) -> Reply:
 def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
     # An exception's text can hold a user id or an item, and Flower would send it on: the
     # server learns the kind of failure, the log on this machine has the rest.
-    name = "unknown"
+    name = wire.UNKNOWN
     try:
-        merchant = open_merchant(site_of(context))
-        name = merchant.name
-        return answer(merchant)
+        site = site_of(context)
+        name = read_merchant_file(site.merchant / MERCHANT_FILE).name
+        return answer(open_merchant(site))
     except Exception as error:
         log.exception("merchant %s: the request failed", name)
         return Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
@@ -84,7 +84,7 @@ def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
 @lru_cache(maxsize=256)
 def open_merchant(site: Site) -> Merchant:
     """The merchant of a node; kept for the life of the process."""
-    settings = read_merchant_file(site.merchant / "merchant.toml")
+    settings = read_merchant_file(site.merchant / MERCHANT_FILE)
     if site.seed is None:
         _check_name(site, settings.name)
     return Merchant(settings.name, load_merchant(site.merchant, settings.data), settings.privacy, site)
@@ -96,7 +96,7 @@ def _check_name(site: Site, name: str) -> None:
     if others:
         raise InputError(
             f"the name is {name!r}, and the ledger here is {others[0].name}",
-            where=str(site.merchant / "merchant.toml"),
+            where=str(site.merchant / MERCHANT_FILE),
             expected="the name that the ledger has",
             hint="rename the ledger with the merchant",
         )

@@ -21,6 +21,7 @@ from fedrec.training.round import RoundTask
 __all__ = [
     "HISTOGRAM",
     "STATEMENT_KEYS",
+    "UNKNOWN",
     "HistogramTask",
     "Reply",
     "Statement",
@@ -38,6 +39,8 @@ __all__ = [
 
 ARRAYS, TASK, PUBLIC, STATEMENT = "arrays", "task", "public", "statement"
 HISTOGRAM, KEYS = "histogram", "keys"
+UNKNOWN = "unknown"
+"""The name of a merchant who cannot read its own settings."""
 
 
 class WireError(ValueError):

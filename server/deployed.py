@@ -98,7 +98,30 @@ def _alone(folder: ServerFolder) -> Iterator[None]:
 
 
 class _Grid(HttpGrid):
-    """Flower's grid, telling who watches of each reply, and looking for them more often."""
+    """Flower's grid, telling who watches of each reply, and looking for them more often.
+
+    Flower checks the envelope of a reply against the sender's key, but the metadata of the
+    message inside is the sender's own writing. Replies are pulled one request at a time, and
+    are from whom that request went to.
+    """
+
+    _recipients: dict[str, int]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid`."""
+        sent = list(messages)
+        ids = list(super().push_messages(sent))
+        self._recipients = dict(zip(ids, (message.metadata.dst_node_id for message in sent), strict=False))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid`."""
+        replies = []
+        for asked in list(message_ids):
+            for reply in super().pull_messages([asked]):
+                reply.metadata.__dict__.update(_reply_to_message_id=asked, _src_node_id=self._recipients[asked])
+                replies.append(reply)
+        return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """See `Grid`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -161,7 +161,9 @@ class PrivateLora(Strategy):
         while True:
             if isinstance(grid, HttpGrid):
                 self.registered = {node.node_id: node.name for node in grid.get_nodes()}
-            nodes = sorted(grid.get_node_ids())
+                nodes = sorted(self.registered)
+            else:
+                nodes = sorted(grid.get_node_ids())
             if len(nodes) >= needed:
                 return nodes
             if time.monotonic() > deadline:
@@ -199,6 +201,8 @@ class PrivateLora(Strategy):
 
     def _asked_of(self, reply: Message) -> int:
         """The node that a reply is about; an error about a node comes from the SuperLink."""
+        if reply.metadata.src_node_id in self._sent:
+            return reply.metadata.src_node_id
         meant = {request.metadata.message_id: request.metadata.dst_node_id for request in self._asked}
         return meant.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
@@ -228,8 +232,11 @@ class PrivateLora(Strategy):
         unheard = set(self._sent)
         for message in sorted(replies, key=lambda one: one.metadata.src_node_id):
             node = self._asked_of(message)
-            unheard.discard(node)
             name = self._name(node)
+            if node not in self._sent:
+                self.record.refused[name] = "answers a request that it did not get"
+                continue
+            unheard.discard(node)
             if message.has_error():
                 self.record.refused[name] = ERRORS.get(message.error.code, f"error {message.error.code}")
                 continue
@@ -238,6 +245,8 @@ class PrivateLora(Strategy):
             except (wire.WireError, ValueError, TypeError) as error:
                 self.record.refused[name] = str(error)
                 continue
+            if reply.statement.merchant == wire.UNKNOWN and node in self.registered:
+                reply = replace(reply, statement=replace(reply.statement, merchant=name, status="declined"))
             if self.registered.get(node, reply.statement.merchant) != reply.statement.merchant:
                 self.record.refused[name] = f"says that it is {reply.statement.merchant}, whose key it does not have"
                 continue

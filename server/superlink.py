@@ -20,7 +20,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import uvicorn
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -33,6 +33,7 @@ from flwr.common.constant import (
     NOOP_FLWR_AID,
     TRANSPORT_TYPE_GRPC_RERE,
 )
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
@@ -84,8 +85,10 @@ def public_door(app: ASGIApp) -> ASGIApp:
                     log.warning("refused %s from %s: status %s", scope["path"], host, message["status"])
                 await send(message)
 
-            inside = scope["path"].startswith(FLEET)
-            await (app if inside else PlainTextResponse("not found", 404))(scope, receive, watched)
+            # Flower takes the path for its own checks from the Host header where that has one.
+            odd = any(name == b"host" and b"/" in value for name, value in scope["headers"])
+            inside = app if scope["path"].startswith(FLEET) else PlainTextResponse("not found", 404)
+            await (PlainTextResponse("bad request", 400) if odd else inside)(scope, receive, watched)
 
     return door
 
@@ -114,29 +117,36 @@ class Registrar:
         self._said: set[str] = set()
 
     def look(self) -> None:
-        """Register what is new, unregister what is gone."""
+        """Register what is new, unregister what is gone; a file that is no key stands in nobody's way but its own."""
+        if not self.folder.nodes.is_dir():  # Flower never takes a key again that was unregistered
+            self._say(f"the registered merchants stay as they are: there is no folder {self.folder.nodes}")
+            return
+        nodes = [node for node in self.state.get_node_info(owner_aids=[NOOP_FLWR_AID]) if not node.unregistered_at]
         try:
             wanted = {
                 public_key_to_bytes(load_ssh_public_key(line)): name  # type: ignore[arg-type]
                 for name, line in self.folder.public_keys().items()
             }
         except (InputError, ValueError) as error:
-            self._say(f"the registered merchants stay as they are: {error}")
+            self._say(f"no merchant is admitted until this is put right: {error}")
+            names = set(self.folder.registered())
+            self._drop(node for node in nodes if node.name not in names)
             return
-        nodes = self.state.get_node_info(owner_aids=[NOOP_FLWR_AID])
-        known = {bytes(node.public_key): node for node in nodes if not node.unregistered_at}
-        for key, node in known.items():
-            if wanted.get(key) != node.name:
-                self.state.delete_node(NOOP_FLWR_AID, node.node_id)
-                log.info("unregistered merchant %s (node %s)", node.name, node.node_id)
+        self._drop(node for node in nodes if wanted.get(bytes(node.public_key)) != node.name)
+        known = {bytes(node.public_key) for node in nodes if wanted.get(bytes(node.public_key)) == node.name}
         for key, name in wanted.items():
-            if key not in known or known[key].name != name:
-                try:
-                    number = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
-                    log.info("registered merchant %s (node %s)", name, number)
-                except ValueError:
-                    # Flower never takes a key again that was unregistered.
-                    self._say(f"merchant {name} cannot be registered: its key was revoked before, it needs a new one")
+            if key in known:
+                continue
+            try:
+                number = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
+                log.info("registered merchant %s (node %s)", name, number)
+            except ValueError:
+                self._say(f"merchant {name} cannot be registered: its key was revoked before, it needs a new one")
+
+    def _drop(self, nodes: Iterable[NodeInfo]) -> None:
+        for node in nodes:
+            self.state.delete_node(NOOP_FLWR_AID, node.node_id)
+            log.info("unregistered merchant %s (node %s)", node.name, node.node_id)
 
     def _say(self, problem: str) -> None:
         if problem not in self._said:
@@ -146,7 +156,10 @@ class Registrar:
     async def watch(self) -> None:
         """Look again and again."""
         while True:
-            await asyncio.to_thread(self.look)
+            try:
+                await asyncio.to_thread(self.look)
+            except Exception as error:  # a locked database, say: the next look may do better
+                self._say(f"looking at the registered merchants failed ({type(error).__name__}: {error})")
             await asyncio.sleep(LOOK_EVERY)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -41,12 +42,12 @@ FAST = {
 
 
 def free_ports() -> int:
-    """A port that is free together with the next one."""
+    """A port that is free together with the next one, below those that are given out to connections."""
     while True:
+        port = random.randrange(15000, 32000, 2)
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
             except OSError:
                 continue
@@ -99,7 +100,13 @@ class Deployed:
         self.settings: dict[str, Any] = {**settings, **FAST, "encoder": str(bert)}
         self.server.run_settings.write_text(tomli_w.dumps(self.settings))
         # One thread each: the processes are the parallelism.
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "FEDREC_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "FEDREC_CACHE": str(cache),
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+        }
         self._runs = 0
 
     def fedrec(self, *arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:

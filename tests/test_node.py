@@ -302,7 +302,6 @@ def test_what_an_exception_says_stays_on_the_merchants_machine(server: Server, a
 
 
 @pytest.mark.usefixtures("identity")
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the name is read together with the data")
 def test_a_merchant_whose_data_are_broken_declines_under_its_own_name(server: Server, anna: Node) -> None:
     with changed(anna.folder.tables / "events.csv", "nothing\n"):
         (reply,) = ask(server, anna, ("train", RecordDict({})))

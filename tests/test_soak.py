@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,4 +90,5 @@ def test_fifty_rounds_with_merchants_killed_at_random(shop: Deployed) -> None:
     assert server is not None
     strays = {one.pid for one in shop.family()} - expected - {server.pid}
     assert not strays, [psutil.Process(pid).cmdline() for pid in strays]
-    print(f"\n{kills} kills; " + ", ".join(f"{sum(sample.values()) / 1e6:.0f}" for sample in samples[:: ROUNDS // 5]) + " MB in all")
+    in_all = ", ".join(f"{sum(sample.values()) / 1e6:.0f}" for sample in samples[:: ROUNDS // 5])
+    sys.stderr.write(f"\n{kills} kills; {in_all} MB in all\n")

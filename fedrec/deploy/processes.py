@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Sequence
@@ -31,8 +32,13 @@ def start(command: Sequence[str], log: Path, pid_file: Path) -> psutil.Process:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         process = psutil.Process(child.pid)
-        # Numbers are given out again: with its time of birth a process is not taken for another.
-        write_atomically(pid_file, json.dumps({"pid": process.pid, "created": process.create_time()}).encode())
+        try:
+            # Numbers are given out again: with its time of birth a process is not taken for another.
+            write_atomically(pid_file, json.dumps({"pid": process.pid, "created": process.create_time()}).encode())
+        except OSError:
+            child.kill()  # nobody would ever find it again
+            child.wait()
+            raise
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", where=str(error.filename)) from None
     return process
@@ -45,7 +51,7 @@ def running(pid_file: Path) -> psutil.Process | None:
         process = psutil.Process(known["pid"])
         if process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE:
             return process
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         pass
     return None
 
@@ -54,11 +60,14 @@ def stop(pid_file: Path) -> bool:
     """Stop what `start` wrote down there, with all its children; False when it did not run."""
     process = running(pid_file)
     if process is not None:
-        family = [process, *process.children(recursive=True)]
-        process.terminate()
+        family = [process]
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+            family += process.children(recursive=True)
+            process.terminate()
         _, left = psutil.wait_procs(family, GRACE)
         for one in left:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         psutil.wait_procs(left, GRACE)
     pid_file.unlink(missing_ok=True)
     return process is not None
