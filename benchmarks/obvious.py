@@ -1,0 +1,74 @@
+"""The obvious way to a private step on the encoder, as one would write it in a day.
+
+PEFT's LoRA on the whole BERT, Opacus's `GradSampleModule` around it, every text of every user
+in one padded forward pass in float32, the per-text gradients that Opacus keeps added up by
+user, clipped and summed. Same users, histories, targets, negatives and loss as ours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModule
+from peft import LoraConfig, get_peft_model
+from peft.utils import set_peft_model_state_dict
+from torch import Tensor, nn
+
+from fedrec.model import Arrays
+from fedrec.model.encoder import TARGETS, TextEncoder, _load_bert
+from fedrec.training.encoder import EncoderTrainer, layout
+from fedrec.training.examples import Examples
+
+__all__ = ["Obvious"]
+
+
+class _Pooled(nn.Module):
+    """Token ids to the mean of the last hidden states."""
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask[:, :, None].float()
+        return (hidden * weights).sum(1) / weights.sum(1)
+
+
+class Obvious:
+    """Per-user clipped gradients of the LoRA `B` matrices."""
+
+    def __init__(
+        self, name: str, encoder: TextEncoder, arrays: Arrays, texts: tuple[str, ...], rank: int, max_tokens: int
+    ) -> None:
+        bert, self.tokenizer = _load_bert(name)
+        layers = int(bert.config.num_hidden_layers)
+        top = list(range(layers - encoder.layers, layers))
+        lora = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), layers_to_transform=top)
+        model = get_peft_model(bert, lora)
+        names = {key for key in arrays if "lora_" in key}
+        set_peft_model_state_dict(model, {key: torch.tensor(arrays[key]) for key in names})
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_B" in key)
+        self.texts, self.max_tokens = texts, max_tokens
+        self.module = GradSampleModule(_Pooled(model).train(), loss_reduction="sum", strict=False)
+        for module in self.module.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # as in ours: the gradients are to be equal
+
+    def gradients(self, chunk: Examples, negatives: np.ndarray, history: int, trainer: EncoderTrainer) -> list[Tensor]:
+        """Each user's gradient, one tensor (users, out, rank) a parameter; the loss is the trainer's."""
+        pairs = layout(chunk, negatives, history)
+        encoded = self.tokenizer(  # type: ignore[operator]
+            [self.texts[i] for i in pairs.text], truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
+        )
+        pooled = self.module(encoded["input_ids"], encoded["attention_mask"])
+        trainer.losses(pooled, pairs, chunk).sum().backward()
+        record = torch.as_tensor(pairs.record)
+        out = []
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                samples = parameter.grad_sample  # (texts, out, rank)
+                out.append(samples.new_zeros(len(chunk), *samples.shape[1:]).index_add_(0, record, samples))
+        self.module.zero_grad(set_to_none=True)
+        return out
