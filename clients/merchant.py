@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, Message
 from safetensors import safe_open
-from safetensors.numpy import load_file, save, save_file
+from safetensors.numpy import load_file, save
 
 from clients.site import Site, site_of
 from fedrec import wire
@@ -218,14 +218,10 @@ class Merchant:
                     return self.declined(reason)
                 release = self.ledger.append(replace(release, simulated=self.site.seed is not None))
             else:
-                recorded, is_last = known
-                if not recorded.same_request(release):
+                if not known.same_request(release):
                     return self.declined("the same round was asked before with other settings")
-                if stored := self._stored(release):
-                    return stored
-                if not is_last:
-                    return self.declined("the round is over")
-                release = recorded  # the crash came before anything was sent: paid for, not yet released
+                # Never computed again, whatever came between: a second draw would be a second release.
+                return self._stored(release) or self.declined("the round is over")
             noise: NoiseSource = SystemNoise()
             if self.site.seed is not None:
                 noise = SeededNoise(self.site.seed, self.name, release.mechanism, release.round)
@@ -264,10 +260,8 @@ class Merchant:
         path = self._path(release)
         path.parent.mkdir(parents=True, exist_ok=True)
         older = [other for other in path.parent.glob("*.safetensors") if other != path]
-        temporary = path.with_suffix(".tmp")
         statement = {"statement": json.dumps(asdict(reply.statement)), "run": release.run}
-        save_file({name: np.ascontiguousarray(value) for name, value in reply.arrays.items()}, temporary, metadata=statement)
-        temporary.replace(path)
+        write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in reply.arrays.items()}, statement))
         for other in older:
             other.unlink()
 

@@ -216,7 +216,7 @@ def main(folder: str, state: str, server: str, ca: str, key: str) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         status = run_node(Connection(Path(folder), Path(state), server, Path(ca), Path(key)))
-    except InputError as error:
+    except (InputError, OSError) as error:
         log.error("error: %s", error)
         return 2
     if status:

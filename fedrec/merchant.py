@@ -65,6 +65,8 @@ def read_merchant_file(path: Path) -> MerchantFile:
         return MerchantFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError("no such file", where=str(path), expected="the merchant's name and [privacy] policy") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"is not valid TOML ({error})", where=str(path)) from None
     except ValidationError as error:

@@ -6,6 +6,7 @@ merchant's side, before it leaves, and again by the server.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -39,8 +40,8 @@ __all__ = [
 
 ARRAYS, TASK, PUBLIC, STATEMENT = "arrays", "task", "public", "statement"
 HISTOGRAM, KEYS = "histogram", "keys"
-UNKNOWN = "unknown"
-"""The name of a merchant who cannot read its own settings."""
+UNKNOWN = "?"
+"""The name of a merchant who cannot read its own settings; no merchant's name."""
 
 
 class WireError(ValueError):
@@ -135,8 +136,8 @@ def decode_train(message: Message) -> tuple[RoundTask, Arrays, str, Arrays | Non
     """
     config = dict(message.content[TASK])
     digest = str(config.pop("public", ""))
-    public = from_record(_arrays(message, PUBLIC)) if PUBLIC in message.content else None
-    return _validated(RoundTask, config), _finite(from_record(_arrays(message, ARRAYS))), digest, public
+    public = _finite(from_record(_arrays(message, PUBLIC))) if PUBLIC in message.content else None
+    return _validated(RoundTask, config), _trained(from_record(_arrays(message, ARRAYS))), digest, public
 
 
 def encode_histogram_task(task: HistogramTask, keys: np.ndarray) -> RecordDict:
@@ -199,14 +200,25 @@ def _validated(kind, values):  # type: ignore[no-untyped-def]
     if unknown:
         raise WireError(f"{kind.__name__}: there is no field {sorted(unknown)[0]!r}")
     try:
-        return TypeAdapter(kind).validate_python(values)
+        checked = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise WireError(f"{kind.__name__}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for name, value in vars(checked).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WireError(f"{kind.__name__}.{name}: a number is not finite")
+    return checked
+
+
+def _trained(arrays: Arrays) -> Arrays:
+    for name, value in arrays.items():
+        if value.dtype != np.float32:
+            raise WireError(f"array {name}: expected float32, found {value.dtype}")
+    return _finite(arrays)
 
 
 def _finite(arrays: Arrays) -> Arrays:
     for name, value in arrays.items():
-        if value.dtype != np.float32 or not np.isfinite(value).all():
-            raise WireError(f"array {name}: expected finite float32")
+        if not np.isfinite(value).all():
+            raise WireError(f"array {name}: a number is not finite")
     return arrays

@@ -93,7 +93,7 @@ class SuperLink:
         """The token with which the ServerApp of a run speaks.
 
         Raises:
-            RuntimeError: the SuperLink hands out the task of another run.
+            InputError: no SuperLink answers, or it hands out the task of another run.
         """
         auth = SuperExecAuthHttpInterceptor(
             master_secret=executor_secret(self.folder), protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -101,11 +101,12 @@ class SuperLink:
         version = RuntimeVersionHttpInterceptor(component_name="fedrec")
         client = RuntimeHttpClient.from_server_address(self.address, True, None, [version, auth])
         try:
-            answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+            with self._reached():
+                answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
         finally:
             client.close()
         if not answer.token or answer.task.run_id != run_id:
-            raise RuntimeError(f"the SuperLink did not hand out the task of run {run_id}")
+            raise InputError(f"the SuperLink did not hand out the task of run {run_id}", hint="restart the server")
         return answer.token
 
     @contextmanager

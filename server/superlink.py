@@ -20,7 +20,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -33,7 +33,6 @@ from flwr.common.constant import (
     NOOP_FLWR_AID,
     TRANSPORT_TYPE_GRPC_RERE,
 )
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
@@ -118,35 +117,31 @@ class Registrar:
 
     def look(self) -> None:
         """Register what is new, unregister what is gone; a file that is no key stands in nobody's way but its own."""
-        if not self.folder.nodes.is_dir():  # Flower never takes a key again that was unregistered
-            self._say(f"the registered merchants stay as they are: there is no folder {self.folder.nodes}")
-            return
-        nodes = [node for node in self.state.get_node_info(owner_aids=[NOOP_FLWR_AID]) if not node.unregistered_at]
         try:
-            wanted = {
-                public_key_to_bytes(load_ssh_public_key(line)): name  # type: ignore[arg-type]
-                for name, line in self.folder.public_keys().items()
-            }
-        except (InputError, ValueError) as error:
-            self._say(f"no merchant is admitted until this is put right: {error}")
-            names = set(self.folder.registered())
-            self._drop(node for node in nodes if node.name not in names)
+            keys, faults = self.folder.read_keys()
+        except InputError as error:  # Flower never takes a key again that was unregistered, so nobody is
+            self._say(f"the registered merchants stay as they are: {error}")
             return
-        self._drop(node for node in nodes if wanted.get(bytes(node.public_key)) != node.name)
-        known = {bytes(node.public_key) for node in nodes if wanted.get(bytes(node.public_key)) == node.name}
-        for key, name in wanted.items():
-            if key in known:
+        for fault in faults.values():
+            self._say(f"not admitted: {fault}")
+        wanted = {name: public_key_to_bytes(load_ssh_public_key(line)) for name, line in keys.items()}  # type: ignore[arg-type]
+        known = {}
+        for node in self.state.get_node_info(owner_aids=[NOOP_FLWR_AID]):
+            if node.unregistered_at:
                 continue
+            if node.name in faults or wanted.get(node.name) == bytes(node.public_key):
+                known[node.name] = node
+                continue
+            self.state.delete_node(NOOP_FLWR_AID, node.node_id)
+            log.info("unregistered merchant %s (node %s)", node.name, node.node_id)
+        for name in wanted.keys() - known.keys():
             try:
-                number = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
+                number = self.state.create_node(
+                    NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, wanted[name], HEARTBEAT_DEFAULT_INTERVAL, name=name
+                )
                 log.info("registered merchant %s (node %s)", name, number)
             except ValueError:
                 self._say(f"merchant {name} cannot be registered: its key was revoked before, it needs a new one")
-
-    def _drop(self, nodes: Iterable[NodeInfo]) -> None:
-        for node in nodes:
-            self.state.delete_node(NOOP_FLWR_AID, node.node_id)
-            log.info("unregistered merchant %s (node %s)", node.name, node.node_id)
 
     def _say(self, problem: str) -> None:
         if problem not in self._said:

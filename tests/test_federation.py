@@ -286,7 +286,7 @@ BROKEN = {
     "names": (lambda reply: rewritten(reply, lambda r: Reply({"a": np.zeros(1, np.float32)}, r.statement)), "names: missing"),
     "no arrays": (lambda reply: rewritten(reply, lambda r: Reply({}, r.statement)), "names: missing"),
     "less noise than asked": (with_statement(noise_multiplier=0.01), "is under the task's"),
-    "noise that is no number": (with_statement(noise_multiplier=float("nan")), "is under the task's"),
+    "noise that is no number": (with_statement(noise_multiplier=float("nan")), "not finite"),
     "no population": (with_statement(population=0), "population"),
     "one more record": (raw("extra", MetricRecord({"loss": 1.0})), "expected the records"),
     "statement with one more field": (
@@ -503,7 +503,7 @@ def test_a_round_that_is_over_is_not_answered_again(crowd: Path, tiny_bert_folde
         assert array_bytes(ask(context, request, round=2))
 
 
-def test_a_crash_before_the_reply_is_paid_once_and_answered_later(
+def test_a_failure_after_the_payment_is_not_computed_again(
     crowd: Path, tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import clients.merchant
@@ -516,8 +516,33 @@ def test_a_crash_before_the_reply_is_paid_once_and_answered_later(
             assert reason_of(ask(context, request, round=2)) == "failed: MemoryError"
         spent = ledger.spent().value
         assert len(ledger.releases()) == 3, "the cost is written before anything is computed"
-        assert array_bytes(ask(context, request, round=2))
+        assert reason_of(ask(context, request, round=2)) == "the round is over", "a second draw would be a second release"
         assert len(ledger.releases()) == 3 and ledger.spent().value == spent
+
+
+def test_a_reply_that_was_lost_is_not_drawn_again(crowd: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "run", settings_of(tiny_bert_folder, rounds=1, encoder_rounds=0, epsilon=4.0)
+    with a_merchant(crowd, config, out) as (context, request):
+        first = array_bytes(ask(context, request, round=2, noise_multiplier=500.0))
+        assert first and array_bytes(ask(context, request, round=2, noise_multiplier=500.0)) == first
+        for kept in (out / "replies" / "m0").glob("*.safetensors"):
+            kept.unlink()
+        assert reason_of(ask(context, request, round=2, noise_multiplier=500.0)) == "the round is over"
+
+
+@pytest.mark.parametrize("where", ["public", "arrays"])
+def test_numbers_that_are_not_finite_are_declined_before_anything_is_paid(
+    crowd: Path, tiny_bert_folder: Path, tmp_path: Path, where: str
+) -> None:
+    out, config = tmp_path / "run", settings_of(tiny_bert_folder, rounds=1, encoder_rounds=0, epsilon=4.0)
+    with a_merchant(crowd, config, out) as (context, request):
+        record = request.content[where]
+        name = next(key for key in record if "heads" in key)
+        spoilt = record[name].numpy().copy()
+        spoilt.flat[0] = np.nan
+        record[name] = Array(spoilt)
+        assert reason_of(ask(context, request, round=2)) == "failed: WireError"
+        assert len(Ledger(out / "privacy" / "m0.ledger.jsonl", 1e-5).releases()) == 2
 
 
 def test_a_merchant_without_the_public_part_asks_for_it(crowd: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:

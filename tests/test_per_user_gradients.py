@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
+from fedrec.privacy import SeededNoise, UserDPOptimizer
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.examples import Examples, build_examples, last_positions
-from fedrec.training.heads import HeadsTrainer, RecordGradients
+from fedrec.training.heads import HeadGradients, HeadsTrainer, RecordGradients, Table
 
 from .conftest import make_catalogue, make_encoder, make_histories
 
@@ -147,6 +150,34 @@ def check_factors(found: list[RecordGradients], fast: list[torch.Tensor]) -> Non
     sums = [sum(values) for values in zip(*(c.weighted_sum(w) for c, w in zip(found, parts, strict=True)), strict=True)]
     for total, samples in zip(sums, fast, strict=True):
         torch.testing.assert_close(total, torch.einsum("u,u...->...", weights, samples))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000), st.floats(-6, 12), st.floats(-12, 0), st.sampled_from([1e-6, 0.1, 5.0]), st.booleans()
+)  # fmt: skip
+def test_no_choice_of_weights_makes_a_record_count_for_more_than_the_clip_norm(
+    seed: int, size: float, rest: float, clip: float, blocks: bool
+) -> None:
+    """What a hostile server can reach: huge factors that cancel up to a rest, in every part of the gradient."""
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=rng)
+    items, rank, hidden = 5, 3, 4
+    table = Table(normalize(draw(items, hidden), dim=1), draw(items, rank) * 10 ** (size / 2))
+    left, right = draw(1, 1, rank) * 10**size, normalize(draw(1, 1, hidden), dim=2)
+    left = torch.cat([left, -left + draw(1, 1, rank) * 10 ** (size + rest)], dim=1)
+    right = torch.cat([right, right + draw(1, 1, hidden) * 10**rest], dim=1)
+    along = draw(1, items) * 10 ** (size / 2 + rest)
+    gradients = HeadGradients(left, right, along, right @ table.unit.T, table)
+    with pytest.MonkeyPatch.context() as patch:
+        if blocks:
+            patch.setattr("fedrec.training.heads.MOST_GRAM", 0)
+        parameter = torch.nn.Parameter(torch.zeros(rank, hidden))
+        optimizer = UserDPOptimizer(
+            [parameter], SeededNoise(0), learning_rate=1.0, noise_multiplier=1e-12, clip_norm=clip, expected_lot=1.0
+        )
+        optimizer.add(RecordGradients((gradients,)))
+    assert float(parameter.summed_grad.double().norm()) <= clip * 1.001
 
 
 def one_text(encoder, states, base: Arrays, item: int) -> torch.Tensor:

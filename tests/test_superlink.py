@@ -68,6 +68,7 @@ from fedrec.cli.server import flower_environment
 from fedrec.deploy.certificates import new_node_key
 from fedrec.deploy.create import create, revoke
 from fedrec.deploy.layout import Deployment, ServerFolder
+from fedrec.errors import InputError
 from server import superlink
 from server.control import Node as KnownNode
 from server.control import SuperLink
@@ -539,7 +540,7 @@ def test_a_task_is_handed_out_for_a_signature_only(server: Server) -> None:
 def test_a_run_is_taken_once(server: Server) -> None:
     run = server.superlink.start_run()
     assert server.superlink.acquire(run)
-    with pytest.raises(RuntimeError, match=f"run {run}"):
+    with pytest.raises(InputError, match=f"run {run}"):
         server.superlink.acquire(run)
 
 
@@ -617,9 +618,7 @@ def test_a_file_that_is_no_key_changes_nothing_and_is_named_once(server: Server)
     said = []
     for name, content in bad.items():
         path = put(server, name, content)
-        said.append(
-            f"no merchant is admitted until this is put right: {path}" if name != "-x-name" else "'-x-name' is no merchant's name"
-        )
+        said.append(f"not admitted: {path}" if name != "-x-name" else "'-x-name' is no merchant's name")
         until(lambda: said[-1] in server.log, SOON, name)
         assert {name: one.node for name, one in server.nodes().items()} == before
         path.unlink()

@@ -57,6 +57,9 @@ def run() -> None:
         err.print("[bold red]error[/bold red]", end=" ")
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         status = 2
+    except PermissionError as error:
+        err.print(f"[bold red]error[/bold red] {error.filename}: {error.strerror}; run this as its owner", soft_wrap=True)
+        status = 2
     except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted")
         status = 130

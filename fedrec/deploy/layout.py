@@ -7,6 +7,7 @@ machine, and each of `merchants/<name>/` to that merchant and nobody else.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -254,9 +255,17 @@ class ServerFolder:
         return self.nodes / f"{name}.pub"
 
     def registered(self) -> list[str]:
-        """The names in `nodes/`, whether or not their keys are any good."""
+        """The names in `nodes/`, whether or not their keys are any good.
+
+        Raises:
+            InputError: the folder cannot be listed.
+        """
+        try:
+            names = [entry.name for entry in os.scandir(self.nodes)]
+        except OSError as error:
+            raise InputError(f"cannot be listed ({error.strerror})", where=str(self.nodes)) from None
         # Hidden files are half-written ones: they get their name when they are whole.
-        return sorted(path.stem for path in self.nodes.glob("*.pub") if not path.name.startswith("."))
+        return sorted(name.removesuffix(".pub") for name in names if name.endswith(".pub") and not name.startswith("."))
 
     def public_keys(self) -> dict[str, bytes]:
         """The registered merchants' keys, as OpenSSH lines (`type base64`, no comment).
@@ -265,17 +274,31 @@ class ServerFolder:
             InputError: naming the file that is no public key on a NIST curve, that has no
                 merchant's name, or that holds another merchant's key.
         """
+        keys, faults = self.read_keys()
+        for fault in faults.values():
+            raise fault
+        return keys
+
+    def read_keys(self) -> tuple[dict[str, bytes], dict[str, InputError]]:
+        """The keys that are good, and what is wrong with the others, by name.
+
+        Raises:
+            InputError: the folder cannot be listed.
+        """
         keys: dict[str, bytes] = {}
+        faults: dict[str, InputError] = {}
         for name in self.registered():
             path = self.public_key(name)
-            if not is_merchant_name(name):
-                raise InputError(f"{name!r} is no merchant's name", where=str(path), expected="<name>.pub")
-            line = read_public_key(path)
-            twin = next((other for other, known in keys.items() if known == line), None)
-            if twin is not None:
-                raise InputError(f"is the key of {twin} too", where=str(path), hint="every merchant needs a key of its own")
-            keys[name] = line
-        return keys
+            try:
+                if not is_merchant_name(name):
+                    raise InputError(f"{name!r} is no merchant's name", where=str(path), expected="<name>.pub")
+                line = read_public_key(path)
+                if twin := next((other for other, known in keys.items() if known == line), None):
+                    raise InputError(f"is the key of {twin} too", where=str(path), hint="every merchant needs a key of its own")
+                keys[name] = line
+            except InputError as fault:
+                faults[name] = fault
+        return keys, faults
 
 
 @dataclass(frozen=True)

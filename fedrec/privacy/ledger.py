@@ -85,13 +85,9 @@ class Ledger:
         """Epsilon of everything released so far."""
         return epsilon([release.event for release in self.releases()], self.delta)
 
-    def find(self, run: str, round_number: int) -> tuple[Release, bool] | None:
-        """The release of this run and round, and whether it is the ledger's last; None if there is none."""
-        releases = self.releases()
-        for position, release in enumerate(releases):
-            if (release.run, release.round) == (run, round_number):
-                return release, position == len(releases) - 1
-        return None
+    def find(self, run: str, round_number: int) -> Release | None:
+        """The release of this run and round."""
+        return next((known for known in self.releases() if (known.run, known.round) == (run, round_number)), None)
 
     def append(self, release: Release) -> Release:
         """Write `release` and flush it to disk; returns it with time, version and epsilons filled in.

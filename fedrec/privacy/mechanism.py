@@ -78,9 +78,10 @@ class UserDPOptimizer(DPOptimizer):
         A record whose gradient is not finite counts as zero: clipping cannot bound NaN, and a
         server could choose weights that overflow for the users of one item only.
         """
-        norms = gradients.squared_norms().clamp_min(0).sqrt()
-        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-        sums = gradients.weighted_sum(torch.where(torch.isfinite(norms), factors, 0.0))
+        norms = gradients.squared_norms().sqrt()
+        factors = (self.max_grad_norm / norms.clamp_min(1e-12)).clamp(max=1.0)
+        weights = torch.where(torch.isfinite(norms), factors, 0.0)
+        sums = gradients.weighted_sum(weights.to(self.params[0].dtype))
         for parameter, clipped in zip(self.params, sums, strict=True):
             known = parameter.summed_grad
             parameter.summed_grad = clipped if known is None else known + clipped

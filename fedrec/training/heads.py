@@ -23,13 +23,13 @@ from fedrec.training.examples import Examples
 
 __all__ = ["Head", "HeadGradients", "HeadsTrainer", "masked_loss"]
 
-FLOATS_IN_FLIGHT = 16_000_000
+FLOATS_IN_FLIGHT = 4_000_000
 """Bound on users * positions * items in one chunk, which bounds memory."""
 ITEMS_PER_BLOCK = 4096
 MOST_GRAM = 4096
 """Items up to which norms come from a Gram matrix of the catalogue, which has items^2 numbers."""
-ROUNDING = 1e-4
-"""Relative error of the sums that a squared norm is the difference of; float32's is some 1e-6."""
+MARGIN = 1e-5
+"""What float32 may have rounded, relative to the square of all that was added up."""
 DENSE_FACTOR = 6
 """Pooling weights are dense where the catalogue is at most this many times the history: one
 matrix product over all items is then faster than gathering each user's."""
@@ -45,10 +45,18 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def table(self) -> Table:
-        """The catalogue under the weight as it is now."""
+        """The catalogue under the weight as it is now.
+
+        Raises:
+            ValueError: it is not finite. That depends on public numbers only, and must not be
+                found out record by record.
+        """
         z = self.e + self.ea @ self.weight
         length = z.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return Table(z / length, self.ea / length)
+        table = Table(z / length, self.ea / length)
+        if not (torch.isfinite(table.unit).all() and torch.isfinite(table.scaled).all()):
+            raise ValueError("the heads of this adapter are not finite over the catalogue")
+        return table
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,9 @@ class Table:
 
     @cached_property
     def gram(self) -> Tensor:
-        """(items, items) inner products of the matrices scaled[j] (x) unit[j]."""
-        return (self.scaled @ self.scaled.T) * (self.unit @ self.unit.T)
+        """(items, items) inner products of the matrices scaled[j] (x) unit[j], float64."""
+        scaled = self.scaled.double()
+        return (scaled @ scaled.T) * (self.unit @ self.unit.T)
 
 
 # For y = normalise(z), z = e + (e A) B, and g = dL/dy:  dL/dB = (eA)^T (g - y <y, g>) / |z|.
@@ -79,33 +88,43 @@ class HeadGradients:
 
     Attributes:
         left: (records, P, rank).
-        right: (records, P, hidden).
+        right: (records, P, hidden), of a size near 1.
         along: (records, items).
-        cross: (records,) inner product of the two sums above.
+        projected: (records, P, items) inner products of `right` and the embeddings.
         table: the catalogue.
     """
 
     left: Tensor
     right: Tensor
     along: Tensor
-    cross: Tensor
+    projected: Tensor
     table: Table
 
     def squared_norms(self) -> Tensor:
-        """(records,) squared Frobenius norms, never too small: what cancels is allowed for."""
-        first = (torch.bmm(self.left, self.left.transpose(1, 2)) * torch.bmm(self.right, self.right.transpose(1, 2))).sum((1, 2))
+        """(records,) squared Frobenius norms, float64, never too small.
+
+        A server chooses the weights, and could choose them so that the sums cancel: in double
+        precision, and with a margin relative to what is summed (`mass` bounds the norm by the
+        triangle inequality), neither the norm nor the sum that is scaled by it loses its bound.
+        """
+        left, right, along = self.left.double(), self.right.double(), self.along.double()
+        scaled = self.table.scaled.double()
+        mass = (left.norm(dim=2) * right.norm(dim=2)).sum(1) + along.abs() @ scaled.norm(dim=1)
         if self.along.shape[1] > MOST_GRAM:
-            return self.per_record().flatten(1).square().sum(1)
-        second = ((self.along @ self.table.gram) * self.along).sum(1)
-        return first - 2 * self.cross + second + ROUNDING * (first + second)
+            squared = self.per_record().double().flatten(1).square().sum(1)
+        else:
+            first = (torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))).sum((1, 2))
+            cross = (along * ((left @ scaled.T) * self.projected).sum(1)).sum(1)
+            second = ((along @ self.table.gram) * along).sum(1)
+            squared = (first - 2 * cross + second).clamp_min(0)
+        return squared + MARGIN * mass.square()
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """sum over records of weights[u] times the gradient: (rank, hidden)."""
         used = weights != 0
         if not used.all():  # a row that is not finite would spoil the sum even with weight 0
-            return HeadGradients(self.left[used], self.right[used], self.along[used], self.cross[used], self.table).weighted_sum(
-                weights[used]
-            )
+            chosen = HeadGradients(self.left[used], self.right[used], self.along[used], self.projected[used], self.table)
+            return chosen.weighted_sum(weights[used])
         left = (self.left * weights[:, None, None]).flatten(0, 1)
         return left.T @ self.right.flatten(0, 1) - self.table.scaled.T @ ((weights @ self.along)[:, None] * self.table.unit)
 
@@ -207,20 +226,17 @@ class HeadsTrainer:
 
         left = at_cosines @ candidate.scaled  # (records, P, rank)
         along = (at_cosines * cosines).sum(1)  # (records, items)
-        cross = (along[:, None] * (left @ candidate.scaled.T)).mul_(cosines).sum((1, 2))
-        of_candidate = HeadGradients(left, users, along, cross, candidate)
+        of_candidate = HeadGradients(left, users, along, cosines, candidate)
 
+        size = at_pooled.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
+        right = at_pooled / size
+        projected = right @ history.unit.T  # (records, P, items)
         if scores.items.shape[1]:
-            unit, scaled = history.unit[scores.items], history.scaled[scores.items]  # (records, L, hidden), (records, L, rank)
-            left, projected = torch.bmm(weights, scaled), torch.bmm(at_pooled, unit.transpose(1, 2))
-            over = (projected * weights).sum(1)  # (records, L)
-            cross = (over[:, None] * torch.bmm(left, scaled.transpose(1, 2)) * projected).sum((1, 2))
-            along = over.new_zeros(len(over), len(self.offset)).scatter_add_(1, scores.items, over)
-        else:
-            left, projected = weights @ history.scaled, at_pooled @ history.unit.T
-            along = (projected * weights).sum(1)
-            cross = (along[:, None] * (left @ history.scaled.T)).mul_(projected).sum((1, 2))
-        return RecordGradients((HeadGradients(left, at_pooled, along, cross, history), of_candidate))
+            dense = torch.zeros_like(projected)
+            weights = dense.scatter_add_(2, scores.items[:, None].expand_as(weights), weights)
+        along = (projected * weights).sum(1) * size[:, 0]
+        left = (weights @ history.scaled) * size
+        return RecordGradients((HeadGradients(left, right, along, projected, history), of_candidate))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ MOST = 1000
 
 
 Size = Annotated[int, Field(ge=1, le=MOST)]
+Factor = Annotated[float, Field(ge=0, le=MOST)]
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,18 @@ class RoundTask:
     max_tokens: Size
     local_steps: Size
     sample_rate: float
-    clip_norm: float
+    clip_norm: Annotated[float, Field(ge=1e-6)]
     noise_multiplier: float
     delta: float
     unit: Unit
-    learning_rate: float
+    learning_rate: Factor
     history: Size
     positions: Size
     negatives: Size
     encoder_history: Size
-    temperature: float
-    decay: float
-    prior_weight: float
+    temperature: Factor
+    decay: Factor
+    prior_weight: Factor
 
     @property
     def scoring(self) -> Scoring:
