@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import httpx
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
@@ -159,11 +160,11 @@ class Executor:
 
     def _hand_over(self, token: str) -> None:
         """Returns when the worker has answered or has ended; then the server learns only that it has."""
-        assert self._worker.stdin is not None and self._worker.stdout is not None
+        to_worker, from_worker = cast(IO[str], self._worker.stdin), cast(IO[str], self._worker.stdout)
         with contextlib.suppress(OSError):
-            self._worker.stdin.write(token + "\n")
-            self._worker.stdin.flush()
-        if not self._worker.stdout.readline():
+            to_worker.write(token + "\n")
+            to_worker.flush()
+        if not from_worker.readline():
             self._worker.wait()
 
 

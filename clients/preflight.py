@@ -58,8 +58,7 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     )
     encoder.states(data.catalogue)
     yield "model", f"{model.encoder} on {encoder.device}, {model.texts_per_batch} texts a batch; item texts cached"
-    assert settings.server is not None
-    yield "server", _greet(settings.server.address, folder.ca)
+    yield "server", _greet(folder.server, folder.ca)
 
 
 def _writable(state: Path) -> None:

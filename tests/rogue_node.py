@@ -22,9 +22,4 @@ class RogueExecutor(clients.node.Executor):
 if __name__ == "__main__":
     clients.node.Executor = RogueExecutor  # type: ignore[misc]
     folder = MerchantFolder.open(Path(sys.argv[1]))
-    assert folder.settings.server is not None
-    sys.exit(
-        clients.node.run_node(
-            clients.node.Connection(folder.path, folder.state, folder.settings.server.address, folder.ca, folder.key)
-        )
-    )
+    sys.exit(clients.node.run_node(clients.node.Connection(folder.path, folder.state, folder.server, folder.ca, folder.key)))

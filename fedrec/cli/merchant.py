@@ -41,13 +41,12 @@ def up(
         print_json({"merchant": merchant.settings.name, **found})
     if check:
         return
-    assert merchant.settings.server is not None
     sys.stdout.flush()
     # In place of this process, which has read data and model: the node itself needs neither.
     os.execv(
         sys.executable,
         [
             sys.executable, "-m", "clients.node",
-            str(merchant.path), str(merchant.state), merchant.settings.server.address, str(merchant.ca), str(merchant.key),
+            str(merchant.path), str(merchant.state), merchant.server, str(merchant.ca), str(merchant.key),
         ],
     )  # fmt: skip

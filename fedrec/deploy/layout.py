@@ -317,9 +317,19 @@ class MerchantFolder:
         folder = cls(path.resolve())
         if not (folder.settings_file.is_file() and folder.tls.is_dir()):
             raise InputError("is no merchant's folder", where=str(path), expected="one as `fedrec deploy init` makes it")
-        if folder.settings.server is None:
-            raise InputError("[server] is missing", where=str(folder.settings_file), expected='address = "HOST:PORT"')
+        _ = folder.server
         return folder
+
+    @property
+    def server(self) -> str:
+        """Host and port that the node connects to.
+
+        Raises:
+            InputError: `merchant.toml` names no server.
+        """
+        if self.settings.server is None:
+            raise InputError("[server] is missing", where=str(self.settings_file), expected='address = "HOST:PORT"')
+        return self.settings.server.address
 
     @property
     def settings_file(self) -> Path:
