@@ -83,7 +83,11 @@ def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
 
 @lru_cache(maxsize=256)
 def open_merchant(site: Site) -> Merchant:
-    """The merchant of a node; kept for the life of the process."""
+    """The merchant of a node; kept until the cache is cleared, which a deployed worker does before every message.
+
+    Raises:
+        InputError: `merchant.toml` or the data cannot be read, or the ledger has another name.
+    """
     settings = read_merchant_file(site.merchant / MERCHANT_FILE)
     if site.seed is None:
         _check_name(site, settings.name)

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -103,8 +103,7 @@ def issue_server(authority: KeyPair, host: str, days: int = DAYS) -> KeyPair:
         InputError: `days` is none, or the certificate would outlive its authority.
     """
     ca = x509.load_pem_x509_certificate(authority.public)
-    ca_key = serialization.load_pem_private_key(authority.private, None)
-    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    ca_key = cast(ec.EllipticCurvePrivateKey, serialization.load_pem_private_key(authority.private, None))
     left = (ca.not_valid_after_utc - datetime.now(UTC)).days
     if not 1 <= days <= left:
         hint = "a new authority holds longer: `fedrec deploy rotate OUT --authority`"
