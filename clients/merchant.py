@@ -15,6 +15,7 @@ from flwr.app import Context, Message
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
+from clients.interrupts import put_off
 from clients.site import Site, site_of
 from fedrec import wire
 from fedrec.config import write_atomically
@@ -215,7 +216,8 @@ class Merchant:
         )
         if reason:
             return self.declined(f"policy: {reason}")
-        with self.ledger.locked():
+        # Interrupted between ledger and reply, a merchant would have paid for a round that it can never answer.
+        with self.ledger.locked(), put_off():
             known = self.ledger.find(release.run, release.round)
             if known is None:
                 if reason := over_budget(self.policy, self.ledger.releases(), release):

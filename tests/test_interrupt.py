@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from clients.interrupts import put_off
 from fedrec.data.split import split_source
+from fedrec.training import Examples, RoundTask
 
 from .conftest import write_source
+from .merchants import open_shop, public_and_trained, task, write_merchant
 
 PROGRAM = str(Path(sys.executable).with_name("fedrec"))
 
@@ -60,3 +63,34 @@ def lines(run: Path) -> int:
 
 def central(run: Path) -> list[dict[str, float]]:
     return [json.loads(line)["central"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_ctrl_c_waits_until_what_was_paid_for_is_stored(
+    tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = open_shop(write_merchant(tmp_path / "shop"), tiny_bert_folder, tmp_path / "state")
+    public, trained = public_and_trained(shop)
+    examples = shop.examples
+
+    def interrupted(task: RoundTask) -> Examples:
+        signal.raise_signal(signal.SIGINT)
+        return examples(task)
+
+    monkeypatch.setattr(shop, "examples", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shop.train(task(shop), trained, public)
+    monkeypatch.undo()
+    assert [release.round for release in shop.ledger.releases()] == [1]
+    again = shop.train(task(shop), trained, public)
+    assert again.statement.status == "ok" and len(shop.ledger.releases()) == 1
+
+
+def test_a_second_ctrl_c_is_obeyed_at_once() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), put_off():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the first")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the second")
+    assert reached == ["after the first"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
