@@ -58,13 +58,15 @@ class Obvious:
 
     def gradients(self, chunk: Examples, negatives: np.ndarray, history: int, trainer: EncoderTrainer) -> list[Tensor]:
         """Each user's gradient, one tensor (users, out, rank) a parameter; the loss is the trainer's."""
-        pairs = layout(chunk, negatives, history)
+        pairs = layout(chunk, history)
+        texts = np.concatenate([pairs.text, np.tile(negatives, len(chunk))])
+        record = torch.as_tensor(np.concatenate([pairs.record, np.repeat(np.arange(len(chunk)), len(negatives))]))
         encoded = self.tokenizer(  # type: ignore[operator]
-            [self.texts[i] for i in pairs.text], truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
+            [self.texts[i] for i in texts], truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
         )
         pooled = self.module(encoded["input_ids"], encoded["attention_mask"])
-        trainer.losses(pooled, pairs, chunk).sum().backward()
-        record = torch.as_tensor(pairs.record)
+        own, shared = pooled[: len(pairs.text)], pooled[len(pairs.text) :].view(len(chunk), len(negatives), -1)
+        trainer.losses(own, shared, pairs, chunk).sum().backward()
         out = []
         for parameter in self.module.parameters():
             if parameter.requires_grad:

@@ -149,10 +149,13 @@ def _encoder(
     parameters = trainer.parameters()
     summed = [torch.zeros_like(value) for value in parameters]
     for chunk in trainer.chunks(lot):
-        pairs = layout(chunk, trainer.negatives, config.encoder_history)
-        distinct, where = np.unique(pairs.text, return_inverse=True)
+        pairs = layout(chunk, config.encoder_history)
+        if not len(pairs.text):
+            continue
+        distinct, where = np.unique(np.concatenate([pairs.text, trainer.negatives]), return_inverse=True)
         leaf = encoder.pooled(states, distinct).requires_grad_(True)
-        losses = trainer.losses(leaf[torch.as_tensor(where)], pairs, chunk)
+        own, shared = leaf[torch.as_tensor(where)].split([len(pairs.text), len(trainer.negatives)])
+        losses = trainer.losses(own, shared.expand(len(chunk), -1, -1), pairs, chunk)
         (upstream,) = torch.autograd.grad(losses.sum(), leaf)
         for rows in encoder.batches(states.length[distinct]):
             out = encoder.run_top(*encoder.gather(states, distinct[rows]))

@@ -16,7 +16,8 @@ from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_p
 from fedrec.privacy import SeededNoise, UserDPOptimizer
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.examples import Examples, build_examples, last_positions
-from fedrec.training.heads import HeadGradients, HeadsTrainer, RecordGradients, Table
+from fedrec.training.factors import HeadGradients, RecordGradients, Table, strongest
+from fedrec.training.heads import HeadsTrainer
 
 from .conftest import make_catalogue, make_encoder, make_histories
 
@@ -154,30 +155,67 @@ def check_factors(found: list[RecordGradients], fast: list[torch.Tensor]) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 10_000), st.floats(-6, 12), st.floats(-12, 0), st.sampled_from([1e-6, 0.1, 5.0]), st.booleans()
+    st.integers(0, 10_000), st.floats(-6, 12), st.floats(-12, 0), st.sampled_from([1e-6, 0.1, 5.0]), st.integers(0, 5)
 )  # fmt: skip
 def test_no_choice_of_weights_makes_a_record_count_for_more_than_the_clip_norm(
-    seed: int, size: float, rest: float, clip: float, blocks: bool
+    seed: int, size: float, rest: float, clip: float, common: int
 ) -> None:
     """What a hostile server can reach: huge factors that cancel up to a rest, in every part of the gradient."""
     rng = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=rng)
     items, rank, hidden = 5, 3, 4
-    table = Table(normalize(draw(items, hidden), dim=1), draw(items, rank) * 10 ** (size / 2))
+    table = Table(normalize(draw(items, hidden), dim=1), draw(items, rank) * 10 ** (size / 2), common)
     left, right = draw(1, 1, rank) * 10**size, normalize(draw(1, 1, hidden), dim=2)
     left = torch.cat([left, -left + draw(1, 1, rank) * 10 ** (size + rest)], dim=1)
     right = torch.cat([right, right + draw(1, 1, hidden) * 10**rest], dim=1)
     along = draw(1, items) * 10 ** (size / 2 + rest)
-    gradients = HeadGradients(left, right, along, right @ table.unit.T, table)
-    with pytest.MonkeyPatch.context() as patch:
-        if blocks:
-            patch.setattr("fedrec.training.heads.MOST_GRAM", 0)
-        parameter = torch.nn.Parameter(torch.zeros(rank, hidden))
-        optimizer = UserDPOptimizer(
-            [parameter], SeededNoise(0), learning_rate=1.0, noise_multiplier=1e-12, clip_norm=clip, expected_lot=1.0
-        )
-        optimizer.add(RecordGradients((gradients,)))
+    projected = right @ table.unit[:common].T
+    own = strongest(along, torch.randint(-1, items, (1, 2), generator=rng), table)
+    gradients = HeadGradients(left, right, along, projected, own, table)
+    parameter = torch.nn.Parameter(torch.zeros(rank, hidden))
+    optimizer = UserDPOptimizer(
+        [parameter], SeededNoise(0), learning_rate=1.0, noise_multiplier=1e-12, clip_norm=clip, expected_lot=1.0
+    )
+    optimizer.add(RecordGradients((gradients,)))
     assert float(parameter.summed_grad.double().norm()) <= clip * 1.001
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(0, 40), st.floats(0, 3))
+def test_norms_from_some_of_the_items_are_never_too_small(seed: int, items: int, common: int, flat: float) -> None:
+    """And exact where no item is left over; the gradient itself is the same however it is split."""
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)
+    records, rank, hidden, common = 6, 3, 7, min(common, items)
+    table = Table(normalize(draw(items, hidden) + flat, dim=1), draw(items, rank) + flat, common)
+    left, right, along = draw(records, 2, rank), normalize(draw(records, 2, hidden), dim=2), draw(records, items) + flat
+    exact = torch.einsum("upr,upd->urd", left, right) - torch.einsum("uj,jr,jd->urd", along, table.scaled, table.unit)
+    bound = exact.flatten(1).norm(dim=1) + along.abs() @ table.sizes
+    own = strongest(along, torch.randint(-1, items, (records, 6), generator=rng), table)
+    gradients = HeadGradients(left, right, along, right @ table.unit[:common].T, own, table)
+    torch.testing.assert_close(gradients.per_record(), exact)
+    norms = gradients.squared_norms().sqrt()
+    assert (norms >= exact.flatten(1).norm(dim=1) * (1 - 1e-9)).all() and (norms <= 1.1 * bound).all()
+    if common == items:
+        torch.testing.assert_close(norms, exact.flatten(1).norm(dim=1), rtol=0.0, atol=0.02 * float(bound.max()))
+    weights = torch.rand(records, generator=rng, dtype=torch.float64)
+    torch.testing.assert_close(gradients.weighted_sum(weights), torch.einsum("u,urd->rd", weights, exact))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_heads_with_a_rest_differ_only_in_how_sharply_they_clip(
+    tiny_bert_folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, encoder, states, base, trained, scoring, prior, _, examples, _ = setup(tiny_bert_folder, seed)
+    e = centred(encoder.pooled(states), base)
+    whole = next(HeadsTrainer(e, prior, base, trained, scoring).gradients(examples))
+    monkeypatch.setattr("fedrec.training.factors.COMMON", 2)
+    monkeypatch.setattr("fedrec.training.heads.DENSE_FACTOR", 0)
+    parted = next(HeadsTrainer(e, prior, base, trained, scoring).gradients(examples))
+    assert not parted.heads[0].table.whole
+    exact = whole.per_record()
+    torch.testing.assert_close(parted.per_record(), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
+    assert (parted.squared_norms() >= exact.double().square().sum(1)).all()
 
 
 def one_text(encoder, states, base: Arrays, item: int) -> torch.Tensor:

@@ -126,7 +126,7 @@ def test_one_user_never_moves_the_sum_by_more_than_the_clipping_norm(shop: Shop,
     for examples in (one, huge):
         update = shop.round(replace(TASK, part=part, clip_norm=0.05), examples, population=1)  # type: ignore[arg-type]
         assert norm(update) <= 0.05 + 1e-5
-    assert norm(update) == pytest.approx(0.05, rel=1e-4), "the huge user is clipped, not dropped"
+    assert norm(update) == pytest.approx(0.05, rel=1e-3), "the huge user is clipped, not dropped"
 
 
 def test_adding_one_user_moves_the_noiseless_step_by_no_more_than_the_clipping_norm(shop: Shop) -> None:

@@ -1,11 +1,12 @@
 """Per-user gradients of the encoder's LoRA.
 
 A user expands to several texts: recent history, targets, and negatives drawn from the
-public catalogue. Per-user gradients need three passes: the texts are encoded without a
+public catalogue. Per-user gradients need three passes: the distinct texts are encoded without a
 graph; each user's loss is differentiated with respect to its own copies of the embeddings;
-and those derivatives are sent back through the top layers in batches of texts of similar
-length, where a grad sampler adds up the texts of each user. The result is exact, and
-memory is bounded by the number of texts in flight.
+and those derivatives are sent back through the top layers. A user's own texts go in batches of
+similar length, where a grad sampler adds up the texts of each user. The negatives are the same
+for all users, so their forward pass is shared and only the way back is taken user by user. The
+result is exact, and memory is bounded by the number of texts in flight.
 """
 
 from __future__ import annotations
@@ -53,14 +54,13 @@ def _user_gradients(layer: UserLinear, activations: list[Tensor], backprops: Ten
 
 @dataclass(frozen=True)
 class Pairs:
-    """A chunk's texts, one row for each (record, text), and where each is used."""
+    """A chunk's own texts, one row for each (record, text), and where each is used."""
 
     text: np.ndarray  # (pairs,) item positions
     record: np.ndarray  # (pairs,)
     history: np.ndarray  # (records, L) pairs
     weights: np.ndarray  # (records, P, L)
     target: np.ndarray  # (targets,) pairs
-    negative: np.ndarray  # (records, N) pairs
 
 
 class EncoderTrainer:
@@ -110,48 +110,76 @@ class EncoderTrainer:
 
     def gradients(self, lot: Examples) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
+        for chunk in self.chunks(lot):
+            yield self._gradients(chunk)
+
+    def _gradients(self, chunk: Examples) -> PerRecord:
+        pairs = layout(chunk, self.history)
+        if not len(pairs.text):
+            return PerRecord([torch.zeros(len(chunk), *p.shape, device=p.device) for p in self.parameters()])
+        distinct, where = np.unique(np.concatenate([pairs.text, self.negatives]), return_inverse=True)
+        pooled = self.encoder.pooled(self.states, distinct)[torch.as_tensor(where)]
+        own = pooled[: len(pairs.text)].requires_grad_(True)  # (pairs, hidden)
+        shared = pooled[len(pairs.text) :].expand(len(chunk), -1, -1).requires_grad_(True)  # (records, N, hidden)
+        upstream = torch.autograd.grad(self.losses(own, shared, pairs, chunk).sum(), (own, shared))
+        total = self._shared(upstream[1])
+        self._own(upstream[0], pairs, total)
+        return PerRecord(total)
+
+    def _shared(self, upstream: Tensor) -> list[Tensor]:
+        """What the negatives add, from (records, N, hidden): one tensor (records, *shape) a parameter."""
+        parameters = self.parameters()
+        total = [torch.zeros(len(upstream), *p.shape, device=p.device) for p in parameters]
+        for rows in self.encoder.batches(self.states.length[self.negatives]):
+            out = self.encoder.run_top(*self.encoder.gather(self.states, self.negatives[rows]))
+            step = max(1, self.encoder.texts_per_batch // len(rows))
+            for start in range(0, len(upstream), step):
+                users = slice(start, start + step)
+                back = upstream[users, torch.as_tensor(rows)]
+                found = torch.autograd.grad(out, parameters, back, retain_graph=True, is_grads_batched=True)
+                for sums, gradient in zip(total, found, strict=True):
+                    sums[users] += gradient
+        return total
+
+    def _own(self, upstream: Tensor, pairs: Pairs, total: list[Tensor]) -> None:
+        """Add what each record's own texts add, from (pairs, hidden)."""
         watched = GradSampleModule(self.encoder.top, loss_reduction="sum", strict=False)
         try:
-            for chunk in self.chunks(lot):
-                yield self._gradients(chunk)
+            for rows in self.encoder.batches(self.states.length[pairs.text]):
+                for layer in self.layers:
+                    layer.user = torch.as_tensor(pairs.record[rows], device=self.encoder.device)
+                    layer.users = len(total[0])  # type: ignore[assignment]
+                out = self.encoder.run_top(*self.encoder.gather(self.states, pairs.text[rows]))
+                with warnings.catch_warnings():
+                    # What enters the top layers is data, so it has no gradient; torch warns of that.
+                    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                    out.backward(upstream[torch.as_tensor(rows)])
+                for parameter, sums in zip(self.parameters(), total, strict=True):
+                    sums += parameter.grad_sample  # type: ignore[attr-defined]
+                    parameter.grad_sample = None  # type: ignore[attr-defined]
         finally:
             watched.remove_hooks()
 
-    def _gradients(self, chunk: Examples) -> PerRecord:
-        pairs = layout(chunk, self.negatives, self.history)
-        distinct, where = np.unique(pairs.text, return_inverse=True)
-        pooled = self.encoder.pooled(self.states, distinct)[torch.as_tensor(where)].requires_grad_(True)
-        losses = self.losses(pooled, pairs, chunk)
-        (upstream,) = torch.autograd.grad(losses.sum(), pooled)  # (pairs, hidden)
-        total = [torch.zeros(len(chunk), *p.shape, device=p.device) for p in self.parameters()]
-        for rows in self.encoder.batches(self.states.length[pairs.text]):
-            for layer in self.layers:
-                layer.user = torch.as_tensor(pairs.record[rows], device=self.encoder.device)
-                layer.users = len(chunk)  # type: ignore[assignment]
-            out = self.encoder.run_top(*self.encoder.gather(self.states, pairs.text[rows]))
-            with warnings.catch_warnings():
-                # What enters the top layers is data, so it has no gradient; torch warns of that.
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                out.backward(upstream[torch.as_tensor(rows)])
-            for parameter, sums in zip(self.parameters(), total, strict=True):
-                sums += parameter.grad_sample  # type: ignore[attr-defined]
-                parameter.grad_sample = None  # type: ignore[attr-defined]
-        return PerRecord(total)
+    def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples) -> Tensor:
+        """Each record's loss from its own copies of the pooled vectors, shape (records,).
 
-    def losses(self, pooled: Tensor, pairs: Pairs, chunk: Examples) -> Tensor:
-        """Each record's loss from its own copies of the pooled vectors, shape (records,)."""
-        e = centred(pooled, self.base)  # (pairs, hidden)
+        Args:
+            own: (pairs, hidden).
+            shared: (records, N, hidden) negatives.
+        """
+        e = centred(own, self.base)
         history, candidate = self._role(e, "history"), self._role(e, "candidate")
+        against = self._role(centred(shared, self.base), "candidate")
         weights = torch.as_tensor(pairs.weights, device=e.device)
         users = normalize(torch.bmm(weights, history[torch.as_tensor(pairs.history)]), dim=-1)  # (records, P, hidden)
-        others = torch.einsum("upd,und->upn", users, candidate[torch.as_tensor(pairs.negative)])  # (records, P, N)
-        others = self.scoring.temperature * others + self.prior[torch.as_tensor(pairs.text[pairs.negative])][:, None]
+        others = torch.bmm(users, against.mT)  # (records, P, N)
+        others = self.scoring.temperature * others + self.prior[torch.as_tensor(self.negatives)]
         record, position, item = torch.as_tensor(chunk.target, device=e.device).T
-        own = (users[record, position] * candidate[torch.as_tensor(pairs.target)]).sum(-1)  # (targets,)
-        own = self.scoring.temperature * own + self.prior[item]
+        hits = (users[record, position] * candidate[torch.as_tensor(pairs.target)]).sum(-1)  # (targets,)
+        hits = self.scoring.temperature * hits + self.prior[item]
         masked = torch.as_tensor(_masked(chunk, self.negatives, pairs.weights.shape[1]), device=e.device)
-        against = torch.cat([own[:, None], others.masked_fill(masked, -1e9)[record, position]], dim=1)  # (targets, 1 + N)
-        losses = (torch.logsumexp(against, dim=1) - own) * torch.as_tensor(chunk.target_weight, device=e.device)
+        logits = torch.cat([hits[:, None], others.masked_fill(masked, -1e9)[record, position]], dim=1)  # (targets, 1 + N)
+        losses = (torch.logsumexp(logits, dim=1) - hits) * torch.as_tensor(chunk.target_weight, device=e.device)
         return torch.zeros(len(chunk), device=e.device).index_add(0, record, losses)
 
     def _role(self, e: Tensor, role: str) -> Tensor:
@@ -161,28 +189,20 @@ class EncoderTrainer:
         return normalize(e + (e @ a) @ self.heads[role], dim=-1)
 
 
-def layout(chunk: Examples, negatives: np.ndarray, history: int) -> Pairs:
-    """Lay out each record's texts: the last events of any position, its targets, the negatives."""
-    records = len(chunk)
+def layout(chunk: Examples, history: int) -> Pairs:
+    """Lay out each record's own texts, each once: the last events of any position, and its targets."""
     used = chunk.weights.max(1) > 0  # (records, L)
     from_end = used.sum(1, keepdims=True) - np.cumsum(used, axis=1)
     keep = used & (from_end < history)
     weights = np.where(keep[:, None], chunk.weights, 0)
     weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)
     record, place = np.nonzero(keep)
+    texts = np.concatenate([chunk.items[record, place], chunk.target[:, 2]])
+    width = int(texts.max(initial=0)) + 1
+    pairs, pair = np.unique(np.concatenate([record, chunk.target[:, 0]]) * width + texts, return_inverse=True)
     history_pair = np.zeros(keep.shape, dtype=np.int64)  # pair 0 with weight 0 stands for "no event"
-    history_pair[record, place] = np.arange(len(record))
-    target_start = len(record)
-    negative_start = target_start + len(chunk.target)
-    count = records * len(negatives)
-    return Pairs(
-        text=np.concatenate([chunk.items[record, place], chunk.target[:, 2], np.tile(negatives, records)]),
-        record=np.concatenate([record, chunk.target[:, 0], np.repeat(np.arange(records), len(negatives))]),
-        history=history_pair,
-        weights=weights.astype(np.float32),
-        target=target_start + np.arange(len(chunk.target)),
-        negative=negative_start + np.arange(count).reshape(records, len(negatives)),
-    )
+    history_pair[record, place] = pair[: len(record)]
+    return Pairs(pairs % width, pairs // width, history_pair, weights.astype(np.float32), pair[len(record) :])
 
 
 def _masked(chunk: Examples, negatives: np.ndarray, positions: int) -> np.ndarray:

@@ -1,0 +1,210 @@
+"""Per-user gradients of a head, kept in the factors they are made of.
+
+A user's gradient of a head is a few outer products and one sum over the catalogue:
+
+    G = sum_p left[p] (x) right[p] - sum_j along[j] scaled[j] (x) unit[j].
+
+Its norm, which clipping needs, and the clipped sum, which leaves, both come from the factors;
+the gradient itself (rank, hidden) is made for nobody but the audit. This is ghost clipping
+(Goodfellow 2015, arXiv:1510.01799; Li et al., ICLR 2022, sec. 4) for a layer whose output is
+normalised.
+
+Exact norms would need items^2 products a user. Clipping needs no exact norm, only one that is
+never too small, so in a large catalogue the items that matter are counted exactly (the most popular
+ones, and the user's own) and the rest enters by a bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["HeadGradients", "Own", "RecordGradients", "Table", "common_items", "strongest"]
+
+COMMON, SHARE, MOST_COMMON = 128, 6, 1024
+"""Popular items that are counted exactly for everybody: one in `SHARE`, within these ends. More of them
+cost their square in products a user; fewer make the norms, and so the clipping, a few percent too large."""
+OWN = 4
+"""Items of a record that are counted exactly on top of those."""
+MARGIN = 1e-4
+"""What float32 may have rounded, relative to the square of all that was added up: sums of at most
+a thousand products, each off by 2^-24."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A head's catalogue.
+
+    Attributes:
+        unit: (items, hidden) embeddings of length 1.
+        scaled: (items, rank) `e A` over the length that the embedding had.
+        common: how many items, from the first on, are counted exactly for everybody. Which ones are
+            first must not depend on anybody's data.
+    """
+
+    unit: Tensor
+    scaled: Tensor
+    common: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every item is a common one."""
+        return self.common == len(self.unit)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """(items, common) inner products of the matrices scaled[j] (x) unit[j] with the common ones."""
+        return (self.scaled @ self.scaled[: self.common].T) * (self.unit @ self.unit[: self.common].T)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """(common, common) the same among the common items."""
+        return self.columns[: self.common]
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """(items,) norms of the matrices scaled[j] (x) unit[j]."""
+        return self.scaled.norm(dim=1)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """A number s with |sum_j x[j] scaled[j] (x) unit[j]| <= s |x| for every x.
+
+        The Gram matrix is the entrywise product of those of `scaled` and `unit`, and the latter has
+        ones on its diagonal, so its largest eigenvalue is at most that of the former (Schur, 1911;
+        Horn and Johnson, Topics in Matrix Analysis, 1991, th. 5.3.4).
+        """
+        scaled = self.scaled.double()
+        return torch.linalg.eigvalsh(scaled.T @ scaled)[-1].clamp_min(0).sqrt()
+
+
+@dataclass(frozen=True)
+class Own:
+    """Items of each record that are counted exactly though they are not common.
+
+    Attributes:
+        items: (records, k) items.
+        along: (records, k) their numbers in the sum over the catalogue, 0 where there is no item.
+        unit: (records, k, hidden) their embeddings.
+    """
+
+    items: Tensor
+    along: Tensor
+    unit: Tensor
+
+
+@dataclass(frozen=True)
+class HeadGradients:
+    """Each record's gradient of one head, in factors.
+
+    Attributes:
+        left: (records, P, rank).
+        right: (records, P, hidden), of a size near 1.
+        along: (records, items), without what `own` holds.
+        projected: (records, P, common) inner products of `right` and the common embeddings.
+        own: None where all items are common.
+        table: the catalogue.
+    """
+
+    left: Tensor
+    right: Tensor
+    along: Tensor
+    projected: Tensor
+    own: Own | None
+    table: Table
+
+    def squared_norms(self) -> Tensor:
+        """(records,) squared Frobenius norms or a little more, float64, never too small.
+
+        A server chooses the weights, and could choose them so that the sums cancel: with a margin
+        relative to what is summed (`mass` bounds the norm by the triangle inequality), neither
+        the norm nor the sum that is scaled by it loses its bound to rounding. What underflows is far
+        below any clipping norm, and what overflows makes the record count as zero.
+        """
+        table, left, right = self.table, self.left, self.right
+        common, rest = self.along[:, : table.common], self.along[:, table.common :]
+        mass = ((left.norm(dim=2) * right.norm(dim=2)).sum(1) + common.abs() @ table.sizes[: table.common]).double()
+        first = (torch.bmm(left, left.mT) * torch.bmm(right, right.mT)).sum((1, 2)).double()
+        cross = (common * ((left @ table.scaled[: table.common].T) * self.projected).sum(1)).sum(1).double()
+        second = ((common @ table.gram) * common).sum(1).double()
+        if self.own is None:
+            return (first - 2 * cross + second).clamp_min(0) + MARGIN * mass.square()
+        items, along, unit = self.own.items, self.own.along, self.own.unit
+        scaled = table.scaled[items]  # (records, k, rank)
+        mass += (along.abs() * table.sizes[items]).sum(1)
+        cross += (along * (torch.bmm(left, scaled.mT) * torch.bmm(right, unit.mT)).sum(1)).sum(1)
+        among = torch.bmm(scaled, scaled.mT) * torch.bmm(unit, unit.mT)
+        with_common = torch.bmm(table.columns[items], common[:, :, None])[:, :, 0]  # (records, k)
+        second += (along * (torch.bmm(among, along[:, :, None])[:, :, 0] + 2 * with_common)).sum(1)
+        by_mass, by_spread = rest.abs() @ table.sizes[table.common :], table.spread * rest.norm(dim=1)
+        bound = torch.minimum(by_mass.double(), by_spread) * (1 + rest.shape[1] * 2.0**-24)
+        exact = (first - 2 * cross + second).clamp_min(0) + MARGIN * (mass + by_mass).square()
+        return (exact.sqrt() + bound).square()
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """sum over records of weights[u] times the gradient: (rank, hidden)."""
+        used = weights != 0
+        if not used.all():  # a row that is not finite would spoil the sum even with weight 0
+            return self._take(used).weighted_sum(weights[used])
+        left = (self.left * weights[:, None, None]).flatten(0, 1)
+        along = weights @ self.along
+        if self.own is not None:
+            along.index_add_(0, self.own.items.flatten(), (weights[:, None] * self.own.along).flatten())
+        return left.T @ self.right.flatten(0, 1) - self.table.scaled.T @ (along[:, None] * self.table.unit)
+
+    def per_record(self) -> Tensor:
+        """The gradients themselves, (records, rank, hidden)."""
+        along = self.along if self.own is None else self.along.scatter_add(1, self.own.items, self.own.along)
+        first = torch.einsum("upr,upd->urd", self.left, self.right)
+        return first - torch.einsum("uj,jr,jd->urd", along, self.table.scaled, self.table.unit)
+
+    def _take(self, used: Tensor) -> HeadGradients:
+        own = self.own and Own(self.own.items[used], self.own.along[used], self.own.unit[used])
+        return HeadGradients(self.left[used], self.right[used], self.along[used], self.projected[used], own, self.table)
+
+
+@dataclass(frozen=True)
+class RecordGradients:
+    """The gradients of a chunk of records, over all trained parameters."""
+
+    heads: tuple[HeadGradients, ...]
+
+    def squared_norms(self) -> Tensor:
+        """(records,) of all parameters together."""
+        return torch.stack([head.squared_norms() for head in self.heads]).sum(0)
+
+    def weighted_sum(self, weights: Tensor) -> list[Tensor]:
+        """sum over records of weights[u] times the gradient, one tensor a parameter."""
+        return [head.weighted_sum(weights) for head in self.heads]
+
+    def per_record(self) -> Tensor:
+        """(records, numbers): each record's gradient in one row."""
+        return torch.cat([head.per_record().flatten(1) for head in self.heads], dim=1)
+
+
+def common_items(items: int) -> int:
+    """How many of a catalogue's items are counted exactly for everybody."""
+    return min(items, MOST_COMMON, max(COMMON, items // SHARE))
+
+
+def strongest(along: Tensor, candidates: Tensor, table: Table) -> Own | None:
+    """Move the candidates that weigh most out of `along`, which is changed, to be counted exactly.
+
+    Args:
+        along: (records, items).
+        candidates: (records, K) items of each record, repeated ones allowed, -1 where there is none.
+    """
+    if table.whole:
+        return None
+    items = candidates.sort(dim=1, descending=True).values
+    again = torch.zeros_like(items, dtype=torch.bool)
+    again[:, 1:] = items[:, 1:] == items[:, :-1]
+    found = items.clamp_min(0)
+    values = along.gather(1, found).masked_fill(again | (items < table.common), 0.0)
+    _, place = (values.abs() * table.sizes[found]).topk(min(OWN, items.shape[1]), dim=1)
+    items, values = found.gather(1, place), values.gather(1, place)
+    along.scatter_add_(1, items, -values)
+    return Own(items, values, table.unit[items])
