@@ -35,7 +35,7 @@ from fedrec.privacy import (
     noisy_histogram,
     over_budget,
 )
-from fedrec.training import Examples, RoundTask, build_examples, train_round
+from fedrec.training import Examples, RoundTask, build_examples, encode_update, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
 __all__ = ["Merchant", "answer_histogram", "answer_train"]
@@ -165,7 +165,7 @@ class Merchant:
         )  # fmt: skip
 
         def compute(noise: NoiseSource) -> Arrays:
-            return train_round(
+            update = train_round(
                 task,
                 self.data.catalogue,
                 self.examples(task),
@@ -176,6 +176,7 @@ class Merchant:
                 population=self.policy.population,
                 noise=noise,
             )
+            return encode_update(update, noise) if task.update_code == "int8" else update
 
         return self._release(release, task.delta, compute)
 

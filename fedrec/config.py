@@ -20,6 +20,7 @@ __all__ = ["RunConfig", "load_config", "parse_overrides", "save_config", "write_
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
+UpdateCode = Literal["float32", "int8"]
 
 
 class RunConfig(BaseModel):
@@ -99,6 +100,8 @@ class RunConfig(BaseModel):
     """Step size of the server's optimizer on the heads (`average` uses 1)."""
     encoder_learning_rate: float = Field(0.003, gt=0)
     """Step size of the server's optimizer on the encoder."""
+    update_code: UpdateCode = "float32"
+    """How a merchant's update is sent: as it is, or rounded at random to int8, a quarter of the bytes."""
     weighting: Literal["population", "equal"] = "population"
     """Weight of a merchant's update: its publicly declared population, or the same for all."""
     min_lot: float = Field(5, ge=1)

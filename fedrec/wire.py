@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedrec.config import Unit
 from fedrec.model.adapter import Arrays
 from fedrec.training.round import RoundTask
+from fedrec.training.update_code import SCALES, buckets
 
 __all__ = [
     "HISTOGRAM",
@@ -158,10 +159,15 @@ def encode_reply(reply: Reply) -> RecordDict:
     """A merchant's answer.
 
     Raises:
-        WireError: an array is not float32; nothing else can get in by construction.
+        WireError: an array is neither float32 nor an int8 code with its scales; nothing else
+            can get in by construction.
     """
     for name, value in reply.arrays.items():
-        if value.dtype != np.float32:
+        if value.dtype == np.int8:
+            scales = reply.arrays.get(name + SCALES)
+            if scales is None or scales.shape != (buckets(value.size),):
+                raise WireError(f"array {name}: int8 without its scales")
+        elif value.dtype != np.float32:
             raise WireError(f"array {name}: expected float32, found {value.dtype}")
     return RecordDict({ARRAYS: to_record(reply.arrays), STATEMENT: ConfigRecord(asdict(reply.statement))})
 

@@ -19,10 +19,10 @@ from flwr.superlink.grid import HttpGrid
 
 from fedrec import wire
 from fedrec.aggregation import apply_update, plausible_norm, update_fault, weighted_mean
-from fedrec.config import RunConfig
+from fedrec.config import RunConfig, UpdateCode
 from fedrec.model import Arrays, digest, of_part
 from fedrec.privacy import NoisePlan
-from fedrec.training import RoundTask
+from fedrec.training import CodeError, RoundTask, decode_update
 from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
 from server.run_folder import ServerState
@@ -96,7 +96,7 @@ class PrivateLora(Strategy):
             like = {wire.HISTOGRAM: np.zeros(len(keys), dtype=np.float32)}
             self._asked = messages
             replies = grid.send_and_receive(messages, timeout=timeout)
-            for reply in self._usable(replies, like, HISTOGRAM_BOUND, sigma, 0):
+            for reply in self._usable(replies, like, "float32", HISTOGRAM_BOUND, sigma, 0):
                 total += reply.arrays[wire.HISTOGRAM]
             self._informed.clear()
         # A count below the noise of one merchant says nothing; it stands for "rare".
@@ -127,7 +127,7 @@ class PrivateLora(Strategy):
         """
         task = self._task(server_round + self.offset)
         like = of_part(self.state.trained, task.part)
-        used = list(self._usable(replies, like, self._most(like), task.noise_multiplier, task.round))
+        used = list(self._usable(replies, like, task.update_code, self._most(like), task.noise_multiplier, task.round))
         trained, optimizer = self.state.trained, self.state.optimizer
         if len(used) >= self.config.min_merchants:
             weights = self._weights(used)
@@ -197,6 +197,7 @@ class PrivateLora(Strategy):
             temperature=scoring.temperature,
             decay=scoring.decay,
             prior_weight=scoring.prior_weight,
+            update_code=config.update_code,
         )
 
     def _asked_of(self, reply: Message) -> int:
@@ -227,8 +228,10 @@ class PrivateLora(Strategy):
             lot=self.config.min_lot,
         )
 
-    def _usable(self, replies: Iterable[Message], like: Arrays, most: float, sigma: float, number: int) -> Iterable[wire.Reply]:
-        """The replies that count; the others are recorded with the reason."""
+    def _usable(
+        self, replies: Iterable[Message], like: Arrays, code: UpdateCode, most: float, sigma: float, number: int
+    ) -> Iterable[wire.Reply]:
+        """The replies that count, decoded; the others are recorded with the reason."""
         unheard = set(self._sent)
         for message in sorted(replies, key=lambda one: one.metadata.src_node_id):
             node = self._asked_of(message)
@@ -262,7 +265,13 @@ class PrivateLora(Strategy):
                     self._informed.discard(node)
                 continue
             self._informed.add(node)
-            fault = update_fault(reply.arrays, like, most)
+            fault = None
+            if code == "int8":
+                try:
+                    reply = replace(reply, arrays=decode_update(reply.arrays, like))
+                except CodeError as error:
+                    fault = str(error)
+            fault = fault or update_fault(reply.arrays, like, most)
             answered = (reply.statement.run, reply.statement.round)
             if answered != (self.state.run, number):
                 fault = f"answers round {answered[1]} of run {answered[0]}, asked for {number} of {self.state.run}"

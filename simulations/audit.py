@@ -368,6 +368,7 @@ def _task(config: RunConfig, number: int, sigma: float) -> RoundTask:
     names = (
         "local_steps", "sample_rate", "clip_norm", "delta", "unit", "learning_rate", "history", "positions",
         "negatives", "encoder_history", "temperature", "decay", "prior_weight", "encoder_layers", "encoder_rank", "max_tokens",
+        "update_code",
     )  # fmt: skip
     values = {name: getattr(config, name) for name in names}
     return RoundTask(run="audit", round=number, part="heads", trunk="", noise_multiplier=sigma, **values)

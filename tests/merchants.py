@@ -74,6 +74,7 @@ TASK = RoundTask(
     temperature=3.0,
     decay=0.1,
     prior_weight=1.0,
+    update_code="float32",
 )
 
 

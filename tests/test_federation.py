@@ -492,7 +492,7 @@ def test_a_repeated_request_gets_the_same_bytes_and_costs_nothing(crowd: Path, t
             reply = ask(context, request, **changed)
             assert reason_of(reply) == "the same round was asked before with other settings" and not array_bytes(reply)
         assert ledger.path.read_bytes() == lines
-        third = ask(context, request, learning_rate=3.0, temperature=9.0)
+        third = ask(context, request, learning_rate=3.0, temperature=9.0, update_code="int8")
         assert array_bytes(third) == array_bytes(first), "other weights cannot draw a second answer from the same round"
 
 
@@ -577,6 +577,7 @@ def test_a_merchant_with_another_encoder_declines(crowd: Path, tiny_bert_folder:
         {"sample_rate": float("nan")}, {"sample_rate": 1.5}, {"local_steps": 0}, {"local_steps": -1}, {"clip_norm": float("nan")},
         {"clip_norm": float("inf")}, {"clip_norm": 0.0}, {"delta": float("nan")}, {"unit": "none"}, {"part": "all"}, {"more": 1},
         {"local_steps": 100_000}, {"history": 100_000}, {"positions": 0}, {"negatives": 100_000}, {"encoder_layers": -1},
+        {"update_code": "int4"},
     ],
 )  # fmt: skip
 def test_a_hostile_task_gets_nothing_and_costs_nothing(hostile: tuple[Path, Context, Message], task: dict[str, Any]) -> None:

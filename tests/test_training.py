@@ -28,7 +28,7 @@ TASK = RoundTask(
     run="r", round=1, part="heads", trunk="", encoder_layers=1, encoder_rank=2, max_tokens=16,
     local_steps=1, sample_rate=1.0, clip_norm=0.1, noise_multiplier=1e-12, delta=1e-5,
     unit="user", learning_rate=1.0, history=8, positions=2, negatives=9, encoder_history=6,
-    temperature=3.0, decay=0.1, prior_weight=1.0,
+    temperature=3.0, decay=0.1, prior_weight=1.0, update_code="float32",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from fedrec.data import load_merchant
 from fedrec.data.split import split_source
 from fedrec.model.adapter import HEAD_B
 from fedrec.training.heads import HeadsTrainer
+from fedrec.training.update_code import SCALES
 from simulations.run import simulate
 
 from .conftest import write_source
@@ -26,8 +27,8 @@ from .helpers import recorded, settings_of
 ITEM, TITLE = "sku-{}-planted", "planted title of {}"
 
 
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> dict[str, Any]:
     """A run with planted ids and titles, all its messages, its log, the merchants' true losses, and a merchant that fails."""
     folder = tmp_path_factory.mktemp("audit")
     source = write_source(folder / "source")
@@ -65,7 +66,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) ->
     patch.setattr(clients.merchant, "train_round", failing_train)
     try:
         with recorded() as crossed:
-            run = simulate(folder / "federation", settings_of(tiny_bert_folder), folder / "run", record_wire=True)
+            config = settings_of(tiny_bert_folder, update_code=request.param)
+            run = simulate(folder / "federation", config, folder / "run", record_wire=True)
     finally:
         patch.undo()
         server_log.removeHandler(handler)
@@ -109,11 +111,17 @@ def test_every_reply_holds_only_what_is_on_the_list(audited: dict[str, Any]) -> 
         assert not reply.has_error()
         assert set(reply.content) == {"arrays", "statement"}
         assert set(reply.content["statement"]) == wire.STATEMENT_KEYS
-        names = set(reply.content["arrays"])
+        arrays = {name: value.dtype for name, value in reply.content["arrays"].items()}
         if request.metadata.message_type == "train.histogram":
-            assert names <= {wire.HISTOGRAM}
+            assert arrays == {wire.HISTOGRAM: "float32"}
+            continue
+        if audited["run"].config.update_code == "int8":
+            coded = {name for name, dtype in arrays.items() if dtype == "int8"}
+            assert arrays == dict.fromkeys(coded, "int8") | {name + SCALES: "float32" for name in coded}
         else:
-            assert names <= set(HEAD_B.values()) or all("lora_B" in name for name in names)
+            coded = set(arrays)
+            assert set(arrays.values()) <= {"float32"}
+        assert coded in (set(), set(HEAD_B.values())) or all(name.endswith("lora_B.weight") for name in coded)
 
 
 def test_a_failure_says_its_kind_and_nothing_else(audited: dict[str, Any]) -> None:

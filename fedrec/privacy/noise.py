@@ -31,6 +31,9 @@ class NoiseSource(Protocol):
     def integers(self, high: int, size: int) -> np.ndarray:
         """Uniform integers below `high`, for draws from public lists."""
 
+    def uniform(self, size: int) -> np.ndarray:
+        """Uniform on [0, 1), float64, for rounding what has its noise already."""
+
 
 class SeededNoise:
     """Repeatable noise for a simulation, from a seed and the names of what it is for."""
@@ -52,6 +55,10 @@ class SeededNoise:
     def integers(self, high: int, size: int) -> np.ndarray:
         """See `NoiseSource`."""
         return self._generator.integers(0, high, size)
+
+    def uniform(self, size: int) -> np.ndarray:
+        """See `NoiseSource`."""
+        return self._generator.random(size)
 
 
 class SystemNoise:
@@ -77,6 +84,10 @@ class SystemNoise:
     def integers(self, high: int, size: int) -> np.ndarray:
         """See `NoiseSource`."""
         return np.floor(_uniform(size) * high).astype(np.int64)
+
+    def uniform(self, size: int) -> np.ndarray:
+        """See `NoiseSource`."""
+        return _uniform(size)
 
 
 def _uniform(count: int) -> np.ndarray:

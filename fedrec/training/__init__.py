@@ -2,5 +2,15 @@
 
 from fedrec.training.examples import Examples, build_examples
 from fedrec.training.round import RoundTask, expected_lot, train_round
+from fedrec.training.update_code import CodeError, decode_update, encode_update
 
-__all__ = ["Examples", "RoundTask", "build_examples", "expected_lot", "train_round"]
+__all__ = [
+    "CodeError",
+    "Examples",
+    "RoundTask",
+    "build_examples",
+    "decode_update",
+    "encode_update",
+    "expected_lot",
+    "train_round",
+]

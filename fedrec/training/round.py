@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from fedrec.config import Part, Unit
+from fedrec.config import Part, Unit, UpdateCode
 from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
@@ -57,6 +57,7 @@ class RoundTask:
     temperature: Factor
     decay: Factor
     prior_weight: Factor
+    update_code: UpdateCode
 
     @property
     def scoring(self) -> Scoring:
