@@ -74,3 +74,15 @@ class Obvious:
                 out.append(samples.new_zeros(len(chunk), *samples.shape[1:]).index_add_(0, record, samples))
         self.module.zero_grad(set_to_none=True)
         return out
+
+    @torch.no_grad()
+    def table(self, batch: int) -> Tensor:
+        """Pooled vectors of the whole catalogue, (texts, hidden)."""
+        out = []
+        for start in range(0, len(self.texts), batch):
+            encoded = self.tokenizer(  # type: ignore[operator]
+                list(self.texts[start : start + batch]), truncation=True, max_length=self.max_tokens, padding=True,
+                return_tensors="pt",
+            )  # fmt: skip
+            out.append(self.module(encoded["input_ids"], encoded["attention_mask"]))
+        return torch.cat(out)

@@ -25,7 +25,7 @@ from fedrec.privacy import Policy, SeededNoise
 from fedrec.training import Examples, build_examples
 from fedrec.training.heads import masked_loss
 
-__all__ = ["Pooled", "plain_counts", "reference_rounds"]
+__all__ = ["Pooled", "local_round", "plain_counts", "reference_rounds"]
 
 COUNTS, FLOOR = "prior.counts", "prior.floor"
 
@@ -81,7 +81,7 @@ def reference_rounds(
     for number in range(1, config.rounds + 1):
         part = config.part(number)
         updates = [
-            _local(config, part, number, merchant, one, encoder, public, trained)
+            local_round(config, part, number, merchant, one, encoder, public, trained)
             for merchant, one in zip(merchants, examples, strict=True)
         ]
         rate = config.server_learning_rate if part == "heads" else config.encoder_learning_rate
@@ -90,7 +90,7 @@ def reference_rounds(
         yield number, trained
 
 
-def _local(
+def local_round(
     config: RunConfig, part: Part, number: int, merchant: Pooled, examples: Examples,
     encoder: TextEncoder, public: Arrays, trained: Arrays,
 ) -> Arrays:  # fmt: skip

@@ -181,7 +181,10 @@ class TextEncoder(nn.Module):
         """Padded hidden states (texts, tokens, hidden) and the mask of real tokens (texts, tokens)."""
         padded, lengths = states.padded(texts)
         mask = torch.as_tensor(np.arange(padded.shape[1]) < lengths[:, None], device=self.device)
-        return torch.as_tensor(padded, device=self.device).float(), mask
+        hidden = torch.from_numpy(padded)
+        if self.device.type == "cuda":  # from pinned memory the copy runs beside what the GPU is doing
+            hidden = hidden.pin_memory().to(self.device, non_blocking=True)
+        return hidden.to(self.device).float(), mask
 
     def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
@@ -191,8 +194,12 @@ class TextEncoder(nn.Module):
         return _mean(hidden.float(), mask)
 
     def _attention(self) -> AbstractContextManager[None]:
-        """On a processor the fused attention's backward takes half of a step at these lengths; plain products do not."""
-        if self.device.type == "cpu" and torch.is_grad_enabled():
+        """Plain products where gradients are asked for, not fused attention.
+
+        Its backward takes half of a step on a processor at these lengths, and cannot be taken for many
+        users at once anywhere.
+        """
+        if torch.is_grad_enabled():
             return sdpa_kernel(SDPBackend.MATH)
         return nullcontext()
 

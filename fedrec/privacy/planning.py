@@ -79,7 +79,7 @@ def plan_noise(config: RunConfig) -> NoisePlan:
         start[part] = _alone(config, part, mu * math.sqrt(share[part])) if has[part] else None
 
     def plan(factor: float) -> NoisePlan:
-        values = {name: None if value is None else given[name] or value * factor for name, value in start.items()}
+        values = {name: None if value is None else given[name] or _rounded_up(value * factor) for name, value in start.items()}
         return NoisePlan(values["histogram"], values["heads"], values["encoder"])
 
     if all(value is None or given[name] for name, value in start.items()):
@@ -92,6 +92,12 @@ def plan_noise(config: RunConfig) -> NoisePlan:
             hint="the accountants' own error is 0.01",
         )  # fmt: skip
     return plan(_smallest(lambda factor: epsilon(plan(factor).events(config), config.delta).value, config.epsilon))
+
+
+def _rounded_up(sigma: float) -> float:
+    """To six digits: a run that is resumed with other threads must ask for the very same noise, or merchants decline."""
+    unit = 10.0 ** (math.floor(math.log10(sigma)) - 5)
+    return float(f"{math.ceil(sigma / unit) * unit:.6g}")
 
 
 @dataclass(frozen=True)
