@@ -15,9 +15,9 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from fedrec.model import Arrays
-from fedrec.model.encoder import TARGETS, TextEncoder, _load_bert
-from fedrec.training.encoder import EncoderTrainer, layout
+from fedrec.model.encoder import TARGETS, _load_bert
 from fedrec.training.examples import Examples
+from fedrec.training.sampled import SampledSoftmax, layout
 
 __all__ = ["Obvious"]
 
@@ -38,12 +38,10 @@ class _Pooled(nn.Module):
 class Obvious:
     """Per-user clipped gradients of the LoRA `B` matrices."""
 
-    def __init__(
-        self, name: str, encoder: TextEncoder, arrays: Arrays, texts: tuple[str, ...], rank: int, max_tokens: int
-    ) -> None:
+    def __init__(self, name: str, layers: int, arrays: Arrays, texts: tuple[str, ...], rank: int, max_tokens: int) -> None:
         bert, self.tokenizer = _load_bert(name)
-        layers = int(bert.config.num_hidden_layers)
-        top = list(range(layers - encoder.layers, layers))
+        count = int(bert.config.num_hidden_layers)
+        top = list(range(count - layers, count))
         lora = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), layers_to_transform=top)
         model = get_peft_model(bert, lora)
         names = {key for key in arrays if "lora_" in key}
@@ -56,8 +54,8 @@ class Obvious:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # as in ours: the gradients are to be equal
 
-    def gradients(self, chunk: Examples, negatives: np.ndarray, history: int, trainer: EncoderTrainer) -> list[Tensor]:
-        """Each user's gradient, one tensor (users, out, rank) a parameter; the loss is the trainer's."""
+    def gradients(self, chunk: Examples, negatives: np.ndarray, history: int, softmax: SampledSoftmax) -> list[Tensor]:
+        """Each user's gradient, one tensor (users, out, rank) a parameter; the loss is the very same."""
         pairs = layout(chunk, history)
         texts = np.concatenate([pairs.text, np.tile(negatives, len(chunk))])
         record = torch.as_tensor(np.concatenate([pairs.record, np.repeat(np.arange(len(chunk)), len(negatives))]))
@@ -66,7 +64,7 @@ class Obvious:
         )
         pooled = self.module(encoded["input_ids"], encoded["attention_mask"])
         own, shared = pooled[: len(pairs.text)], pooled[len(pairs.text) :].view(len(chunk), len(negatives), -1)
-        trainer.losses(own, shared, pairs, chunk).sum().backward()
+        softmax.losses(own, shared, pairs, chunk, negatives).sum().backward()
         out = []
         for parameter in self.module.parameters():
             if parameter.requires_grad:

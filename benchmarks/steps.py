@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from fedrec.model import Arrays, Scoring, TextEncoder, init_base, init_trained, 
 from fedrec.model.adapter import of_part
 from fedrec.privacy import Policy, SeededNoise
 from fedrec.training import Examples, RoundTask, build_examples, train_round
-from fedrec.training.encoder import EncoderTrainer, layout
+from fedrec.training.encoder import EncoderTrainer
+from fedrec.training.sampled import layout
 from simulations.reference import Pooled, local_round
 
 __all__ = ["against_obvious", "growth", "main", "privacy_cost"]
@@ -82,10 +84,10 @@ class Bench:
 
     def obvious(self) -> Step:
         """Clipped sums, the obvious way."""
-        way, trainer = self._obvious(), self.trainer()
+        way, softmax = self._obvious(), self.trainer().softmax
 
         def step(lot: Examples) -> list[torch.Tensor]:
-            samples = way.gradients(lot, self.negatives, self.encoder_history, trainer)
+            samples = way.gradients(lot, self.negatives, self.encoder_history, softmax)
             norms = torch.stack([sample.flatten(1).norm(dim=1) for sample in samples]).norm(dim=0)
             factors = (CLIP / (norms + 1e-6)).clamp(max=1.0)
             return [torch.einsum("u,u...->...", factors, sample) for sample in samples]
@@ -95,7 +97,8 @@ class Bench:
     def difference(self, users: int) -> float:
         """Largest difference of a user's gradient between both, over the largest gradient, in float32."""
         trainer, lot = self.trainer(), self.lot(users)
-        samples = self._obvious().gradients(lot, self.negatives, self.encoder_history, trainer)
+        softmax = trainer.softmax
+        samples = self._obvious().gradients(lot, self.negatives, self.encoder_history, softmax)
         slow = torch.cat([sample.flatten(1) for sample in samples], dim=1)
         low, self.encoder.low_precision = self.encoder.low_precision, False
         fast = torch.cat([torch.cat([s.flatten(1) for s in chunk.samples], dim=1) for chunk in trainer.gradients(lot)])
@@ -134,7 +137,7 @@ class Bench:
         texts = np.concatenate([pairs.text, np.tile(self.negatives, len(lot))])
         leaf = self.encoder.pooled(self.states, texts).requires_grad_(True)
         shared = leaf[len(pairs.text) :].view(len(lot), len(self.negatives), -1)
-        losses = trainer.losses(leaf[: len(pairs.text)], shared, pairs, lot)
+        losses = trainer.softmax.losses(leaf[: len(pairs.text)], shared, pairs, lot, self.negatives)
         (upstream,) = torch.autograd.grad(losses.sum(), leaf)
         total = [torch.zeros_like(value) for value in trainer.parameters()]
         for rows in self.encoder.batches(self.states.length[texts]):
@@ -146,7 +149,7 @@ class Bench:
         return total
 
     def _obvious(self) -> Obvious:
-        return Obvious(NAME, self.encoder, {**self.base, **self.trained}, self.data.catalogue.texts, RANK, MAX_TOKENS)
+        return Obvious(NAME, LAYERS, {**self.base, **self.trained}, self.data.catalogue.texts, RANK, MAX_TOKENS)
 
 
 def _task(trunk: str, config: RunConfig) -> RoundTask:
@@ -178,7 +181,7 @@ def against_obvious(folder: Path, users: list[int], histories: list[int], repeat
         for count in users if history == histories[0] else users[:1]:
             ways = {name: getattr(bench, name)() for name in ("ours", "obvious")}
             lot = bench.lot(count)
-            seconds = alternate({name: lambda step=step: step(lot) for name, step in ways.items()}, repeats)
+            seconds = alternate({name: partial(step, lot) for name, step in ways.items()}, repeats)
             peak = {name: memory(_prepare, str(folder), history, name, count) for name in ways}
             found["rows"].append({"users": count, "history": history, "seconds": seconds, "memory": peak})
     return found
@@ -225,7 +228,8 @@ def table(found: dict[str, Any]) -> str:
     rows += [
         "", f"Largest difference of a user's gradient, float32: {found['obvious']['difference']:.1e}.", "",
         "A private round of one step against the same without privacy:", "",
-        "| part | items | users | private, s | plain, s | ratio | no text shared, s | ratio |", "|---|---|---|---|---|---|---|---|",
+        "| part | items | users | private, s | plain, s | ratio | no text shared, s | ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in found["privacy"]:
         private, plain, apart = (row["seconds"].get(name) for name in ("private", "plain", "no text shared"))

@@ -23,7 +23,9 @@ from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
 from fedrec.model.adapter import HEAD_A, HEAD_B, of_part
 from fedrec.privacy import Policy, SeededNoise
 from fedrec.training import Examples, build_examples
+from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.heads import masked_loss
+from fedrec.training.sampled import layout
 
 __all__ = ["Pooled", "local_round", "plain_counts", "reference_rounds"]
 
@@ -140,8 +142,6 @@ def _encoder(
     encoder: TextEncoder, public: Arrays, trained: Arrays, noise: SeededNoise,
 ) -> Arrays:  # fmt: skip
     """Summed gradient of the encoder's LoRA: each distinct text once, since no user is told from another."""
-    from fedrec.training.encoder import EncoderTrainer, layout
-
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
     states = encoder.states(merchant.data.catalogue)
     trainer = EncoderTrainer(encoder, states, prior, public, trained, scoring, history=config.encoder_history)
@@ -155,7 +155,7 @@ def _encoder(
         distinct, where = np.unique(np.concatenate([pairs.text, trainer.negatives]), return_inverse=True)
         leaf = encoder.pooled(states, distinct).requires_grad_(True)
         own, shared = leaf[torch.as_tensor(where)].split([len(pairs.text), len(trainer.negatives)])
-        losses = trainer.losses(own, shared.expand(len(chunk), -1, -1), pairs, chunk)
+        losses = trainer.softmax.losses(own, shared.expand(len(chunk), -1, -1), pairs, chunk, trainer.negatives)
         (upstream,) = torch.autograd.grad(losses.sum(), leaf)
         for rows in encoder.batches(states.length[distinct]):
             out = encoder.run_top(*encoder.gather(states, distinct[rows]))

@@ -13,23 +13,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
+from fedrec.model.adapter import Arrays
 from fedrec.model.cache import States
 from fedrec.model.encoder import TextEncoder
-from fedrec.model.towers import Scoring, centred
+from fedrec.model.towers import Scoring
 from fedrec.privacy import PerRecord
 from fedrec.training.examples import Examples
+from fedrec.training.sampled import Pairs, SampledSoftmax, layout
 
-__all__ = ["EncoderTrainer", "Pairs", "UserLinear", "layout"]
+__all__ = ["EncoderTrainer", "UserLinear"]
 
 RECORDS_PER_CHUNK = 256
 
@@ -52,25 +51,8 @@ def _user_gradients(layer: UserLinear, activations: list[Tensor], backprops: Ten
     return {cast(nn.Parameter, layer.weight): out.index_add_(0, layer.user, per_text)}
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """A chunk's own texts, one row for each (record, text), and where each is used."""
-
-    text: np.ndarray  # (pairs,) item positions
-    record: np.ndarray  # (pairs,)
-    history: np.ndarray  # (records, L) pairs
-    weights: np.ndarray  # (records, P, L)
-    target: np.ndarray  # (targets,) pairs
-
-
 class EncoderTrainer:
-    """The encoder of one merchant's catalogue, ready for private steps.
-
-    The prediction of a target is a softmax of it against the negatives, which all records of
-    a step share. They are drawn uniformly from the public catalogue and independently of any
-    user, so one user's loss depends on no other user's data. Those that a user already has
-    are masked.
-    """
+    """The encoder of one merchant's catalogue, ready for private steps; `negatives` are set for each step."""
 
     def __init__(
         self,
@@ -84,11 +66,8 @@ class EncoderTrainer:
         history: int,
     ) -> None:
         encoder.load({**base, **trained})
-        self.encoder, self.states, self.base, self.scoring, self.history = encoder, states, base, scoring, history
-        self.prior = torch.as_tensor(prior, device=encoder.device) * scoring.prior_weight
-        self.heads = {
-            role: torch.as_tensor(trained[name], device=encoder.device) for role, name in HEAD_B.items() if name in trained
-        }
+        self.encoder, self.states, self.history = encoder, states, history
+        self.softmax = SampledSoftmax(prior, base, trained, scoring, encoder.device)
         self.layers = [module for name, module in encoder.top.named_modules() if "lora_B." in name]
         for layer in self.layers:
             layer.__class__ = UserLinear
@@ -121,7 +100,7 @@ class EncoderTrainer:
         pooled = self.encoder.pooled(self.states, distinct)[torch.as_tensor(where)]
         own = pooled[: len(pairs.text)].requires_grad_(True)  # (pairs, hidden)
         shared = pooled[len(pairs.text) :].expand(len(chunk), -1, -1).requires_grad_(True)  # (records, N, hidden)
-        upstream = torch.autograd.grad(self.losses(own, shared, pairs, chunk).sum(), (own, shared))
+        upstream = torch.autograd.grad(self.softmax.losses(own, shared, pairs, chunk, self.negatives).sum(), (own, shared))
         total = self._shared(upstream[1])
         self._own(upstream[0], pairs, total)
         return PerRecord(total)
@@ -159,61 +138,3 @@ class EncoderTrainer:
                     parameter.grad_sample = None  # type: ignore[attr-defined]
         finally:
             watched.remove_hooks()
-
-    def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples) -> Tensor:
-        """Each record's loss from its own copies of the pooled vectors, shape (records,).
-
-        Args:
-            own: (pairs, hidden).
-            shared: (records, N, hidden) negatives.
-        """
-        e = centred(own, self.base)
-        history, candidate = self._role(e, "history"), self._role(e, "candidate")
-        against = self._role(centred(shared, self.base), "candidate")
-        weights = torch.as_tensor(pairs.weights, device=e.device)
-        users = normalize(torch.bmm(weights, history[torch.as_tensor(pairs.history)]), dim=-1)  # (records, P, hidden)
-        others = torch.bmm(users, against.mT)  # (records, P, N)
-        others = self.scoring.temperature * others + self.prior[torch.as_tensor(self.negatives)]
-        record, position, item = torch.as_tensor(chunk.target, device=e.device).T
-        hits = (users[record, position] * candidate[torch.as_tensor(pairs.target)]).sum(-1)  # (targets,)
-        hits = self.scoring.temperature * hits + self.prior[item]
-        masked = torch.as_tensor(_masked(chunk, self.negatives, pairs.weights.shape[1]), device=e.device)
-        logits = torch.cat([hits[:, None], others.masked_fill(masked, -1e9)[record, position]], dim=1)  # (targets, 1 + N)
-        losses = (torch.logsumexp(logits, dim=1) - hits) * torch.as_tensor(chunk.target_weight, device=e.device)
-        return torch.zeros(len(chunk), device=e.device).index_add(0, record, losses)
-
-    def _role(self, e: Tensor, role: str) -> Tensor:
-        if role not in self.heads:
-            return e
-        a = torch.as_tensor(self.base[HEAD_A], device=e.device)
-        return normalize(e + (e @ a) @ self.heads[role], dim=-1)
-
-
-def layout(chunk: Examples, history: int) -> Pairs:
-    """Lay out each record's own texts, each once: the last events of any position, and its targets."""
-    used = chunk.weights.max(1) > 0  # (records, L)
-    from_end = used.sum(1, keepdims=True) - np.cumsum(used, axis=1)
-    keep = used & (from_end < history)
-    weights = np.where(keep[:, None], chunk.weights, 0)
-    weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)
-    record, place = np.nonzero(keep)
-    texts = np.concatenate([chunk.items[record, place], chunk.target[:, 2]])
-    width = int(texts.max(initial=0)) + 1
-    pairs, pair = np.unique(np.concatenate([record, chunk.target[:, 0]]) * width + texts, return_inverse=True)
-    history_pair = np.zeros(keep.shape, dtype=np.int64)  # pair 0 with weight 0 stands for "no event"
-    history_pair[record, place] = pair[: len(record)]
-    return Pairs(pairs % width, pairs // width, history_pair, weights.astype(np.float32), pair[len(record) :])
-
-
-def _masked(chunk: Examples, negatives: np.ndarray, positions: int) -> np.ndarray:
-    """Which negatives a record has seen, or is to predict, at each position: (records, P, N) bool."""
-    known = np.concatenate([chunk.seen, chunk.target])
-    out = np.zeros((len(chunk), positions, len(negatives)), dtype=bool)
-    order = np.argsort(negatives, kind="stable")
-    start = np.searchsorted(negatives[order], known[:, 2])
-    end = np.searchsorted(negatives[order], known[:, 2], side="right")
-    hit = np.flatnonzero(end > start)
-    for step in range(int((end - start).max(initial=0))):
-        rows = hit[start[hit] + step < end[hit]]
-        out[known[rows, 0], known[rows, 1], order[start[rows] + step]] = True
-    return out
