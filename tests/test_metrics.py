@@ -7,6 +7,8 @@ from math import log2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import (
     retrieval_hit_rate,
     retrieval_normalized_dcg,
@@ -75,6 +77,28 @@ def test_ranks_equal_a_naive_loop_on_scores_full_of_ties(seed: int) -> None:
         mine = pairs(relevant)[:, 0] == user
         expected = naive_ranks(scores[user], [i for u, i in masked if u == user], pairs(relevant)[mine, 1].tolist())
         assert sorted(got[mine]) == sorted(expected), "equal relevant items may take consecutive ranks in any order"
+
+
+@given(seed=st.integers(0, 10**6), users=st.integers(1, 9), items=st.integers(2, 40), levels=st.integers(1, 40))
+@settings(max_examples=150, deadline=None)
+def test_ranks_are_counted_as_a_double_loop_counts_them(seed: int, users: int, items: int, levels: int) -> None:
+    """Pair by pair and not only as a set: equal relevant items take their ranks in the order in which they are given."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, levels, (users, items)).astype(rng.choice([np.float32, np.float64]))
+    of_user = [rng.permutation(items)[: rng.integers(0, items + 1)] for _ in range(users)]  # some have none
+    masked = [
+        (user, int(item))
+        for user, taken in enumerate(of_user)
+        for item in rng.permutation(items)
+        if item not in taken and rng.random() < 0.4
+    ]
+    relevant = pairs([(user, int(item)) for user, taken in enumerate(of_user) for item in taken])
+    expected = [
+        rank
+        for user, taken in enumerate(of_user)
+        for rank in naive_ranks(scores[user], [i for u, i in masked if u == user], taken.tolist())
+    ]
+    assert pessimistic_ranks(scores, pairs(masked), relevant).tolist() == expected
 
 
 def test_a_constant_score_ranks_the_truth_last() -> None:

@@ -12,7 +12,7 @@ from fedrec.data import CentralData, CentralGroup, Columns, Histories, load_cent
 from fedrec.errors import InputError
 from fedrec.evaluation import METRICS, EvaluationSet, calibrate, evaluate, evaluate_popularity, summarise
 from fedrec.evaluation.protocol import DECAYS, PRIOR_WEIGHTS
-from fedrec.model import Scoring
+from fedrec.model import Scoring, ranking
 
 from .conftest import make_catalogue, make_events
 from .helpers import make_federation, naive_ranks
@@ -168,6 +168,58 @@ def test_calibrate_finds_the_best_of_the_grid_on_the_calibration_users() -> None
         assert grid[chosen.decay, chosen.prior_weight] == max(grid.values())
         plain = calibrate(users, *tables(seed), counts, 1.0, temperature=4.0, prior_weights=(0.0,), k=5)
         assert (plain.prior_weight, value(plain.decay, 0.0)) == (0.0, max(grid[decay, 0.0] for decay in DECAYS))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_where_a_block_of_users_ends_changes_no_figure(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On numbers whose products are exact, so that ties are ties."""
+    rng = np.random.default_rng(0)
+    history, candidate = np.eye(6)[rng.integers(0, 6, 20)], rng.integers(-2, 3, (20, 6)) / 2
+    dataset, _ = EvaluationSet.build(central_of(make_events(30, CATALOGUE, 6)), 1, ALMOST_NONE, 0)
+    counts = np.ones(20)
+
+    def figures() -> list[np.ndarray]:
+        found = (
+            evaluate(dataset, history, candidate, Scoring(2.0, 0.1, 1.0), counts, 1.0, 5),
+            evaluate_popularity(dataset, np.arange(20) // 3 * 1.0, 5),
+        )
+        return [getattr(metrics, name) for metrics in found for name in METRICS]
+
+    whole, chosen = figures(), calibrate(dataset, history, candidate, counts, 1.0, temperature=2.0, k=5)
+    monkeypatch.setattr(ranking, "FLOATS", 1)
+    monkeypatch.setattr(ranking, "ROWS", rows)
+    assert [len(block.items) for block in dataset.groups[0].blocks()][:-1] == [rows] * (-(-dataset.users // rows) - 1)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, figures(), strict=True))
+    assert calibrate(dataset, history, candidate, counts, 1.0, temperature=2.0, k=5) == chosen
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_are_those_of_a_loop_over_users(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    length = int(rng.integers(1, 9))
+    users = {
+        f"u{user}": [rng.choice(20, rng.integers(1, 5), replace=False).tolist() for _ in range(rng.integers(1, 6))]
+        for user in range(30)
+    }
+    expected = []
+    for baskets in users.values():
+        before = [
+            (item, age) for age, basket in zip(range(len(baskets) - 2, -1, -1), baskets, strict=False) for item in sorted(basket)
+        ]
+        known = {item for item, _ in before}
+        new = sorted(set(baskets[-1]) - known)
+        if before and new:
+            expected.append((before[-length:], sorted(known), new))
+    dataset = built(users, length)
+    (group,) = dataset.groups
+    got = []
+    for user in range(dataset.users):
+        valid = group.valid[user]
+        rows = list(zip(group.items[user][valid].tolist(), group.ages[user][valid].astype(int).tolist(), strict=True))
+        got.append((rows, of_user(group.masked, user), of_user(group.relevant, user)))
+    assert sorted(got) == sorted(expected)
+    assert dataset.left_out == len(users) - len(expected)
+    assert (np.diff(group.masked[:, 0]) >= 0).all() and (np.diff(group.relevant[:, 0]) >= 0).all()
 
 
 def test_a_summary_names_its_cut_off_and_holds_its_means() -> None:

@@ -11,9 +11,9 @@ import pytest
 from fedrec.data import CentralData, CentralGroup, Columns, Histories, load_central
 from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
-from fedrec.evaluation.protocol import user_vectors
-from fedrec.model import Scoring, log_prior
+from fedrec.model import Scoring, log_prior, ranking
 from fedrec.model.recommender import Recommender
+from fedrec.model.towers import user_vectors
 from server.evaluation import CentralEvaluator
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
@@ -70,11 +70,13 @@ def test_a_query_alone_ranks_and_a_query_moves_a_history(recommender: Recommende
 
 
 def test_the_order_of_the_history_matters_where_recency_does(recommender: Recommender) -> None:
-    fresh = Recommender(recommender.encoder, recommender.arrays, recommender.settings, recommender.table)
-    fresh.scoring = Scoring(3.0, 2.0, 0.0)
-    assert fresh.rank(HISTORY, 30) != fresh.rank(HISTORY[::-1], 30)
-    fresh.scoring = Scoring(3.0, 0.0, 0.0)
-    assert [item for item, _ in fresh.rank(HISTORY, 5)] == [item for item, _ in fresh.rank(HISTORY[::-1], 5)]
+    def ranked(decay: float, history: list[str]) -> list[str]:
+        settings = {**recommender.settings, "scoring": {"temperature": 3.0, "decay": decay, "prior_weight": 0.0}}
+        fresh = Recommender(recommender.encoder, recommender.arrays, settings, recommender.table)
+        return [item for item, _ in fresh.rank(history, 5)]
+
+    assert ranked(2.0, HISTORY) != ranked(2.0, HISTORY[::-1])
+    assert ranked(0.0, HISTORY) == ranked(0.0, HISTORY[::-1])
 
 
 def test_it_ranks_a_catalogue_that_it_never_saw(recommender: Recommender) -> None:
@@ -102,6 +104,71 @@ def test_saved_and_loaded_it_ranks_the_same(recommender: Recommender, tmp_path: 
     assert copy.rank([], 30, query="lamp") == recommender.rank([], 30, query="lamp")
 
 
+HISTORIES = [HISTORY, ["i0"], [f"i{i}" for i in range(29)], ["i5", "i5", "i4"], ["i8", "i2"]]
+
+
+def test_many_histories_are_ranked_as_one_after_the_other(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = [recommender.rank(history, 7) for history in HISTORIES]
+    for rows in (100, 2, 1):
+        monkeypatch.setattr(ranking, "FLOATS", 1)
+        monkeypatch.setattr(ranking, "ROWS", rows)
+        many = recommender.rank_many(HISTORIES, 7)
+        assert [[item for item, _ in row] for row in many] == [[item for item, _ in row] for row in single]
+        for row, alone in zip(many, single, strict=True):
+            assert dict(row) == pytest.approx(dict(alone), abs=1e-5)
+    assert [len(row) for row in single] == [7, 7, 1, 7, 7]
+    assert recommender.rank_many([]) == []
+
+
+def test_many_histories_of_a_merchant_and_bad_ones(recommender: Recommender) -> None:
+    table = recommender.table.assign(**{"merchant:odd": np.arange(30) % 2 == 1})
+    odd = Recommender(recommender.encoder, recommender.arrays, recommender.settings, table)
+    for history, ranked in zip(HISTORIES, odd.rank_many(HISTORIES, 30, "odd"), strict=True):
+        assert {item for item, _ in ranked} == {f"i{i}" for i in range(1, 30, 2)} - set(history)
+        assert [item for item, _ in ranked] == [item for item, _ in odd.rank(history, 30, merchant="odd")]
+    with pytest.raises(InputError, match="'i999' is not in the catalogue"):
+        recommender.rank_many([HISTORY, ["i999"]])
+    with pytest.raises(InputError, match=r"empty history.*") as raised:
+        recommender.rank_many([HISTORY, []])
+    assert "histories[1]" in str(raised.value)
+
+
+def test_items_are_embedded_once(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender.rank(HISTORY)
+    before = recommender.rank(HISTORY, 30)
+    monkeypatch.setattr(recommender.encoder, "embed", None)
+    assert recommender.rank(HISTORY, 30) == before
+
+
+def test_with_an_index_it_ranks_the_same_and_never_the_history(run: RunFolder, recommender: Recommender, tmp_path: Path) -> None:
+    """On so few items the index reads everything."""
+    recommender.save(tmp_path / "copy")
+    for _ in range(2):  # built and written, then read
+        indexed = Recommender.load(tmp_path / "copy", device="cpu", index=True)
+        assert indexed.index is not None and (tmp_path / "copy" / "items.faiss").is_file()
+        assert indexed.recall(HISTORIES, 10) == 1
+        for history, ranked, exact in zip(
+            HISTORIES, indexed.rank_many(HISTORIES, 9), recommender.rank_many(HISTORIES, 9), strict=True
+        ):
+            assert [item for item, _ in ranked] == [item for item, _ in exact]
+            assert dict(ranked) == pytest.approx(dict(exact), abs=1e-5)
+            assert not {item for item, _ in ranked} & set(history)
+        assert [item for item, _ in indexed.rank([], 5, query="lamp")] == [i for i, _ in recommender.rank([], 5, query="lamp")]
+    with pytest.raises(InputError, match="index=True"):
+        recommender.recall(HISTORIES)
+
+
+def test_an_index_of_another_adapter_is_built_again(recommender: Recommender, tmp_path: Path) -> None:
+    recommender.save(tmp_path / "copy")
+    Recommender.load(tmp_path / "copy", device="cpu", index=True)
+    first = (tmp_path / "copy" / "items.faiss").read_bytes()
+    table = recommender.table.assign(popularity=np.arange(30.0))
+    Recommender(recommender.encoder, recommender.arrays, recommender.settings, table).save(tmp_path / "copy")
+    again = Recommender.load(tmp_path / "copy", device="cpu", index=True)
+    assert (tmp_path / "copy" / "items.faiss").read_bytes() != first
+    assert again.rank(HISTORY, 5) != recommender.rank(HISTORY, 5)
+
+
 def test_a_folder_without_an_adapter_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trained adapter"):
         Recommender.load(tmp_path)
@@ -119,7 +186,8 @@ def test_the_ranking_is_the_one_that_was_evaluated(run: RunFolder, federation: P
     (group,) = EvaluationSet.build(somebody, run.config.history, 1e-12, 0)[0].groups
     history, candidate = CentralEvaluator(central, run.config, load_encoder_for(run.config)).tables(state.public, state.trained)
     counts, floor = state.public["prior.counts"], float(state.public["prior.floor"][0])
-    scores = scoring.temperature * user_vectors(group, history, scoring.decay)[0] @ candidate[group.positions].T
+    (user,) = user_vectors(history, group.items, group.ages, group.valid, scoring.decay)
+    scores = scoring.temperature * user @ candidate[group.positions].T
     scores = scores + scoring.prior_weight * log_prior(counts[group.positions], floor)
     evaluated = {central.catalogue.item_ids[position]: float(s) for position, s in zip(group.positions, scores, strict=True)}
     merchant = name if len(central.groups) > 1 else None

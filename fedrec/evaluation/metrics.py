@@ -41,18 +41,30 @@ def pessimistic_ranks(scores: np.ndarray, masked: np.ndarray, relevant: np.ndarr
     """
     if not np.isfinite(scores).all():
         raise ValueError("scores: expected finite numbers")
-    scores = scores.copy()
-    scores[masked[:, 0], masked[:, 1]] = -np.inf
+    users, items = scores.shape
     user, own = relevant[:, 0], scores[relevant[:, 0], relevant[:, 1]]
-    order = np.lexsort((-own, user))
-    place = np.empty(len(user), dtype=np.int64)  # among the user's relevant items, best first
-    first = np.r_[True, user[order][1:] != user[order][:-1]]
-    starts = np.flatnonzero(first)
-    place[order] = np.arange(len(user)) - starts[np.cumsum(first) - 1]
-    scores[relevant[:, 0], relevant[:, 1]] = -np.inf  # what is left are the others
-    ascending = np.sort(scores, axis=1)
-    at_least = np.array([scores.shape[1] - np.searchsorted(ascending[u], s, side="left") for u, s in zip(user, own, strict=True)])
-    return at_least.astype(np.int64) + place
+    count = np.bincount(user, minlength=users)
+    # Users with most relevant items first, so that those who have a j-th one are always the first rows.
+    by_count = np.argsort(-count, kind="stable")
+    row = np.empty(users, dtype=np.int64)
+    row[by_count] = np.arange(users)
+    # Eight truth values make a machine word, whose ones the processor counts at once.
+    words = -(-items // 8)
+    others = np.full((users, 8 * words), -np.inf, dtype=scores.dtype)
+    others[row, :items] = scores
+    for pairs in (masked, relevant):
+        others[row[pairs[:, 0]], pairs[:, 1]] = -np.inf
+    as_good = np.empty((users, 8 * words), dtype=bool)
+    order = np.lexsort((-own, row[user]))  # each user's relevant items, best first
+    count = count[by_count]
+    starts = np.cumsum(count) - count
+    ranks = np.empty(len(user), dtype=np.int64)
+    for place in range(count.max(initial=0)):
+        having = int(np.searchsorted(-count, -place, side="left"))  # users with more than `place`
+        pair = order[starts[:having] + place]
+        np.greater_equal(others[:having], own[pair, None], out=as_good[:having])
+        ranks[pair] = place + np.bitwise_count(as_good[:having].view(np.uint64)).sum(axis=1, dtype=np.int64)
+    return ranks
 
 
 def metrics_from_ranks(ranks: np.ndarray, users: np.ndarray, k: int) -> PerUser:

@@ -9,7 +9,8 @@ figures come from the others.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy as np
 from fedrec.data import CentralData, CentralGroup
 from fedrec.errors import InputError
 from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metrics_from_ranks, pessimistic_ranks
-from fedrec.model.towers import Scoring, log_prior, recency_weights
+from fedrec.model.ranking import blocks, pairs_of, products
+from fedrec.model.towers import Scoring, log_prior, user_vectors
 
-__all__ = ["DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "calibrate", "evaluate", "summarise", "user_vectors"]
+__all__ = ["DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "calibrate", "evaluate", "evaluate_popularity", "summarise"]
 
 DECAYS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -34,8 +36,8 @@ class Group:
         items: (users, L) recent history as central positions, 0 where there is none.
         ages: (users, L) baskets ago, 0 for the latest.
         valid: (users, L) whether there is an event.
-        masked: (pairs, 2) user and group item of the whole history.
-        relevant: (pairs, 2) user and group item of the truth.
+        masked: (pairs, 2) user and group item of the whole history, sorted by user.
+        relevant: (pairs, 2) user and group item of the truth, sorted by user.
     """
 
     name: str
@@ -45,6 +47,18 @@ class Group:
     valid: np.ndarray
     masked: np.ndarray
     relevant: np.ndarray
+
+    def blocks(self) -> Iterator[Group]:
+        """The same users in parts, whose scores of all items take a bounded memory."""
+        for rows in blocks(len(self.items), len(self.positions)):
+            yield replace(
+                self,
+                items=self.items[rows],
+                ages=self.ages[rows],
+                valid=self.valid[rows],
+                masked=pairs_of(self.masked, rows),
+                relevant=pairs_of(self.relevant, rows),
+            )
 
 
 @dataclass(frozen=True)
@@ -89,18 +103,18 @@ def evaluate(
     """
     if not dataset.users:
         raise InputError("no held-out user's last basket holds anything new", where="central/events", hint="hold out more users")
-    parts = []
-    for group in dataset.groups:
-        cosines = user_vectors(group, history, scoring.decay) @ candidate[group.positions].T
-        scores = scoring.temperature * cosines + scoring.prior_weight * log_prior(counts[group.positions], floor)
-        parts.append(_metrics(group, scores, k))
-    return _joined(parts)
+    scored = _scored(dataset, history, candidate, counts, floor, scoring.temperature, scoring.decay, (scoring.prior_weight,))
+    return _joined([_metrics(block, scores, k) for block, _, scores in scored])
 
 
 def evaluate_popularity(dataset: EvaluationSet, counts: np.ndarray, k: int) -> PerUser:
     """The popularity list of each group's catalogue as a recommender."""
     return _joined(
-        [_metrics(g, np.broadcast_to(counts[g.positions], (len(g.items), len(g.positions))), k) for g in dataset.groups]
+        [
+            _metrics(block, np.broadcast_to(counts[group.positions], (len(block.items), len(group.positions))), k)
+            for group in dataset.groups
+            for block in group.blocks()
+        ]
     )
 
 
@@ -128,23 +142,14 @@ def calibrate(
         )
     best: tuple[float, Scoring] | None = None
     for decay in DECAYS:
-        cosines = [user_vectors(g, history, decay) @ candidate[g.positions].T for g in dataset.groups]
-        for weight in prior_weights:
-            metrics = [
-                _metrics(g, temperature * c + weight * log_prior(counts[g.positions], floor), k)
-                for g, c in zip(dataset.groups, cosines, strict=True)
-            ]
-            value = float(_joined(metrics).ndcg.mean())
+        found: dict[float, list[np.ndarray]] = {weight: [] for weight in prior_weights}
+        for block, weight, scores in _scored(dataset, history, candidate, counts, floor, temperature, decay, prior_weights):
+            found[weight].append(_metrics(block, scores, k).ndcg)
+        for weight, values in found.items():
+            value = float(np.concatenate(values).mean())
             if best is None or value > best[0]:
                 best = (value, Scoring(temperature, decay, weight))
     return cast(tuple[float, Scoring], best)[1]
-
-
-def user_vectors(group: Group, history: np.ndarray, decay: float) -> np.ndarray:
-    """(users, hidden) unit vectors of a group's users."""
-    weights = recency_weights(group.ages, group.valid, decay)  # (users, L)
-    pooled = np.einsum("ul,uld->ud", weights, history[group.items], optimize=True)
-    return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
 
 
 def summarise(metrics: PerUser, k: int, resamples: int, seed: int) -> dict[str, float]:
@@ -156,6 +161,27 @@ def summarise(metrics: PerUser, k: int, resamples: int, seed: int) -> dict[str, 
         low, high = bootstrap_interval(values, resamples, seed)
         out |= {label: float(values.mean()), f"{label}_low": low, f"{label}_high": high}
     return out
+
+
+def _scored(
+    dataset: EvaluationSet,
+    history: np.ndarray,
+    candidate: np.ndarray,
+    counts: np.ndarray,
+    floor: float,
+    temperature: float,
+    decay: float,
+    weights: tuple[float, ...],
+) -> Iterator[tuple[Group, float, np.ndarray]]:
+    """Blocks of users with their (users, items) scores under each weight of the prior; the product is computed once."""
+    for group in dataset.groups:
+        items = candidate if len(group.positions) == len(candidate) else candidate[group.positions]
+        prior = log_prior(counts[group.positions], floor)
+        for block in group.blocks():
+            cosines = products(user_vectors(history, block.items, block.ages, block.valid, decay), items)
+            cosines *= temperature
+            for weight in weights:
+                yield block, weight, cosines + weight * prior
 
 
 def _metrics(group: Group, scores: np.ndarray, k: int) -> PerUser:
@@ -173,29 +199,44 @@ def _is_calibration(user: str, share: float, seed: int) -> bool:
 
 def _group(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group | None, int]:
     positions = np.asarray(group.positions, dtype=np.int64)
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
-    relevant: list[tuple[int, int]] = []
-    masked: list[tuple[int, int]] = []
-    for user in users:
-        items, baskets = group.histories.of(int(user))
-        last = baskets == baskets[-1]
-        new = np.setdiff1d(items[last], items[~last])
-        if not len(new) or last.all():
-            continue
-        number = len(rows)
-        rows.append((items[~last][-length:], baskets[-1] - 1 - baskets[~last][-length:]))
-        relevant += [(number, item) for item in np.searchsorted(positions, new)]
-        masked += [(number, item) for item in np.searchsorted(positions, np.unique(items[~last]))]
-    if not rows:
+    if not len(users):
+        return None, 0
+    histories, starts = group.histories, group.histories.offsets[users]
+    counts = histories.offsets[users + 1] - starts
+    owner = np.repeat(np.arange(len(users)), counts)  # (events,)
+    at = np.arange(len(owner)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    items, baskets, latest = histories.items[at], histories.baskets[at], histories.baskets[starts + counts - 1]
+    before = baskets < latest[owner]
+    # User and item in one number, so that a set of them is a set of pairs.
+    width = int(items.max()) + 1
+    pairs = owner * width + items
+    masked = np.unique(pairs[before])
+    relevant = np.setdiff1d(pairs[~before], masked)
+    kept = np.zeros(len(users), dtype=bool)
+    kept[relevant // width] = True
+    kept &= np.bincount(owner[before], minlength=len(users)) > 0
+    if not kept.any():
         return None, len(users)
-    items_array, ages, valid = (
-        np.zeros((len(rows), length), np.int64),
-        np.zeros((len(rows), length)),
-        np.zeros((len(rows), length), bool),
+    number = np.cumsum(kept) - 1
+
+    def numbered(of: np.ndarray) -> np.ndarray:
+        user, item = np.divmod(of[kept[of // width]], width)
+        return np.stack([number[user], np.searchsorted(positions, item)], axis=1)
+
+    rows = before & kept[owner]
+    owner, items, ages = owner[rows], items[rows], (latest[owner] - 1 - baskets)[rows]
+    counts = np.bincount(owner, minlength=len(users))
+    column = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - np.minimum(counts, length), counts)
+    recent = column >= 0
+    cells, shape = (number[owner[recent]], column[recent]), (int(kept.sum()), length)
+    padded = Group(
+        group.name,
+        positions,
+        items=np.zeros(shape, dtype=np.int64),
+        ages=np.zeros(shape),
+        valid=np.zeros(shape, dtype=bool),
+        masked=numbered(masked),
+        relevant=numbered(relevant),
     )
-    for number, (items, age) in enumerate(rows):
-        items_array[number, : len(items)], ages[number, : len(items)], valid[number, : len(items)] = items, age, True
-    built = Group(
-        group.name, positions, items_array, ages, valid, np.array(masked).reshape(-1, 2), np.array(relevant).reshape(-1, 2)
-    )
-    return built, len(users) - len(rows)
+    padded.items[cells], padded.ages[cells], padded.valid[cells] = items[recent], ages[recent], True
+    return padded, len(users) - len(padded.items)

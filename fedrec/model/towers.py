@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.cache import States
 from fedrec.model.encoder import TextEncoder
 
-__all__ = ["Scoring", "centred", "init_base", "init_trained", "log_prior", "recency_weights", "role_table"]
+__all__ = ["Scoring", "centred", "init_base", "init_trained", "log_prior", "recency_weights", "role_table", "user_vectors"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,23 @@ def recency_weights(ages: np.ndarray, valid: np.ndarray, decay: float) -> np.nda
     weights = np.exp(-decay * np.where(valid, ages - np.where(valid, ages, np.inf).min(-1, keepdims=True, initial=1e9), 0))
     weights = np.where(valid, weights, 0.0)
     return (weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def user_vectors(table: np.ndarray, items: np.ndarray, ages: np.ndarray, valid: np.ndarray, decay: float) -> np.ndarray:
+    """`u` of each user, (users, hidden), unit length; zero for a user without events.
+
+    Args:
+        table: (items, hidden) embeddings as history.
+        items: (users, L) rows of `table`, any where not `valid`.
+        ages: (users, L) baskets ago, 0 for the latest.
+        valid: (users, L) whether there is an event.
+    """
+    weights = recency_weights(ages, valid, decay).astype(table.dtype)  # (users, L)
+    # Sums rows of the table where they are: (users, L, hidden) is never made.
+    pooled = embedding_bag(
+        torch.from_numpy(items), torch.from_numpy(table), per_sample_weights=torch.from_numpy(weights), mode="sum"
+    ).numpy()
+    return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
 
 
 def log_prior(counts: np.ndarray, floor: float) -> np.ndarray:
