@@ -42,6 +42,8 @@ __all__ = ["Merchant", "answer_histogram", "answer_train"]
 
 log = logging.getLogger("fedrec.merchant")
 
+OPEN = 16
+"""How many merchants' data a process keeps: all of a small simulation's, and of a large one's not many at a time."""
 PUBLIC = "public.part"
 SUFFIX = ".ledger.jsonl"
 FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
@@ -82,9 +84,9 @@ def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
         return Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=OPEN)
 def open_merchant(site: Site) -> Merchant:
-    """The merchant of a node; kept until the cache is cleared, which a deployed worker does before every message.
+    """The merchant of a node; the last few are kept, until the cache is cleared: a deployed worker does so for every message.
 
     Raises:
         InputError: `merchant.toml` or the data cannot be read, or the ledger has another name.

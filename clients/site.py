@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import Context
@@ -57,7 +58,9 @@ def site_of(context: Context) -> Site:
         return deployed_site(MerchantFolder(Path(str(context.node_config[FOLDER_KEY]))))
     settings = json.loads(Path(os.environ[SITE_VARIABLE]).read_text(encoding="utf-8"))
     run = Path(settings["run"])
-    merchant = merchant_folders(Path(settings["federation"]))[int(context.node_config["partition-id"])]
+    federation = Path(settings["federation"])
+    changed = (federation / "merchants").stat().st_mtime_ns
+    merchant = _merchants(federation, changed)[int(context.node_config["partition-id"])]
     return Site(
         merchant=merchant,
         ledger=Path(settings.get("ledgers") or run / "privacy"),
@@ -66,6 +69,12 @@ def site_of(context: Context) -> Site:
         seed=settings["seed"],
         wire_log=run / "privacy" / "wire" / f"{merchant.name}.jsonl" if settings.get("record_wire") else None,
     )
+
+
+@lru_cache(maxsize=1)
+def _merchants(federation: Path, changed: int) -> list[Path]:
+    """Listed once: a thousand merchants who each list a thousand folders take longer than to train."""
+    return merchant_folders(federation)
 
 
 def deployed_site(folder: MerchantFolder) -> Site:

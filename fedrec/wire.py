@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -206,7 +207,7 @@ def _validated(kind, values):  # type: ignore[no-untyped-def]
     if unknown:
         raise WireError(f"{kind.__name__}: there is no field {sorted(unknown)[0]!r}")
     try:
-        checked = TypeAdapter(kind).validate_python(values)
+        checked = _adapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise WireError(f"{kind.__name__}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -214,6 +215,11 @@ def _validated(kind, values):  # type: ignore[no-untyped-def]
         if isinstance(value, float) and not math.isfinite(value):
             raise WireError(f"{kind.__name__}.{name}: a number is not finite")
     return checked
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _trained(arrays: Arrays) -> Arrays:

@@ -89,7 +89,7 @@ class PrivateLora(Strategy):
         if sigma is not None:
             task = wire.HistogramTask(self.state.run, sigma, self.config.delta, self.config.unit)
             content = wire.encode_histogram_task(task, keys)
-            self._sent = {node: wire.size(content) for node in self._present(grid, self.config.start_merchants)}
+            self._sent = dict.fromkeys(self._present(grid, self.config.start_merchants), wire.size(content))
             notify("histogram_started", merchants=len(self._sent))
             # A node that comes late must not pay for an answer that nobody waits for: hence the ttl.
             messages = [Message(content, node, "train.histogram", ttl=timeout) for node in self._sent]
@@ -108,13 +108,15 @@ class PrivateLora(Strategy):
         """One task for every node; the public part goes to those who may not have it."""
         number = server_round + self.offset
         self.record = RoundRecord()
-        task, public = self._task(number), self.state.public
-        messages = []
-        self._sent = {}
-        for node in self._present(grid, self.config.min_merchants):
-            content = wire.encode_train(task, self.state.trained, digest(public), None if node in self._informed else public)
-            self._sent[node] = wire.size(content)
-            messages.append(Message(content, node, "train", group_id=str(number), ttl=self.config.round_timeout))
+        task, public, nodes = self._task(number), self.state.public, self._present(grid, self.config.min_merchants)
+        # Encoded once, not for each: a thousand copies of the adapter would be in memory until the last has answered.
+        contents = [wire.encode_train(task, self.state.trained, digest(public), part) for part in (public, None)]
+        sizes = [wire.size(content) for content in contents]
+        self._sent = {node: sizes[node in self._informed] for node in nodes}
+        messages = [
+            Message(contents[node in self._informed], node, "train", group_id=str(number), ttl=self.config.round_timeout)
+            for node in nodes
+        ]
         self._asked = messages
         notify("round_started", round=number, rounds=self.config.rounds, part=task.part, merchants=len(messages))
         return messages
@@ -233,7 +235,9 @@ class PrivateLora(Strategy):
     ) -> Iterable[wire.Reply]:
         """The replies that count, decoded; the others are recorded with the reason."""
         unheard = set(self._sent)
-        for message in sorted(replies, key=lambda one: one.metadata.src_node_id):
+        waiting = sorted(replies, key=lambda one: one.metadata.src_node_id, reverse=True)
+        while waiting:
+            message = waiting.pop()  # so that an update is in memory as bytes or as arrays, and not as both
             node = self._asked_of(message)
             name = self._name(node)
             if node not in self._sent:

@@ -1,9 +1,9 @@
 """Two ways to run the same ServerApp and ClientApp on one machine.
 
 `flower` is Flower's simulation runtime on Ray. `inline` calls the ClientApp in this
-process, merchant after merchant: one loaded model, one trunk cache, no start-up. The
-messages are the same objects, so a run is the same but for the order of floating-point
-sums, which differs with the number of threads that a process has.
+process, merchant after merchant (one loaded model, one trunk cache, no start-up) or in
+worker processes. The messages are the same, so a run is the same but for the order of
+floating-point sums, which differs with the number of threads that a process has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,18 +22,22 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.progress import notify
+from simulations.workers import Job, Workers
 
 __all__ = ["ENGINES", "InlineGrid", "run_flower", "run_inline"]
 
-Engine = Callable[[ServerApp, ClientApp, int], None]
+Engine = Callable[[ServerApp, ClientApp, int, int], None]
+"""Takes the apps, the number of merchants and the number of worker processes."""
+Answer = Callable[[Iterable[Job]], Iterator[tuple[int, Message]]]
+"""Requests, each with its node's context, to the number of each and its reply, in any order."""
 SERVER_NODE = 1
 
 
 class InlineGrid(Grid):
-    """A grid whose nodes are this process."""
+    """A grid whose nodes are on this machine."""
 
-    def __init__(self, client_app: ClientApp, nodes: int) -> None:
-        self._client_app = client_app
+    def __init__(self, answer: Answer, nodes: int) -> None:
+        self._answer = answer
         self._run = Run.create_empty(run_id=1)
         # The same ids in every run: replies are averaged in the order of node ids.
         self._contexts = {
@@ -46,6 +51,7 @@ class InlineGrid(Grid):
             for i in range(nodes)
         }
         self._replies: dict[str, Message] = {}
+        self._ids = map(str, count())
 
     def set_run(self, run: Run) -> None:
         """See `Grid`."""
@@ -67,33 +73,41 @@ class InlineGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Answer the messages at once; the replies wait to be pulled."""
-        ids = []
-        for message in messages:
-            reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
-            ids.append(f"{len(self._replies)}")
-            self._replies[ids[-1]] = reply
-            notify("merchant_done", done=len(ids))
+        """Have the messages answered at once; the replies wait to be pulled."""
+        jobs = [(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
+        ids = [next(self._ids) for _ in jobs]
+        for done, (place, reply) in enumerate(self._answer(jobs), 1):
+            self._replies[ids[place]] = reply
+            notify("merchant_done", done=done)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See `Grid`."""
-        return [self._replies.pop(name) for name in list(message_ids)]
+        """See `Grid`; a reply is forgotten here when the caller takes it."""
+        return (self._replies.pop(name) for name in message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """See `Grid`; nothing can be late here, so `timeout` has no effect."""
         return self.pull_messages(self.push_messages(messages))
 
 
-def run_inline(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
-    """Run in this process."""
+def run_inline(server_app: ServerApp, client_app: ClientApp, nodes: int, workers: int = 1) -> None:
+    """Run in this process, and with more than one worker the merchants in processes of their own."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE, 1
     context = Context(run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
-    server_app(InlineGrid(client_app, nodes), context)
+
+    def here(jobs: Iterable[Job]) -> Iterator[tuple[int, Message]]:
+        for place, (message, node) in enumerate(jobs):
+            yield place, client_app(message, node)
+
+    if workers == 1:
+        server_app(InlineGrid(here, nodes), context)
+        return
+    with Workers(workers) as processes:
+        server_app(InlineGrid(processes.answer, nodes), context)
 
 
-def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
-    """Run under Flower's simulation runtime, one core a merchant."""
+def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int, workers: int = 1) -> None:
+    """Run under Flower's simulation runtime, one core a merchant; Ray starts a worker for each core itself."""
     import ray
     import torch
     from flwr.simulation import run_simulation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,18 @@ def check_federation(federation: Path, config: RunConfig | None = None) -> dict[
     Raises:
         InputError: the first thing that is wrong.
     """
-    merchants: dict[str, MerchantData] = {}
+    return dict(_checked(federation, config))
+
+
+def _checked(federation: Path, config: RunConfig | None) -> Iterator[tuple[str, MerchantData]]:
+    """Merchant after merchant: a run that only wants to know never holds the data of two."""
+    names: set[str] = set()
     for folder in merchant_folders(federation):
         settings = read_merchant_file(folder / "merchant.toml")
-        if settings.name in merchants:
+        if settings.name in names:
             raise InputError(f"the name {settings.name!r} is there twice", where=str(folder / "merchant.toml"))
-        merchants[settings.name] = load_merchant(folder, settings.data)
+        names.add(settings.name)
+        yield settings.name, load_merchant(folder, settings.data)
         for part in ("heads", "encoder") if config else ():
             lot = config.sample_rate_of(part) * settings.privacy.population  # type: ignore[union-attr]
             if config.rounds_of(part) and lot < config.min_lot:  # type: ignore[union-attr]
@@ -53,7 +60,6 @@ def check_federation(federation: Path, config: RunConfig | None = None) -> dict[
                     hint=f"raise {name} or leave the merchant out",
                 )
     load_central(federation)
-    return merchants
 
 
 def simulate(
@@ -62,12 +68,14 @@ def simulate(
     out: Path,
     engine: str = "inline",
     *,
+    workers: int = 1,
     ledgers: Path | None = None,
     record_wire: bool = False,
 ) -> RunFolder:
     """Start a run and see it to its end.
 
     Args:
+        workers: processes that answer for merchants side by side, under the engine `inline`.
         ledgers: folder of the merchants' ledgers, so that a second run starts from what the
             first one spent; by default they are the run's own.
         record_wire: write down the name, shape and hash of everything a merchant sends.
@@ -75,23 +83,28 @@ def simulate(
     Raises:
         InputError: bad data or settings, or `out` is taken.
     """
-    check_federation(federation, config)
+    for _ in _checked(federation, config):
+        pass
     load_encoder_for(config)
     folder = RunFolder.create(out, config)
     site: dict[str, Any] = {
         "federation": str(federation.resolve()),
         "run": str(out.resolve()),
         "engine": engine,
+        "workers": workers,
         "seed": config.seed,
     }
     site |= {"ledgers": str(ledgers.resolve()) if ledgers else None, "record_wire": record_wire}
     model = {"encoder": config.encoder, "device": config.device, "texts_per_batch": config.texts_per_batch}
     folder.write_json(SITE, {**site, "model": model})
-    return _go_on(folder, engine)
+    return _go_on(folder)
 
 
-def resume(out: Path, engine: str | None = None) -> RunFolder:
+def resume(out: Path, engine: str | None = None, workers: int | None = None) -> RunFolder:
     """Go on with an interrupted run from its last checkpoint.
+
+    Args:
+        engine: as `simulate` has it; by default, like `workers`, what the run had.
 
     Raises:
         InputError: this is not the folder of a simulated run, or its data have moved.
@@ -101,21 +114,23 @@ def resume(out: Path, engine: str | None = None) -> RunFolder:
         site = json.loads((out / SITE).read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"there is no {SITE}", where=str(out), expected="the folder of a simulated run") from None
-    folder.write_json(SITE, {**site, "run": str(out.resolve())})
-    return _go_on(folder, engine or site["engine"])
+    changed = {"run": str(out.resolve()), "engine": engine or site["engine"], "workers": workers or site.get("workers", 1)}
+    folder.write_json(SITE, {**site, **changed})
+    return _go_on(folder)
 
 
-def _go_on(folder: RunFolder, engine: str) -> RunFolder:
+def _go_on(folder: RunFolder) -> RunFolder:
     from clients.app import app as client_app
     from server.app import app as server_app
 
     site_path = (folder.path / SITE).resolve()
     os.environ["FEDREC_SITE"] = str(site_path)
-    federation = Path(json.loads(site_path.read_text(encoding="utf-8"))["federation"])
+    site = json.loads(site_path.read_text(encoding="utf-8"))
     state = folder.load()
     ended = (folder.path / "ended_early.json").exists()
     if state is None or (state.round < folder.config.rounds and not ended):
-        ENGINES[engine](server_app, client_app, len(merchant_folders(federation)))
+        merchants = len(merchant_folders(Path(site["federation"])))
+        ENGINES[site["engine"]](server_app, client_app, merchants, site["workers"])
     return folder
 
 

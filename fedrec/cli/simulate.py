@@ -36,6 +36,10 @@ class By(StrEnum):
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="inline: this process; flower: Flower's runtime on Ray.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="inline only: processes that train merchants side by side; 1 is this process."),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; by default runs/<date>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Reference = Annotated[bool, typer.Option("--reference/--no-reference", help="Also train without privacy, to compare.")]
@@ -51,6 +55,7 @@ def simulate_command(
     config: Config = None,
     settings: Set = None,
     engine: EngineOption = EngineName.inline,
+    workers: Workers = None,
     target: Out = None,
     resume: Resume = False,
     reference: Reference = True,
@@ -67,6 +72,7 @@ def simulate_command(
         federation,
         load_config(config, parse_overrides(settings or [])),
         engine,
+        workers,
         target,
         resume,
         reference,
@@ -81,6 +87,7 @@ def demo(
     config: Config = None,
     settings: Set = None,
     engine: EngineOption = EngineName.inline,
+    workers: Workers = None,
     target: Out = None,
     resume: Resume = False,
     reference: Reference = True,
@@ -90,13 +97,25 @@ def demo(
 ) -> None:
     """The same on embedded data: a year of grocery baskets at twelve brand shops."""
     resolved = load_config(config, parse_overrides(settings or []))
-    _run(None if resume else _demo_folder(by, resolved), resolved, engine, target, resume, reference, ledgers, record_wire, json)
+    _run(
+        None if resume else _demo_folder(by, resolved),
+        resolved,
+        engine,
+        workers,
+        target,
+        resume,
+        reference,
+        ledgers,
+        record_wire,
+        json,
+    )
 
 
 def _run(
     federation: Path | None,
     config: RunConfig,
     engine: EngineName,
+    workers: int | None,
     target: Path | None,
     resume: bool,
     reference: bool,
@@ -106,6 +125,8 @@ def _run(
 ) -> None:
     if resume and target is None:
         raise InputError("--resume needs the run folder", hint="give it with --out")
+    if workers is not None and engine is EngineName.flower:
+        raise InputError(f"found {workers}", where="--workers", expected="--engine inline", hint="Ray has one for each core")
     folder_path = target or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     quiet_libraries()
     from fedrec.report.privacy_report import write_privacy_report
@@ -116,9 +137,17 @@ def _run(
     try:
         with round_progress():
             if federation is None:
-                folder = go_on(folder_path)
+                folder = go_on(folder_path, workers=workers)
             else:
-                folder = simulate(federation, config, folder_path, engine.value, ledgers=ledgers, record_wire=record_wire)
+                folder = simulate(
+                    federation,
+                    config,
+                    folder_path,
+                    engine.value,
+                    workers=workers or 1,
+                    ledgers=ledgers,
+                    record_wire=record_wire,
+                )
             results = finish(folder, reference)
     except KeyboardInterrupt:
         err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}", highlight=False)

@@ -20,7 +20,6 @@ from typing import cast
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
@@ -114,6 +113,9 @@ class TextEncoder(nn.Module):
         self.eval().to(device)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_("lora_B" in name)
+        # PEFT's own way to its state dict reads the model's configuration each time, which takes longer than a small round.
+        named = self.peft.named_parameters() if self.peft is not None else ()
+        self._lora = {name.replace(".default.", "."): parameter for name, parameter in named if "lora_" in name}
         # bf16 halves a step where the processor multiplies it in hardware, and doubles it where not.
         self.low_precision = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
 
@@ -124,17 +126,24 @@ class TextEncoder(nn.Module):
 
     def trained(self) -> Arrays:
         """The LoRA `B` matrices under PEFT's names, float32 (out, rank)."""
-        return {name: value for name, value in self._lora().items() if "lora_B" in name}
+        return self._arrays("lora_B")
 
     def frozen(self) -> Arrays:
         """The LoRA `A` matrices under PEFT's names, float32 (rank, in)."""
-        return {name: value for name, value in self._lora().items() if "lora_A" in name}
+        return self._arrays("lora_A")
 
     def load(self, arrays: Arrays) -> None:
-        """Set LoRA matrices by PEFT's names; names that are not the encoder's are ignored."""
-        known = self._lora().keys() & arrays.keys()
-        if self.peft is not None and known:
-            set_peft_model_state_dict(self.peft, {name: torch.tensor(arrays[name]) for name in known})
+        """Set LoRA matrices by PEFT's names; names that are not the encoder's are ignored.
+
+        Raises:
+            ValueError: a matrix has another shape than the encoder's.
+        """
+        for name in self._lora.keys() & arrays.keys():
+            if arrays[name].shape != self._lora[name].shape:
+                raise ValueError(f"{name}: expected shape {tuple(self._lora[name].shape)}, found {arrays[name].shape}")
+        with torch.no_grad():
+            for name in self._lora.keys() & arrays.keys():
+                self._lora[name].copy_(torch.tensor(arrays[name]))
 
     def save_peft(self, folder: Path) -> None:
         """Write the LoRA so that `peft.PeftModel.from_pretrained` opens it."""
@@ -235,11 +244,8 @@ class TextEncoder(nn.Module):
                 handle.remove()
         return moments
 
-    def _lora(self) -> Arrays:
-        if self.peft is None:
-            return {}
-        state = get_peft_model_state_dict(self.peft)
-        return {name: value.detach().float().cpu().numpy().copy() for name, value in state.items()}
+    def _arrays(self, kind: str) -> Arrays:
+        return {name: value.detach().float().cpu().numpy().copy() for name, value in self._lora.items() if kind in name}
 
     def _trunk(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """Hidden states that enter the top layers, one (tokens, hidden) array a text, in order."""

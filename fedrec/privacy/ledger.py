@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,10 +65,15 @@ class Release:
 
 
 class Ledger:
-    """A merchant's ledger file; every read checks the whole chain."""
+    """A merchant's ledger file; every read checks the whole chain.
+
+    The chain of bytes that were checked before need not be computed again: each read compares
+    what is on disk with them, to the byte, and computes from where they end.
+    """
 
     def __init__(self, path: Path, delta: float) -> None:
         self.path, self.delta = path, delta
+        self._checked: tuple[bytes, list[tuple[Release, str]]] = (b"", [])
 
     def releases(self) -> list[Release]:
         """All releases, oldest first.
@@ -110,8 +116,7 @@ class Ledger:
                     version=_version(),
                 )
                 chain = lines[-1][1] if lines else GENESIS
-                body = json.dumps(asdict(full), sort_keys=True)
-                file.write(json.dumps({"release": asdict(full), "chain": _chain(chain, body)}, sort_keys=True).encode() + b"\n")
+                file.write(json.dumps({"release": vars(full), "chain": _chain(chain, full)}, sort_keys=True).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
                 return full
@@ -156,26 +161,33 @@ class Ledger:
             return []
         except OSError as error:
             raise LedgerError(f"cannot be read ({error.strerror})", where=str(self.path)) from None
-        out: list[tuple[Release, str]] = []
-        chain = GENESIS
-        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        content = content[: content.rfind(b"\n") + 1]
+        known, out = self._checked
+        if not content.startswith(known):
+            known, out = b"", []
+        out = list(out)
+        chain = out[-1][1] if out else GENESIS
+        for number, line in enumerate(content[len(known) :].splitlines(), len(out) + 1):
             where = f"{self.path}, line {number}"
             try:
                 entry = json.loads(line)
                 release = Release(**entry["release"])
             except (ValueError, TypeError, KeyError):
                 raise LedgerError("is not a ledger line", where=where, hint="nothing is released until it is repaired") from None
-            chain = _chain(chain, json.dumps(asdict(release), sort_keys=True))
+            chain = _chain(chain, release)
             if entry.get("chain") != chain:
                 raise LedgerError("the chain is broken: a line was changed, removed or moved", where=where)
             out.append((release, chain))
-        return out
+        self._checked = content, out
+        return list(out)
 
 
-def _chain(previous: str, body: str) -> str:
+def _chain(previous: str, release: Release) -> str:
+    body = json.dumps(vars(release), sort_keys=True)
     return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 
+@cache
 def _version() -> str:
     try:
         return version("fedrec")

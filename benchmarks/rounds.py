@@ -1,0 +1,180 @@
+"""What a round of many merchants takes, in time and memory, under each engine.
+
+    python -m benchmarks.rounds --merchants 8 32 128 --rounds 4
+
+Merchants of equal size (60 users, one catalogue of 300 items) on the packaged encoder, each run a
+`fedrec simulate` of its own. Seconds are medians over the rounds of the heads; the first, in which
+processes and caches are warmed up, is shown apart. Memory is the most that all processes of the run
+hold together while it goes on, over what the program holds before it does anything: resident pages,
+so that a page that is shared counts once for each process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from fedrec.config import RunConfig, save_config
+from fedrec.data import Columns
+from fedrec.data.split import write_federation
+from server.run_folder import RunFolder
+
+__all__ = ["ENGINES", "main"]
+
+PROGRAM = [sys.executable, "-W", "ignore", "-m"]
+USERS, ITEMS, HOLDOUT, BASKETS = 60, 300, 0.1, 6
+Engine = Callable[[Path, Path, Path], list[str]]
+
+
+def engine(*flags: str) -> Engine:
+    """A command of ours: from federation, settings and run folder to what is started."""
+
+    def command(federation: Path, config: Path, run: Path) -> list[str]:
+        paths = [str(federation), "--config", str(config), "--out", str(run), "--no-reference"]
+        return [*PROGRAM, "fedrec.cli.main", "simulate", *paths, *flags]
+
+    return command
+
+
+ENGINES: dict[str, Engine] = {
+    "inline": engine(),
+    "inline, 2 workers": engine("--workers", "2"),
+    "flower": engine("--engine", "flower"),
+}
+"""Any command will do that writes `metrics.jsonl` in the run folder, a line a round with its `seconds`."""
+
+
+def write_merchants(folder: Path, merchants: int) -> None:
+    """A federation folder of so many merchants with random baskets over one catalogue."""
+    rng = np.random.default_rng(0)
+    kinds, sorts = ["lamp", "chair", "mug", "shirt", "pen", "desk", "tea", "soap"], ["red", "blue", "warm", "small", "steel"]
+    ids = np.array([f"i{item}" for item in range(ITEMS)])
+    titles = [f"{sorts[item % len(sorts)]} {kinds[item % len(kinds)]} {item}" for item in range(ITEMS)]
+    items = pd.DataFrame({Columns.ITEM: ids, Columns.TITLE: titles})
+    count = merchants * round(USERS / (1 - HOLDOUT)) * BASKETS
+    owner = np.arange(count) // BASKETS
+    events = pd.DataFrame({
+        Columns.USER: [f"u{user}" for user in owner],
+        Columns.ITEM: rng.choice(ids, count),
+        Columns.TIME: pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(count) % BASKETS, unit="D"),
+        Columns.MERCHANT: [f"m{merchant:04d}" for merchant in owner % merchants],
+    })  # fmt: skip
+    write_federation(items, events, folder, HOLDOUT, {"epsilon": 1000.0, "delta": 1e-5})
+
+
+def resident(process: psutil.Process) -> float:
+    """MB that a process and its descendants hold."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += one.memory_info().rss
+    return total / 1e6
+
+
+def baseline() -> float:
+    """MB that the program holds once its modules are loaded."""
+    code = "import clients.app, server.app, psutil; print(psutil.Process().memory_info().rss / 1e6)"
+    return float(subprocess.run([*PROGRAM[:-1], "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def measure(command: list[str], run: Path, rounds: int, environment: dict[str, str]) -> dict[str, Any]:
+    """Seconds of each round, and the most MB that the run held until the last was done.
+
+    Raises:
+        RuntimeError: the command failed; with the end of what it wrote.
+    """
+    log, lines, most = run.with_suffix(".log"), run / "metrics.jsonl", 0.0
+    with log.open("w") as file:
+        process = psutil.Popen(command, stdout=file, stderr=file, env=environment)
+    while process.poll() is None and not (lines.exists() and len(lines.read_bytes().splitlines()) > rounds):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            most = max(most, resident(process))
+        time.sleep(0.1)
+    if process.wait() != 0:
+        raise RuntimeError(f"{' '.join(command)}: status {process.returncode}\n{log.read_text()[-2000:]}")
+    return {"seconds": [line["seconds"] for line in RunFolder(run).metrics()], "memory": most}
+
+
+def growth(merchants: list[int], seconds: list[float]) -> float:
+    """The exponent `b` of seconds = a * merchants^b, by least squares on logarithms."""
+    return float(np.polyfit(np.log(merchants), np.log(seconds), 1)[0])
+
+
+def compare(merchants: list[int], rounds: int, engines: list[str], folder: Path) -> dict[str, Any]:
+    """Every engine on every number of merchants."""
+    settings = RunConfig(
+        rounds=rounds, encoder_rounds=0, noise_multiplier=5.0, histogram_noise_multiplier=5.0, min_lot=1, bootstrap=100
+    )
+    config = folder / "run.toml"
+    save_config(settings, config)
+    environment = {**os.environ, "FEDREC_CACHE": str(folder / "cache")}
+    found: dict[str, Any] = {"rounds": rounds, "baseline": baseline(), "runs": []}
+    for count in merchants:
+        federation = folder / f"federation-{count}"
+        write_merchants(federation, count)
+        for name in engines:
+            run = folder / f"{name.replace(' ', '-').replace(',', '')}-{count}"
+            one = measure(ENGINES[name](federation, config, run), run, rounds, environment)
+            found["runs"].append({"engine": name, "merchants": count, **one})
+    return found
+
+
+def later(run: dict[str, Any]) -> float:
+    """Median seconds of the rounds after the first; round 0 is the histogram."""
+    return statistics.median(run["seconds"][2:])
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows = ["| engine | merchants | histogram, s | first round, s | later rounds, median s | MB |", "|---|---|---|---|---|---|"]
+    for run in found["runs"]:
+        histogram, first = run["seconds"][:2]
+        memory = run["memory"] - found["baseline"]
+        rows.append(f"| {run['engine']} | {run['merchants']} | {histogram:.1f} | {first:.1f} | {later(run):.2f} | {memory:.0f} |")
+    for name in dict.fromkeys(run["engine"] for run in found["runs"]):
+        own = [run for run in found["runs"] if run["engine"] == name]
+        if len(own) > 1:
+            exponent = growth([run["merchants"] for run in own], [later(run) for run in own])
+            rows.append(f"\n{name}: seconds a round grow with the number of merchants to the power {exponent:.2f}.")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--merchants", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds: expected at least 2, since the first is shown apart")
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(arguments.merchants, arguments.rounds, arguments.engines, Path(folder))
+    found["environment"] = {
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "cores": psutil.cpu_count(),
+        "machine": platform.processor(),
+    }  # fmt: skip
+    sys.stdout.write(table(found) + "\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
