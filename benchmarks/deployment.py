@@ -1,6 +1,6 @@
 """What a round of a deployment costs over a round of the simulation: same merchants, same settings, same machine.
 
-    python -m benchmarks.deployment --merchants 4 --rounds 6
+    python -m benchmarks.deployment --merchants 4 --repeats 5
 
 One deployment (TLS, keys, a SuperLink, a node for each merchant, all on this machine) and one
 inline simulation run one after the other on the embedded demo's brand shops. Medians over the
@@ -9,8 +9,6 @@ rounds; the first, in which models are loaded, is shown apart.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import socket
@@ -22,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import options, report
 from fedrec.config import RunConfig, save_config
 from fedrec.data.demo import build_demo
 from fedrec.deploy.create import create
@@ -87,16 +86,12 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, repeats=5)
     parser.add_argument("--merchants", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(arguments.merchants, arguments.rounds, Path(folder))
-    sys.stdout.write(table(found) + "\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+        found = measure(arguments.merchants, arguments.repeats + 1, Path(folder))
+    report(found, table(found), arguments.json)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,9 @@ torchmetrics is used in both of its documented ways, as a `MetricCollection` and
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +32,7 @@ from torchmetrics.functional.retrieval import (
 )
 
 from benchmarks.clusters import clustered, tastes
+from benchmarks.measure import options, report
 from fedrec.evaluation import METRICS, EvaluationSet, evaluate, metrics_from_ranks, pessimistic_ranks
 from fedrec.evaluation.protocol import Group
 from fedrec.model import Scoring
@@ -240,17 +236,12 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--items", type=int, default=5000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found = measure(arguments.users, arguments.items, arguments.repeats)
-    found["environment"] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
-    sys.stdout.write(table(found) + "\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+    report(found, table(found), arguments.json)
 
 
 if __name__ == "__main__":

@@ -63,9 +63,7 @@ def train(message: Message, context: Context) -> Message:
         max_grad_norm=config.clip_norm, expected_batch_size=max(1, round(config.encoder_sample_rate * len(examples))),
         loss_reduction="sum",
     )  # fmt: skip
-    for parameter, sample in zip(
-        trained.values(), way.gradients(lot, negatives, config.encoder_history, softmax), strict=True
-    ):
+    for parameter, sample in zip(trained.values(), way.gradients(lot, negatives, config.encoder_history, softmax), strict=True):
         parameter.grad_sample = sample  # type: ignore[attr-defined]
     optimizer.step()
     names = [name for name in arrays if "lora_B" in name]

@@ -1,9 +1,10 @@
 """What a round of many merchants takes, in time and memory, under each engine.
 
-    python -m benchmarks.rounds --merchants 8 32 128 --rounds 4
+    python -m benchmarks.rounds --merchants 8 32 128
+    python -m benchmarks.rounds --part encoder --engines inline flower "obvious, Ray"
 
 Merchants of equal size (60 users, one catalogue of 300 items) on the packaged encoder, each run a
-`fedrec simulate` of its own. Seconds are medians over the rounds of the heads; the first, in which
+`fedrec simulate` of its own. Seconds are medians over the rounds; the first, in which
 processes and caches are warmed up, is shown apart. Memory is the most that all processes of the run
 hold together while it goes on, over what the program holds before it does anything: resident pages,
 so that a page that is shared counts once for each process.
@@ -11,11 +12,8 @@ so that a page that is shared counts once for each process.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,9 +26,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
-import torch
 
-from fedrec.config import RunConfig, save_config
+from benchmarks.measure import exponent, options, report
+from fedrec.config import Part, RunConfig, save_config
 from fedrec.data import Columns
 from fedrec.data.split import write_federation
 from server.run_folder import RunFolder
@@ -39,6 +37,7 @@ __all__ = ["ENGINES", "main"]
 
 PROGRAM = [sys.executable, "-W", "ignore", "-m"]
 USERS, ITEMS, HOLDOUT, BASKETS = 60, 300, 0.1, 6
+OBVIOUS = "obvious, Ray"
 Engine = Callable[[Path, Path, Path], list[str]]
 
 
@@ -56,6 +55,7 @@ ENGINES: dict[str, Engine] = {
     "inline": engine(),
     "inline, 2 workers": engine("--workers", "2"),
     "flower": engine("--engine", "flower"),
+    OBVIOUS: lambda federation, config, run: [*PROGRAM, "benchmarks.obvious_app", str(federation), str(config), str(run)],
 }
 """Any command will do that writes `metrics.jsonl` in the run folder, a line a round with its `seconds`."""
 
@@ -111,20 +111,16 @@ def measure(command: list[str], run: Path, rounds: int, environment: dict[str, s
     return {"seconds": [line["seconds"] for line in RunFolder(run).metrics()], "memory": most}
 
 
-def growth(merchants: list[int], seconds: list[float]) -> float:
-    """The exponent `b` of seconds = a * merchants^b, by least squares on logarithms."""
-    return float(np.polyfit(np.log(merchants), np.log(seconds), 1)[0])
-
-
-def compare(merchants: list[int], rounds: int, engines: list[str], folder: Path) -> dict[str, Any]:
+def compare(merchants: list[int], rounds: int, part: Part, engines: list[str], folder: Path) -> dict[str, Any]:
     """Every engine on every number of merchants."""
     settings = RunConfig(
-        rounds=rounds, encoder_rounds=0, noise_multiplier=5.0, histogram_noise_multiplier=5.0, min_lot=1, bootstrap=100
-    )
+        rounds=rounds, heads=part == "heads", encoder_layers=int(part == "encoder"), encoder_sample_rate=0.1, min_lot=1,
+        encoder_rounds=0, noise_multiplier=5.0, histogram_noise_multiplier=5.0, bootstrap=100,
+    )  # fmt: skip
     config = folder / "run.toml"
     save_config(settings, config)
     environment = {**os.environ, "FEDREC_CACHE": str(folder / "cache")}
-    found: dict[str, Any] = {"rounds": rounds, "baseline": baseline(), "runs": []}
+    found: dict[str, Any] = {"part": part, "rounds": rounds, "baseline": baseline(), "runs": []}
     for count in merchants:
         federation = folder / f"federation-{count}"
         write_merchants(federation, count)
@@ -150,30 +146,23 @@ def table(found: dict[str, Any]) -> str:
     for name in dict.fromkeys(run["engine"] for run in found["runs"]):
         own = [run for run in found["runs"] if run["engine"] == name]
         if len(own) > 1:
-            exponent = growth([run["merchants"] for run in own], [later(run) for run in own])
-            rows.append(f"\n{name}: seconds a round grow with the number of merchants to the power {exponent:.2f}.")
+            power = exponent([run["merchants"] for run in own], [later(run) for run in own])
+            rows.append(f"\n{name}: seconds a round grow with the number of merchants to the power {power:.2f}.")
     return "\n".join(rows)
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, repeats=3)
     parser.add_argument("--merchants", type=int, nargs="+", default=[8, 32, 128])
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--part", choices=["heads", "encoder"], default="heads")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[name for name in ENGINES if name != OBVIOUS])
     arguments = parser.parse_args()
-    if arguments.rounds < 2:
-        parser.error("--rounds: expected at least 2, since the first is shown apart")
+    if OBVIOUS in arguments.engines and arguments.part == "heads":
+        parser.error(f"{OBVIOUS}: expected --part encoder; the obvious way has no heads")
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(arguments.merchants, arguments.rounds, arguments.engines, Path(folder))
-    found["environment"] = {
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "cores": psutil.cpu_count(),
-        "machine": platform.processor(),
-    }  # fmt: skip
-    sys.stdout.write(table(found) + "\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+        found = compare(arguments.merchants, arguments.repeats + 1, arguments.part, arguments.engines, Path(folder))
+    report(found, table(found), arguments.json)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,15 @@ so this is its hardest case. A million items need 8 GB.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import torch
 
 from benchmarks.clusters import clustered, tastes
+from benchmarks.measure import options, report
 from fedrec.data import Catalogue, Columns
 from fedrec.model import TextEncoder
 from fedrec.model.index import ItemIndex
@@ -50,7 +45,7 @@ class Synthetic(Recommender):
         return self.embeddings, self.embeddings
 
 
-def measure(items: int, asked: int, prior_weight: float, probes: int | None) -> dict[str, Any]:
+def measure(items: int, asked: int, prior_weight: float, probes: int | None, repeats: int) -> dict[str, Any]:
     """Latency and throughput of both, the time to build the index, and its recall."""
     embeddings, cluster = clustered(items, WIDTH)
     histories = [[f"i{item}" for item in row] for row in tastes(cluster, asked, HISTORY)]
@@ -70,7 +65,7 @@ def measure(items: int, asked: int, prior_weight: float, probes: int | None) -> 
             spent = _seconds(lambda way=way, history=history: way.rank(history, K))
             if number:  # the first warms up
                 latency[name].append(spent)
-    many = {name: [_seconds(lambda way=way: way.rank_many(histories, K)) for _ in range(2)] for name, way in ways.items()}
+    many = {name: [_seconds(lambda way=way: way.rank_many(histories, K)) for _ in range(repeats)] for name, way in ways.items()}
     return {
         "items": items,
         "build": build,
@@ -109,18 +104,16 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, repeats=2)
     parser.add_argument("--items", type=int, nargs="+", default=[5_000, 100_000, 1_000_000])
     parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--prior-weight", type=float, default=0.0)
-    parser.add_argument("--probes", type=int, help="Lists a search of the index reads.")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--probes", type=int, help="lists a search of the index reads")
     arguments = parser.parse_args()
-    found = [measure(items, arguments.users, arguments.prior_weight, arguments.probes) for items in arguments.items]
-    environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
-    sys.stdout.write(table(found) + "\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"sizes": found, "environment": environment}, indent=2))
+    sizes = [
+        measure(items, arguments.users, arguments.prior_weight, arguments.probes, arguments.repeats) for items in arguments.items
+    ]
+    report({"sizes": sizes}, table(sizes), arguments.json)
 
 
 if __name__ == "__main__":
