@@ -74,6 +74,7 @@ def test_two_workers_give_what_one_process_gives(federation: Path, tiny_bert_fol
     assert workers_of(psutil.Process()) == []
 
 
+@pytest.mark.slow
 def test_more_workers_than_merchants_are_of_no_harm(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     run = simulate(federation, settings_of(tiny_bert_folder, rounds=1, encoder_rounds=0), tmp_path / "run", workers=5)
     assert ledger_rounds(run) == {f"m{i}": [0, 1] for i in range(4)}
@@ -119,6 +120,7 @@ def test_a_worker_that_is_killed_costs_its_merchant_the_round_and_nobody_else(
     assert workers_of(psutil.Process()) == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_between_two_rounds_costs_nothing(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     def watch(event: str, fields: dict[str, Any]) -> None:
         if event == "round_done" and fields["round"] == 1:
@@ -132,6 +134,7 @@ def test_a_worker_that_dies_between_two_rounds_costs_nothing(federation: Path, t
     assert ledger_rounds(run) == {f"m{i}": [0, 1, 2, 3] for i in range(4)}
 
 
+@pytest.mark.slow
 def test_an_error_of_the_server_leaves_no_worker(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     def watch(event: str, fields: dict[str, Any]) -> None:
         if event == "round_started":
@@ -200,6 +203,7 @@ def long_run(bert: Path) -> RunConfig:
     return settings_of(bert, rounds=16, encoder_rounds=2, noise_multiplier=9.0, histogram_noise_multiplier=9.0)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_ctrl_c_with_workers_leaves_no_process_and_resumes(
     begun: list[subprocess.Popen[str]], federation: Path, tiny_bert_folder: Path, tmp_path: Path
@@ -219,6 +223,7 @@ def test_ctrl_c_with_workers_leaves_no_process_and_resumes(
     assert ledger_rounds(RunFolder.open(out)) == {f"m{i}": list(range(17)) for i in range(4)}
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_workers_do_not_outlive_a_run_that_is_killed(
     begun: list[subprocess.Popen[str]], federation: Path, tiny_bert_folder: Path, tmp_path: Path
