@@ -86,7 +86,7 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
         examples.items, examples.weights.astype(np.float64), *(examples.target, examples.target_weight, examples.seen)
     )
     found = list(trainer.gradients(examples))
-    fast = [torch.cat([chunk.heads[i].per_record() for chunk in found]) for i in range(2)]
+    fast = [torch.cat([heads[i].per_record() for chunk in found for heads in chunk.parts]) for i in range(2)]
     check_factors(found, fast)
 
     a = torch.tensor(base[HEAD_A])
@@ -147,7 +147,7 @@ def check_factors(found: list[RecordGradients], fast: list[torch.Tensor]) -> Non
     exact = whole.square().sum(1)
     assert (squared >= exact).all() and squared == pytest.approx(exact, rel=1e-2, abs=1e-3 * float(exact.max()))
     weights = torch.rand(len(whole), dtype=whole.dtype)
-    parts = weights.split([len(chunk.heads[0].left) for chunk in found])
+    parts = weights.split([len(chunk.squared_norms()) for chunk in found])
     sums = [sum(values) for values in zip(*(c.weighted_sum(w) for c, w in zip(found, parts, strict=True)), strict=True)]
     for total, samples in zip(sums, fast, strict=True):
         torch.testing.assert_close(total, torch.einsum("u,u...->...", weights, samples))
@@ -176,7 +176,7 @@ def test_no_choice_of_weights_makes_a_record_count_for_more_than_the_clip_norm(
     optimizer = UserDPOptimizer(
         [parameter], SeededNoise(0), learning_rate=1.0, noise_multiplier=1e-12, clip_norm=clip, expected_lot=1.0
     )
-    optimizer.add(RecordGradients((gradients,)))
+    optimizer.add(RecordGradients(((gradients,),)))
     assert float(parameter.summed_grad.double().norm()) <= clip * 1.001
 
 
@@ -199,7 +199,26 @@ def test_norms_from_some_of_the_items_are_never_too_small(seed: int, items: int,
     if common == items:
         torch.testing.assert_close(norms, exact.flatten(1).norm(dim=1), rtol=0.0, atol=0.02 * float(bound.max()))
     weights = torch.rand(records, generator=rng, dtype=torch.float64)
-    torch.testing.assert_close(gradients.weighted_sum(weights), torch.einsum("u,urd->rd", weights, exact))
+    torch.testing.assert_close(
+        RecordGradients(((gradients,),)).weighted_sum(weights)[0], torch.einsum("u,urd->rd", weights, exact)
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-30, 3), st.floats(-20, 18), st.integers(0, 6))
+def test_norms_hold_for_factors_of_any_size(seed: int, small: float, large: float, common: int) -> None:
+    """Tiny numbers along huge embeddings, in float32, where the squares of one underflow."""
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=rng)
+    items, rank, hidden = 6, 3, 7
+    table = Table(normalize(draw(items, hidden), dim=1), draw(items, rank) * 10**large, common)
+    right = normalize(draw(1, 2, hidden), dim=2)
+    left, along = draw(1, 2, rank) * 10 ** (small + large), draw(1, items) * 10**small
+    own = strongest(along, torch.tensor([[2, 5]]), table)
+    gradients = HeadGradients(left, right, along, right @ table.unit[:common].T, own, table)
+    exact = float(gradients.per_record().double().norm())
+    found = float(gradients.squared_norms().sqrt())
+    assert not found < exact * (1 - 1e-6) or exact < 1e-6 * 1e-3  # what is far below any clip norm may be lost
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -212,7 +231,7 @@ def test_heads_with_a_rest_differ_only_in_how_sharply_they_clip(
     monkeypatch.setattr("fedrec.training.factors.COMMON", 2)
     monkeypatch.setattr("fedrec.training.heads.DENSE_FACTOR", 0)
     parted = next(HeadsTrainer(e, prior, base, trained, scoring).gradients(examples))
-    assert not parted.heads[0].table.whole
+    assert not parted.parts[0][0].table.whole
     exact = whole.per_record()
     torch.testing.assert_close(parted.per_record(), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
     assert (parted.squared_norms() >= exact.double().square().sum(1)).all()

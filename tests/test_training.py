@@ -188,7 +188,8 @@ def test_noise_that_reaches_nothing_is_an_error(shop: Shop) -> None:
 def test_a_lot_in_chunks_gives_the_same_step(shop: Shop, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task = replace(TASK, part=part, noise_multiplier=1e-9)  # type: ignore[arg-type]
     whole = shop.round(task)
-    monkeypatch.setattr("fedrec.training.heads.FLOATS_IN_FLIGHT", 3 * task.positions * len(shop.catalogue))
+    monkeypatch.setattr("fedrec.training.heads.FLOATS_IN_FLIGHT", 1)
+    monkeypatch.setattr("fedrec.training.heads.FLOATS_KEPT", 3 * len(shop.catalogue))
     monkeypatch.setattr("fedrec.training.encoder.RECORDS_PER_CHUNK", 3)
     seen: list[int] = []
     original = UserDPOptimizer.add

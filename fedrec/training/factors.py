@@ -33,6 +33,9 @@ MARGIN = 1e-4
 """What float32 may have rounded, relative to the square of all that was added up: sums of at most
 a thousand products, each off by 2^-24."""
 
+UNDERFLOW = 1e-12
+"""Lengths over this lose nothing to squares under 2^-126."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -139,21 +142,23 @@ class HeadGradients:
         among = torch.bmm(scaled, scaled.mT) * torch.bmm(unit, unit.mT)
         with_common = torch.bmm(table.columns[items], common[:, :, None])[:, :, 0]  # (records, k)
         second += (along * (torch.bmm(among, along[:, :, None])[:, :, 0] + 2 * with_common)).sum(1)
-        by_mass, by_spread = rest.abs() @ table.sizes[table.common :], table.spread * rest.norm(dim=1)
-        bound = torch.minimum(by_mass.double(), by_spread) * (1 + rest.shape[1] * 2.0**-24)
+        by_mass, length = (rest.abs() @ table.sizes[table.common :]).double(), rest.norm(dim=1).double()
+        # The squares in a short length may have underflowed, while `scaled` may be large.
+        by_spread = torch.where(length > UNDERFLOW, table.spread * length, torch.inf)
+        bound = torch.minimum(by_mass, by_spread) * (1 + rest.shape[1] * 2.0**-24)
         exact = (first - 2 * cross + second).clamp_min(0) + MARGIN * (mass + by_mass).square()
         return (exact.sqrt() + bound).square()
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """sum over records of weights[u] times the gradient: (rank, hidden)."""
+    def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """sum over records of weights[u] times the outer products, (rank, hidden), and times `along`, (items,)."""
         used = weights != 0
         if not used.all():  # a row that is not finite would spoil the sum even with weight 0
-            return self._take(used).weighted_sum(weights[used])
+            return self._take(used).sums(weights[used])
         left = (self.left * weights[:, None, None]).flatten(0, 1)
         along = weights @ self.along
         if self.own is not None:
             along.index_add_(0, self.own.items.flatten(), (weights[:, None] * self.own.along).flatten())
-        return left.T @ self.right.flatten(0, 1) - self.table.scaled.T @ (along[:, None] * self.table.unit)
+        return left.T @ self.right.flatten(0, 1), along
 
     def per_record(self) -> Tensor:
         """The gradients themselves, (records, rank, hidden)."""
@@ -168,21 +173,28 @@ class HeadGradients:
 
 @dataclass(frozen=True)
 class RecordGradients:
-    """The gradients of a chunk of records, over all trained parameters."""
+    """The gradients of some records over all trained parameters: one `HeadGradients` a head, for each part of the records."""
 
-    heads: tuple[HeadGradients, ...]
+    parts: tuple[tuple[HeadGradients, ...], ...]
 
     def squared_norms(self) -> Tensor:
         """(records,) of all parameters together."""
-        return torch.stack([head.squared_norms() for head in self.heads]).sum(0)
+        return torch.cat([torch.stack([head.squared_norms() for head in heads]).sum(0) for heads in self.parts])
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
-        """sum over records of weights[u] times the gradient, one tensor a parameter."""
-        return [head.weighted_sum(weights) for head in self.heads]
+        """sum over records of weights[u] times the gradient, one tensor (rank, hidden) a head."""
+        each = weights.split([len(heads[0].left) for heads in self.parts])
+        out = []
+        for parts in zip(*self.parts, strict=True):
+            outer, along = (sum(sums) for sums in zip(*map(HeadGradients.sums, parts, each), strict=True))
+            table = parts[0].table
+            out.append(outer - table.scaled.T @ (along[:, None] * table.unit))  # type: ignore[index]
+        return out
 
     def per_record(self) -> Tensor:
         """(records, numbers): each record's gradient in one row."""
-        return torch.cat([head.per_record().flatten(1) for head in self.heads], dim=1)
+        rows = [torch.cat([head.per_record().flatten(1) for head in heads], dim=1) for heads in self.parts]
+        return torch.cat(rows)
 
 
 def common_items(items: int) -> int:

@@ -16,8 +16,10 @@ from fedrec.training.factors import HeadGradients, RecordGradients, Table, commo
 
 __all__ = ["Head", "HeadsTrainer", "masked_loss"]
 
-FLOATS_IN_FLIGHT = 500000
-"""Bound on users * positions * items in one chunk, which bounds memory."""
+FLOATS_IN_FLIGHT = 1000000
+"""Bound on users * positions * (items + hidden) that are computed at once: small enough for a processor's cache."""
+FLOATS_KEPT = 4_000_000
+"""Bound on users * items in factors that are kept, which bounds memory."""
 DENSE_FACTOR = 6
 """Pooling weights are dense where the catalogue is at most this many times the history: one
 matrix product over all items is then faster than gathering each user's."""
@@ -76,10 +78,12 @@ class HeadsTrainer:
         return {HEAD_B[role]: head.weight.detach().cpu().numpy().copy() for role, head in heads.items()}
 
     def gradients(self, lot: Examples) -> Iterator[RecordGradients]:
-        """The gradients of a lot's records, in chunks that fit the memory bound."""
+        """The gradients of a lot's records, as many at a time as fit the memory bound."""
         history, candidate = self.history.table(), self.candidate.table()
-        for chunk in self._chunks(lot):
-            yield self._gradients(chunk, history, candidate)
+        most = max(1, FLOATS_KEPT // len(self.offset))
+        for start in range(0, len(lot), most):
+            part = lot.take(np.arange(start, min(start + most, len(lot))))
+            yield RecordGradients(tuple(self._gradients(chunk, history, candidate) for chunk in self._chunks(part)))
 
     @torch.no_grad()
     def losses(self, lot: Examples) -> Tensor:
@@ -89,7 +93,7 @@ class HeadsTrainer:
         return torch.cat([self.offset.new_zeros(0), *parts])
 
     def _chunks(self, lot: Examples) -> Iterator[Examples]:
-        size = max(1, FLOATS_IN_FLIGHT // max(1, lot.weights.shape[1] * len(self.offset)))
+        size = max(1, FLOATS_IN_FLIGHT // (lot.weights.shape[1] * sum(self.history.e.shape)))
         for start in range(0, len(lot), size):
             chunk = lot.take(np.arange(start, min(start + size, len(lot))))
             yield replace(chunk, items=self.place[chunk.items], target=self._placed(chunk.target), seen=self._placed(chunk.seen))
@@ -111,14 +115,14 @@ class HeadsTrainer:
         return _Scores(items, weights, used, length, users, cosines, cosines * self.scoring.temperature + self.offset)
 
     @torch.no_grad()
-    def _gradients(self, chunk: Examples, history: Table, candidate: Table) -> RecordGradients:
+    def _gradients(self, chunk: Examples, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
         scores = self._scores(chunk, history, candidate)
         users, cosines, weights = scores.users, scores.cosines, scores.weights
         at_cosines = _at_logits(scores.logits, chunk).mul_(self.scoring.temperature)  # (records, P, items)
         at_users = at_cosines @ candidate.unit
         at_pooled = (at_users - users * (users * at_users).sum(-1, keepdim=True)) / scores.length
 
-        common = cosines[:, :, : candidate.common]
+        common = cosines[:, :, : candidate.common].contiguous()  # a view would keep the rest
         left = at_cosines @ candidate.scaled  # (records, P, rank)
         along = at_cosines.mul_(cosines).sum(1)  # (records, items)
         own = strongest(along, _targets(chunk).to(users.device), candidate)
@@ -131,12 +135,12 @@ class HeadsTrainer:
         along = (projected * weights).sum(1) * size[:, 0]
         left = (weights @ scaled) * size
         if scores.dense:
-            common = projected[:, :, : history.common]
+            common = projected[:, :, : history.common].contiguous()
         else:
             along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, along)
             common = right @ history.unit[: history.common].T
         own = strongest(along, scores.items, history)
-        return RecordGradients((HeadGradients(left, right, along, common, own, history), of_candidate))
+        return HeadGradients(left, right, along, common, own, history), of_candidate
 
 
 @dataclass(frozen=True)
