@@ -48,6 +48,10 @@ def memory(prepare: Callable[..., tuple[Way, Way]], *arguments: object) -> float
     queue = context.Queue()
     process = context.Process(target=_memory, args=(queue, prepare, arguments))
     process.start()
+    while process.is_alive() and queue.empty():
+        time.sleep(0.05)
+    if process.exitcode:
+        raise RuntimeError(f"{prepare.__name__}{arguments}: status {process.exitcode}")
     found = float(queue.get())
     process.join()
     return found

@@ -29,7 +29,7 @@ from fedrec.data.demo import build_demo
 from fedrec.model import Arrays, Scoring, TextEncoder, init_base, init_trained, load_encoder
 from fedrec.model.adapter import of_part
 from fedrec.privacy import Policy, SeededNoise
-from fedrec.training import Examples, RoundTask, build_examples, train_round
+from fedrec.training import Examples, RoundTask, build_examples, merged, train_round
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.sampled import layout
 from simulations.reference import Pooled, local_round
@@ -109,6 +109,7 @@ class Bench:
         """A private round of one step over so many users, and the same without privacy."""
         config = RunConfig(sample_rate=1.0, encoder_sample_rate=1.0, encoder_history=self.encoder_history)
         base, lot = of_part(self.trained, part), self.lot(users)
+        lot = merged(lot) if part == "heads" else lot
         public = {
             **self.base, "prior.keys": self.data.catalogue.keys, "prior.floor": np.ones(1, np.float32),
             "prior.counts": np.ones(len(self.prior), np.float32),

@@ -33,5 +33,5 @@ def put_off() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, known)
-    if came:
-        known(signal.SIGINT, came[0])
+        if came:  # also where the block failed: an error that is handled must not make it forgotten
+            known(signal.SIGINT, came[0])

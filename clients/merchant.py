@@ -35,7 +35,7 @@ from fedrec.privacy import (
     noisy_histogram,
     over_budget,
 )
-from fedrec.training import Examples, RoundTask, build_examples, encode_update, train_round
+from fedrec.training import Examples, RoundTask, build_examples, encode_update, merged, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
 __all__ = ["Merchant", "answer_histogram", "answer_train"]
@@ -197,12 +197,12 @@ class Merchant:
 
     def examples(self, task: RoundTask) -> Examples:
         """The merchant's records, kept until a request asks for them otherwise."""
-        key = (task.history, task.positions, task.decay, task.unit)
+        key = (task.part, task.history, task.positions, task.decay, task.unit)
         if self._examples is None or self._examples[0] != key:
             built = build_examples(
                 self.data.histories, history=task.history, positions=task.positions, decay=task.decay, unit=task.unit
             )
-            self._examples = (key, built)
+            self._examples = (key, merged(built) if task.part == "heads" else built)
         return self._examples[1]
 
     def declined(self, reason: str) -> Reply:

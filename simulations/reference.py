@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag, normalize
 
 from fedrec.aggregation import apply_update, weighted_mean
 from fedrec.config import Part, RunConfig
@@ -22,7 +23,7 @@ from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
 from fedrec.model.adapter import HEAD_A, HEAD_B, of_part
 from fedrec.privacy import Policy, SeededNoise
-from fedrec.training import Examples, build_examples
+from fedrec.training import Examples, build_examples, merged
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.heads import masked_loss
 from fedrec.training.sampled import layout
@@ -75,16 +76,17 @@ def reference_rounds(
         trained: where to start.
     """
     state: Arrays = {}
-    examples = [
+    events = [
         build_examples(m.data.histories, history=config.history, positions=config.positions, decay=config.decay, unit=config.unit)
         for m in merchants
     ]
+    examples = {"heads": [merged(one) for one in events], "encoder": events}
     weights = [float(m.policy.population) if config.weighting == "population" else 1.0 for m in merchants]
     for number in range(1, config.rounds + 1):
         part = config.part(number)
         updates = [
             local_round(config, part, number, merchant, one, encoder, public, trained)
-            for merchant, one in zip(merchants, examples, strict=True)
+            for merchant, one in zip(merchants, examples[part], strict=True)
         ]
         rate = config.server_learning_rate if part == "heads" else config.encoder_learning_rate
         moved, state = apply_update(config.server_optimizer, trained, weighted_mean(updates, weights), state, rate)
@@ -123,15 +125,15 @@ def _heads(
     e = centred(encoder.embed(merchant.data.catalogue), public)
     a = torch.as_tensor(public[HEAD_A], device=e.device)
     b = {role: torch.tensor(trained[name], device=e.device, requires_grad=True) for role, name in HEAD_B.items()}
-    tables = {role: torch.nn.functional.normalize(e + (e @ a) @ value, dim=-1) for role, value in b.items()}
+    tables = {role: normalize(e + (e @ a) @ value, dim=-1) for role, value in b.items()}
     offset = torch.as_tensor(prior, device=e.device) * config.prior_weight
     total = e.new_zeros(())
     for start in range(0, len(lot), 512):
         chunk = lot.take(np.arange(start, min(start + 512, len(lot))))
-        weights = torch.zeros(len(chunk), chunk.weights.shape[1], len(e), device=e.device)
-        items = torch.as_tensor(chunk.items, device=e.device)[:, None].expand(-1, weights.shape[1], -1)
-        weights.scatter_add_(2, items, torch.as_tensor(chunk.weights, device=e.device))
-        users = torch.nn.functional.normalize(weights @ tables["history"], dim=-1)
+        weights = torch.as_tensor(chunk.weights, device=e.device).flatten(0, 1)  # (records * P, L)
+        items = torch.as_tensor(chunk.items, device=e.device).repeat_interleave(chunk.weights.shape[1], 0)
+        pooled = embedding_bag(items, tables["history"], per_sample_weights=weights, mode="sum")
+        users = normalize(pooled, dim=-1).view(*chunk.weights.shape[:2], -1)
         total = total + masked_loss(config.temperature * users @ tables["candidate"].T + offset, chunk).sum()
     gradients = torch.autograd.grad(total, list(b.values()), allow_unused=True)
     return {HEAD_B[role]: _array(gradient, b[role]) for role, gradient in zip(b, gradients, strict=True)}

@@ -107,13 +107,15 @@ def resume(out: Path, engine: str | None = None, workers: int | None = None) -> 
         engine: as `simulate` has it; by default, like `workers`, what the run had.
 
     Raises:
-        InputError: this is not the folder of a simulated run, or its data have moved.
+        InputError: this is not the folder of a simulated run, its data have moved, or its engine has no workers.
     """
     folder = RunFolder.open(out)
     try:
         site = json.loads((out / SITE).read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"there is no {SITE}", where=str(out), expected="the folder of a simulated run") from None
+    if workers and (engine or site["engine"]) != "inline":
+        raise InputError(f"found {workers}", where="--workers", expected="a run under the engine inline")
     changed = {"run": str(out.resolve()), "engine": engine or site["engine"], "workers": workers or site.get("workers", 1)}
     folder.write_json(SITE, {**site, **changed})
     return _go_on(folder)

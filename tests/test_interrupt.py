@@ -94,3 +94,9 @@ def test_a_second_ctrl_c_is_obeyed_at_once() -> None:
         reached.append("after the second")
     assert reached == ["after the first"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_not_forgotten_when_the_block_fails() -> None:
+    with pytest.raises(KeyboardInterrupt), put_off():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError

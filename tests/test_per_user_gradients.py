@@ -15,7 +15,7 @@ from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
 from fedrec.privacy import SeededNoise, UserDPOptimizer
 from fedrec.training.encoder import EncoderTrainer
-from fedrec.training.examples import Examples, build_examples, last_positions
+from fedrec.training.examples import Examples, build_examples, last_positions, merged
 from fedrec.training.factors import HeadGradients, RecordGradients, Table, strongest
 from fedrec.training.heads import HeadsTrainer
 
@@ -86,6 +86,10 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
         examples.items, examples.weights.astype(np.float64), *(examples.target, examples.target_weight, examples.seen)
     )
     found = list(trainer.gradients(examples))
+    whole = torch.cat([chunk.per_record() for chunk in found])
+    once = torch.cat([chunk.per_record() for chunk in trainer.gradients(merged(examples))])
+    order = np.argsort(distinct_items(examples), kind="stable")
+    torch.testing.assert_close(once, whole[torch.as_tensor(order)])
     fast = [torch.cat([heads[i].per_record() for chunk in found for heads in chunk.parts]) for i in range(2)]
     check_factors(found, fast)
 
@@ -138,6 +142,10 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
             else:
                 slow.append(torch.autograd.grad(loss, trainer.parameters(), retain_graph=True))
     compare(fast, slow)
+
+
+def distinct_items(examples: Examples) -> list[int]:
+    return [len(set(items[used].tolist())) for items, used in zip(examples.items, examples.weights.max(1) > 0, strict=True)]
 
 
 def check_factors(found: list[RecordGradients], fast: list[torch.Tensor]) -> None:
@@ -221,6 +229,15 @@ def test_norms_hold_for_factors_of_any_size(seed: int, small: float, large: floa
     assert not found < exact * (1 - 1e-6) or exact < 1e-6 * 1e-3  # what is far below any clip norm may be lost
 
 
+def test_an_overflow_makes_a_record_count_as_zero() -> None:
+    """Only the cross term overflows here: minus infinity must not be taken for a small norm."""
+    unit = torch.tensor([[0.5, 0.75**0.5, 0.0], [0.5, 0.0, 0.75**0.5], [0.5, 0.75**0.5, 0.0]])
+    table = Table(unit, torch.tensor([[1.6e17], [2.6e16], [7.5e16]]), 3)
+    right, at = torch.tensor([[[1.0, 0.0, 0.0]]]), 1000 * torch.tensor([[0.5, 0.5, -1.0]])
+    gradients = HeadGradients((at @ table.scaled)[:, None], right, at * 0.5, right @ unit.T, None, table)
+    assert not gradients.squared_norms().isfinite().any()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_heads_with_a_rest_differ_only_in_how_sharply_they_clip(
     tiny_bert_folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -229,7 +246,6 @@ def test_heads_with_a_rest_differ_only_in_how_sharply_they_clip(
     e = centred(encoder.pooled(states), base)
     whole = next(HeadsTrainer(e, prior, base, trained, scoring).gradients(examples))
     monkeypatch.setattr("fedrec.training.factors.COMMON", 2)
-    monkeypatch.setattr("fedrec.training.heads.DENSE_FACTOR", 0)
     parted = next(HeadsTrainer(e, prior, base, trained, scoring).gradients(examples))
     assert not parted.parts[0][0].table.whole
     exact = whole.per_record()

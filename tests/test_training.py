@@ -126,7 +126,7 @@ def test_one_user_never_moves_the_sum_by_more_than_the_clipping_norm(shop: Shop,
     for examples in (one, huge):
         update = shop.round(replace(TASK, part=part, clip_norm=0.05), examples, population=1)  # type: ignore[arg-type]
         assert norm(update) <= 0.05 + 1e-5
-    assert norm(update) == pytest.approx(0.05, rel=1e-3), "the huge user is clipped, not dropped"
+    assert norm(update) == pytest.approx(0.05, rel=3e-3), "the huge user is clipped, not dropped"
 
 
 def test_adding_one_user_moves_the_noiseless_step_by_no_more_than_the_clipping_norm(shop: Shop) -> None:
@@ -189,7 +189,8 @@ def test_a_lot_in_chunks_gives_the_same_step(shop: Shop, part: str, monkeypatch:
     task = replace(TASK, part=part, noise_multiplier=1e-9)  # type: ignore[arg-type]
     whole = shop.round(task)
     monkeypatch.setattr("fedrec.training.heads.FLOATS_IN_FLIGHT", 1)
-    monkeypatch.setattr("fedrec.training.heads.FLOATS_KEPT", 3 * len(shop.catalogue))
+    kept = len(shop.catalogue) + task.positions * (8 + shop.encoder.hidden + len(shop.catalogue))
+    monkeypatch.setattr("fedrec.training.heads.FLOATS_KEPT", 3 * kept)
     monkeypatch.setattr("fedrec.training.encoder.RECORDS_PER_CHUNK", 3)
     seen: list[int] = []
     original = UserDPOptimizer.add

@@ -24,7 +24,7 @@ from fedrec.model.ranking import best_items, blocks, pairs_of, top_k
 __all__ = ["ItemIndex"]
 
 NOTHING = np.zeros((0, 2), dtype=np.int64)
-HEAD = 4096
+HEAD, PART = 4096, 8
 """Most popular items, which every search scores, or an eighth of a small catalogue."""
 SHARE = 5
 """A search reads every fifth list, unless `probes` says otherwise: a smaller part misses many where items have many small
@@ -91,6 +91,7 @@ class ItemIndex:
             InputError: faiss is not installed.
         """
         faiss = _faiss()
+        fingerprint += repr((HEAD, PART)).encode()  # which items are in the file is decided by these
         if path.is_file():
             with open(path, "rb") as file:
                 if file.read(len(fingerprint)) == fingerprint:
@@ -148,7 +149,7 @@ class ItemIndex:
 def _parts(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the most popular items, and of the others, both ascending."""
     order = np.argsort(-table[:, -1], kind="stable")
-    head = min(HEAD, len(table) // 8)
+    head = min(HEAD, len(table) // PART)
     return np.sort(order[:head]), np.sort(order[head:])
 
 

@@ -100,6 +100,7 @@ class Recommender:
         self.catalogue = Catalogue(tuple(table[Columns.ITEM]), tuple(table[TEXT]))
         self.index: ItemIndex | None = None
         self._shelves: dict[str | None, _Shelf] = {}
+        self._roles: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto", index: bool = False) -> Recommender:
@@ -196,7 +197,7 @@ class Recommender:
             raise InputError("there is no index", where="Recommender", hint="load the run with index=True")
         asked = _look_up(histories, self.catalogue)
         users = self._users(self._shelf(None).history, asked, len(histories), self.settings["history"])
-        return self.index.recall(_with(users, 1.0), k, asked)
+        return self.index.recall(_with(users, 1.0), k, np.unique(asked, axis=0))
 
     def _users(self, vectors: np.ndarray, rows: np.ndarray, users: int, most: int) -> np.ndarray:
         """(users, hidden) from (events, 2) of user and row of `vectors`, in time order; the `most` latest count."""
@@ -226,7 +227,7 @@ class Recommender:
         """The run's catalogue, or a merchant's part of it; made once."""
         if merchant not in self._shelves:
             positions = self._positions(merchant)
-            history, candidate = self._tables(self.catalogue)
+            history, candidate = self._own_tables()
             prior = self.scoring.prior_weight * log_prior(self.table[COUNT].to_numpy()[positions], self.settings["floor"])
             self._shelves[merchant] = self._stocked(self.catalogue, history, positions, candidate, prior)
         return self._shelves[merchant]
@@ -252,6 +253,11 @@ class Recommender:
         e = centred(self.encoder.embed(catalogue), self.arrays)
         history, candidate = (role_table(e, self.arrays, self.arrays, role).cpu().numpy() for role in ("history", "candidate"))
         return history, candidate
+
+    def _own_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._roles is None:
+            self._roles = self._tables(self.catalogue)
+        return self._roles
 
     def _open_index(self, path: Path) -> None:
         state = hashlib.blake2b(digest_size=16)

@@ -95,7 +95,10 @@ def plan_noise(config: RunConfig) -> NoisePlan:
 
 
 def _rounded_up(sigma: float) -> float:
-    """To six digits: a run that is resumed with other threads must ask for the very same noise, or merchants decline."""
+    """To six digits, so that a run which is resumed with other threads asks for the same noise, or merchants decline.
+
+    The planned value differs in its last digits with the number of threads.
+    """
     unit = 10.0 ** (math.floor(math.log10(sigma)) - 5)
     return float(f"{math.ceil(sigma / unit) * unit:.6g}")
 

@@ -1,6 +1,6 @@
 """Private local training."""
 
-from fedrec.training.examples import Examples, build_examples
+from fedrec.training.examples import Examples, build_examples, merged
 from fedrec.training.round import RoundTask, expected_lot, train_round
 from fedrec.training.update_code import CodeError, decode_update, encode_update
 
@@ -12,5 +12,6 @@ __all__ = [
     "decode_update",
     "encode_update",
     "expected_lot",
+    "merged",
     "train_round",
 ]

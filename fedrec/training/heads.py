@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,12 +17,11 @@ from fedrec.training.factors import HeadGradients, RecordGradients, Table, commo
 __all__ = ["Head", "HeadsTrainer", "masked_loss"]
 
 FLOATS_IN_FLIGHT = 1000000
-"""Bound on users * positions * (items + hidden) that are computed at once: small enough for a processor's cache."""
+"""Bound on the numbers that are computed at once: small enough for a processor's cache."""
 FLOATS_KEPT = 4_000_000
-"""Bound on users * items in factors that are kept, which bounds memory."""
-DENSE_FACTOR = 6
-"""Pooling weights are dense where the catalogue is at most this many times the history: one
-matrix product over all items is then faster than gathering each user's."""
+"""Bound on the numbers of a head's factors that are kept, which bounds memory."""
+MOST_RANK = 1000
+"""Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
 
 
 class Head(nn.Module):
@@ -55,6 +54,9 @@ class HeadsTrainer:
     Args:
         e: (items, hidden) frozen item embeddings.
         prior: (items,) log popularity.
+
+    Raises:
+        ValueError: the rank is over `MOST_RANK`.
     """
 
     def __init__(self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring) -> None:
@@ -65,6 +67,8 @@ class HeadsTrainer:
         self.place = torch.argsort(order).cpu().numpy()
         self.offset, e = offset[order], e[order]
         a = torch.as_tensor(base[HEAD_A], device=e.device)
+        if a.shape[1] > MOST_RANK:
+            raise ValueError(f"the heads have rank {a.shape[1]}, at most {MOST_RANK} is allowed")
         b = {role: torch.as_tensor(trained[name], device=e.device) for role, name in HEAD_B.items()}
         self.history, self.candidate = Head(e, a, b["history"]), Head(e, a, b["candidate"])
 
@@ -80,7 +84,9 @@ class HeadsTrainer:
     def gradients(self, lot: Examples) -> Iterator[RecordGradients]:
         """The gradients of a lot's records, as many at a time as fit the memory bound."""
         history, candidate = self.history.table(), self.candidate.table()
-        most = max(1, FLOATS_KEPT // len(self.offset))
+        items, hidden = self.history.e.shape
+        kept = items + lot.weights.shape[1] * (history.scaled.shape[1] + hidden + history.common)
+        most = max(1, FLOATS_KEPT // kept)
         for start in range(0, len(lot), most):
             part = lot.take(np.arange(start, min(start + most, len(lot))))
             yield RecordGradients(tuple(self._gradients(chunk, history, candidate) for chunk in self._chunks(part)))
@@ -96,18 +102,18 @@ class HeadsTrainer:
         size = max(1, FLOATS_IN_FLIGHT // (lot.weights.shape[1] * sum(self.history.e.shape)))
         for start in range(0, len(lot), size):
             chunk = lot.take(np.arange(start, min(start + size, len(lot))))
-            yield replace(chunk, items=self.place[chunk.items], target=self._placed(chunk.target), seen=self._placed(chunk.seen))
+            longest = int(np.flatnonzero(chunk.weights.any(axis=(0, 1))).max(initial=0)) + 1
+            yield Examples(
+                self.place[chunk.items[:, :longest]], chunk.weights[:, :, :longest],
+                self._placed(chunk.target), chunk.target_weight, self._placed(chunk.seen),
+            )  # fmt: skip
 
     def _placed(self, rows: np.ndarray) -> np.ndarray:
         return np.column_stack([rows[:, :2], self.place[rows[:, 2]]])
 
     def _scores(self, chunk: Examples, history: Table, candidate: Table) -> _Scores:
         items, weights = (torch.as_tensor(value, device=self.offset.device) for value in (chunk.items, chunk.weights))
-        if len(self.offset) <= DENSE_FACTOR * items.shape[1]:
-            dense = weights.new_zeros(*weights.shape[:2], len(self.offset))
-            weights, used = dense.scatter_add_(2, items[:, None].expand_as(weights), weights), history.unit
-        else:
-            used = history.unit[items]  # (records, L, hidden)
+        used = history.unit[items]  # (records, L, hidden)
         pooled = weights @ used  # (records, P, hidden)
         length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         users = pooled / length
@@ -130,16 +136,11 @@ class HeadsTrainer:
 
         size = at_pooled.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
         right = at_pooled / size
-        used, scaled = scores.used, history.scaled if scores.dense else history.scaled[scores.items]
-        projected = right @ used.mT  # (records, P, items or L)
-        along = (projected * weights).sum(1) * size[:, 0]
-        left = (weights @ scaled) * size
-        if scores.dense:
-            common = projected[:, :, : history.common].contiguous()
-        else:
-            along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, along)
-            common = right @ history.unit[: history.common].T
+        along = ((right @ scores.used.mT) * weights).sum(1) * size[:, 0]  # (records, L)
+        along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, along)
+        left = (weights @ history.scaled[scores.items]) * size
         own = strongest(along, scores.items, history)
+        common = right @ history.unit[: history.common].T
         return HeadGradients(left, right, along, common, own, history), of_candidate
 
 
@@ -149,8 +150,8 @@ class _Scores:
 
     Attributes:
         items: (records, L).
-        weights: (records, P, L) pooling weights, or (records, P, items) where `dense`.
-        used: (records, L, hidden) embeddings that are pooled, or (items, hidden) where `dense`.
+        weights: (records, P, L) pooling weights.
+        used: (records, L, hidden) embeddings that are pooled.
     """
 
     items: Tensor
@@ -160,11 +161,6 @@ class _Scores:
     users: Tensor
     cosines: Tensor
     logits: Tensor
-
-    @property
-    def dense(self) -> bool:
-        """Whether pooling is over the whole catalogue."""
-        return self.used.dim() == 2
 
 
 def _targets(chunk: Examples) -> Tensor:
