@@ -4,7 +4,7 @@
     python -m benchmarks.rounds --part encoder --engines inline flower "obvious, Ray"
 
 Merchants of equal size (60 users, one catalogue of 300 items) on the packaged encoder, each run a
-`fedrec simulate` of its own. Seconds are medians over the rounds; the first, in which
+`fedrec simulate` of its own. Seconds are from one round's end to the next's, medians over the rounds; the first, in which
 processes and caches are warmed up, is shown apart. Memory is the most that all processes of the run
 hold together while it goes on, over what the program holds before it does anything: resident pages,
 so that a page that is shared counts once for each process.
@@ -94,21 +94,27 @@ def baseline() -> float:
 
 
 def measure(command: list[str], run: Path, rounds: int, environment: dict[str, str]) -> dict[str, Any]:
-    """Seconds of each round, and the most MB that the run held until the last was done.
+    """Seconds from line to line of `metrics.jsonl`, so all that a round takes, and the most MB that the run held until the last.
 
     Raises:
         RuntimeError: the command failed; with the end of what it wrote.
     """
-    log, lines, most = run.with_suffix(".log"), run / "metrics.jsonl", 0.0
+    log, lines, most, looked = run.with_suffix(".log"), run / "metrics.jsonl", 0.0, 0.0
+    ended: list[float] = []  # when each line was there
     with log.open("w") as file:
         process = psutil.Popen(command, stdout=file, stderr=file, env=environment)
-    while process.poll() is None and not (lines.exists() and len(lines.read_bytes().splitlines()) > rounds):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            most = max(most, resident(process))
-        time.sleep(0.1)
+    while process.poll() is None and len(ended) <= rounds:
+        now = time.perf_counter()
+        ended += [now] * (len(lines.read_bytes().splitlines()) - len(ended) if lines.exists() else 0)
+        if now - looked > 0.2:
+            looked = now
+            with contextlib.suppress(psutil.NoSuchProcess):
+                most = max(most, resident(process))
+        time.sleep(0.01)
     if process.wait() != 0:
         raise RuntimeError(f"{' '.join(command)}: status {process.returncode}\n{log.read_text()[-2000:]}")
-    return {"seconds": [line["seconds"] for line in RunFolder(run).metrics()], "memory": most}
+    histogram = float(RunFolder(run).metrics()[0]["seconds"])
+    return {"seconds": [histogram, *np.diff(ended).tolist()], "memory": most}
 
 
 def compare(merchants: list[int], rounds: int, part: Part, engines: list[str], folder: Path) -> dict[str, Any]:
