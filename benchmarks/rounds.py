@@ -120,7 +120,7 @@ def measure(command: list[str], run: Path, rounds: int, environment: dict[str, s
 def compare(merchants: list[int], rounds: int, part: Part, engines: list[str], folder: Path) -> dict[str, Any]:
     """Every engine on every number of merchants."""
     settings = RunConfig(
-        rounds=rounds, heads=part == "heads", encoder_layers=int(part == "encoder"), encoder_sample_rate=0.1, min_lot=1,
+        rounds=rounds, heads=part == "heads", encoder_layers=int(part == "encoder"), encoder_sample_rate=0.25, min_lot=1,
         encoder_rounds=0, noise_multiplier=5.0, histogram_noise_multiplier=5.0, bootstrap=100,
     )  # fmt: skip
     config = folder / "run.toml"

@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +37,13 @@ from fedrec.privacy import (
 from fedrec.training import Examples, RoundTask, build_examples, encode_update, merged, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
-__all__ = ["Merchant", "answer_histogram", "answer_train"]
+__all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant"]
 
 log = logging.getLogger("fedrec.merchant")
 
-OPEN = 16
-"""How many merchants' data a process keeps: all of a small simulation's, and of a large one's not many at a time."""
+OPEN, SMALL, SMALL_USERS = 16, 128, 20_000
+"""How many merchants' data a process keeps: so many, or more where they are small and have no more users in all. Those that
+came first: a simulation asks them in turn, and would find the last ones always gone."""
 PUBLIC = "public.part"
 SUFFIX = ".ledger.jsonl"
 FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
@@ -84,17 +84,32 @@ def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
         return Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
 
 
-@lru_cache(maxsize=OPEN)
+_open: dict[Site, Merchant] = {}
+
+
 def open_merchant(site: Site) -> Merchant:
-    """The merchant of a node; the last few are kept, until the cache is cleared: a deployed worker does so for every message.
+    """The merchant of a node; the first few of a run are kept, until `forget_merchants`.
 
     Raises:
         InputError: `merchant.toml` or the data cannot be read, or the ledger has another name.
     """
+    if site in _open:
+        return _open[site]
+    if any(kept.replies != site.replies for kept in _open):
+        forget_merchants()
     settings = read_merchant_file(site.merchant / MERCHANT_FILE)
     if site.seed is None:
         _check_name(site, settings.name)
-    return Merchant(settings.name, load_merchant(site.merchant, settings.data), settings.privacy, site)
+    merchant = Merchant(settings.name, load_merchant(site.merchant, settings.data), settings.privacy, site)
+    users = sum(len(other.data.histories) for other in (merchant, *_open.values()))
+    if len(_open) < OPEN or (len(_open) < SMALL and users <= SMALL_USERS):
+        _open[site] = merchant
+    return merchant
+
+
+def forget_merchants() -> None:
+    """Read the merchants anew: a deployed worker does so for every message."""
+    _open.clear()
 
 
 def _check_name(site: Site, name: str) -> None:

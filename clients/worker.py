@@ -28,7 +28,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from clients.app import app
-from clients.merchant import open_merchant
+from clients.merchant import forget_merchants
 from clients.site import FOLDER_KEY
 
 __all__ = ["answer", "main"]
@@ -41,7 +41,7 @@ def answer(client: RuntimeHttpClient, folder: Path) -> None:
     message, context, _run, _bundle = pull_task_input(client)
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
-    open_merchant.cache_clear()
+    forget_merchants()
     context.node_config = {FOLDER_KEY: str(folder)}
     try:
         try:

@@ -15,7 +15,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from clients.merchant import open_merchant
+from clients.merchant import forget_merchants
 from fedrec import wire
 from fedrec.aggregation import weighted_mean
 from fedrec.model.adapter import of_part
@@ -558,7 +558,7 @@ def test_a_merchant_who_restarts_still_has_the_public_part(crowd: Path, tiny_ber
     out, config = tmp_path / "run", settings_of(tiny_bert_folder, rounds=1, encoder_rounds=0, epsilon=4.0)
     with a_merchant(crowd, config, out) as (context, request):
         del request.content["public"]
-        open_merchant.cache_clear()
+        forget_merchants()
         fresh = Context(context.run_id, context.node_id, context.node_config, RecordDict(), {})
         assert ask(fresh, request, round=7, noise_multiplier=500.0).content["statement"]["status"] == "ok"
 
