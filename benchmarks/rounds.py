@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,8 @@ import psutil
 
 from benchmarks.measure import exponent, options, report
 from fedrec.config import Part, RunConfig, save_config
-from fedrec.data import Columns
+from fedrec.data import Columns, load_merchant, merchant_folders
+from fedrec.data.demo import build_demo
 from fedrec.data.split import write_federation
 from server.run_folder import RunFolder
 
@@ -61,11 +63,12 @@ ENGINES: dict[str, Engine] = {
 
 
 def write_merchants(folder: Path, merchants: int) -> None:
-    """A federation folder of so many merchants with random baskets over one catalogue."""
+    """A federation folder of so many merchants with random baskets over one catalogue, of texts of the embedded data."""
     rng = np.random.default_rng(0)
-    kinds, sorts = ["lamp", "chair", "mug", "shirt", "pen", "desk", "tea", "soap"], ["red", "blue", "warm", "small", "steel"]
+    build_demo(folder.with_name("demo"), {"epsilon": 8.0, "delta": 1e-5})
+    titles = max((load_merchant(one).catalogue.texts for one in merchant_folders(folder.with_name("demo"))), key=len)[:ITEMS]
+    shutil.rmtree(folder.with_name("demo"))
     ids = np.array([f"i{item}" for item in range(ITEMS)])
-    titles = [f"{sorts[item % len(sorts)]} {kinds[item % len(kinds)]} {item}" for item in range(ITEMS)]
     items = pd.DataFrame({Columns.ITEM: ids, Columns.TITLE: titles})
     count = merchants * round(USERS / (1 - HOLDOUT)) * BASKETS
     owner = np.arange(count) // BASKETS
