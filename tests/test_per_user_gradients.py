@@ -161,6 +161,10 @@ def check_factors(found: list[RecordGradients], fast: list[torch.Tensor]) -> Non
         torch.testing.assert_close(total, torch.einsum("u,u...->...", weights, samples))
 
 
+def at(candidates: torch.Tensor, right: torch.Tensor, table: Table) -> torch.Tensor:
+    return right @ table.unit[candidates.clamp_min(0)].mT
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10_000), st.floats(-6, 12), st.floats(-12, 0), st.sampled_from([1e-6, 0.1, 5.0]), st.integers(0, 5)
@@ -178,7 +182,8 @@ def test_no_choice_of_weights_makes_a_record_count_for_more_than_the_clip_norm(
     right = torch.cat([right, right + draw(1, 1, hidden) * 10**rest], dim=1)
     along = draw(1, items) * 10 ** (size / 2 + rest)
     projected = right @ table.unit[:common].T
-    own = strongest(along, torch.randint(-1, items, (1, 2), generator=rng), table)
+    candidates = torch.randint(-1, items, (1, 2), generator=rng)
+    own = strongest(along, candidates, at(candidates, right, table), table)
     gradients = HeadGradients(left, right, along, projected, own, table)
     parameter = torch.nn.Parameter(torch.zeros(rank, hidden))
     optimizer = UserDPOptimizer(
@@ -198,14 +203,16 @@ def test_norms_from_some_of_the_items_are_never_too_small(seed: int, items: int,
     table = Table(normalize(draw(items, hidden) + flat, dim=1), draw(items, rank) + flat, common)
     left, right, along = draw(records, 2, rank), normalize(draw(records, 2, hidden), dim=2), draw(records, items) + flat
     exact = torch.einsum("upr,upd->urd", left, right) - torch.einsum("uj,jr,jd->urd", along, table.scaled, table.unit)
-    bound = exact.flatten(1).norm(dim=1) + along.abs() @ table.sizes
-    own = strongest(along, torch.randint(-1, items, (records, 6), generator=rng), table)
+    mass = along.abs() @ table.sizes
+    candidates = torch.randint(-1, items, (records, 6), generator=rng)
+    own = strongest(along, candidates, at(candidates, right, table), table)
     gradients = HeadGradients(left, right, along, right @ table.unit[:common].T, own, table)
     torch.testing.assert_close(gradients.per_record(), exact)
     norms = gradients.squared_norms().sqrt()
-    assert (norms >= exact.flatten(1).norm(dim=1) * (1 - 1e-9)).all() and (norms <= 1.1 * bound).all()
+    assert (norms >= exact.flatten(1).norm(dim=1) * (1 - 1e-9)).all()
+    assert (norms <= 1.1 * (exact.flatten(1).norm(dim=1) + 8 * mass)).all()  # a candidate may be there four times
     if common == items:
-        torch.testing.assert_close(norms, exact.flatten(1).norm(dim=1), rtol=0.0, atol=0.02 * float(bound.max()))
+        torch.testing.assert_close(norms, exact.flatten(1).norm(dim=1), rtol=0.0, atol=0.05 * float(mass.max() + 1))
     weights = torch.rand(records, generator=rng, dtype=torch.float64)
     torch.testing.assert_close(
         RecordGradients(((gradients,),)).weighted_sum(weights)[0], torch.einsum("u,urd->rd", weights, exact)
@@ -222,7 +229,8 @@ def test_norms_hold_for_factors_of_any_size(seed: int, small: float, large: floa
     table = Table(normalize(draw(items, hidden), dim=1), draw(items, rank) * 10**large, common)
     right = normalize(draw(1, 2, hidden), dim=2)
     left, along = draw(1, 2, rank) * 10 ** (small + large), draw(1, items) * 10**small
-    own = strongest(along, torch.tensor([[2, 5]]), table)
+    candidates = torch.tensor([[2, 5]])
+    own = strongest(along, candidates, at(candidates, right, table), table)
     gradients = HeadGradients(left, right, along, right @ table.unit[:common].T, own, table)
     exact = float(gradients.per_record().double().norm())
     found = float(gradients.squared_norms().sqrt())

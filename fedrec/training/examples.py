@@ -41,13 +41,23 @@ class Examples:
 
     def take(self, records: np.ndarray) -> Examples:
         """The given records, renumbered from 0; `records` is ascending."""
-        target, seen = _rows_of(self.target, records), _rows_of(self.seen, records)
+        if len(records) and records[-1] - records[0] + 1 == len(records):
+            first, last = int(records[0]), int(records[-1])
+            target, seen = (slice(*np.searchsorted(rows[:, 0], (first, last + 1))) for rows in (self.target, self.seen))
+            return Examples(
+                self.items[first : last + 1],
+                self.weights[first : last + 1],
+                self.target[target] - (first, 0, 0),
+                self.target_weight[target],
+                self.seen[seen] - (first, 0, 0),
+            )
+        at_target, at_seen = _rows_of(self.target, records), _rows_of(self.seen, records)
         return Examples(
             self.items[records],
             self.weights[records],
-            _renumbered(self.target[target], records),
-            self.target_weight[target],
-            _renumbered(self.seen[seen], records),
+            _renumbered(self.target[at_target], records),
+            self.target_weight[at_target],
+            _renumbered(self.seen[at_seen], records),
         )
 
 

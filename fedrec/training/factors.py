@@ -28,7 +28,7 @@ COMMON, SHARE, MOST_COMMON = 128, 6, 1024
 """Popular items that are counted exactly for everybody: one in `SHARE`, within these ends. More of them
 cost their square in products a user; fewer make the norms, and so the clipping, a few percent too large."""
 OWN = 4
-"""Items of a record that are counted exactly on top of those."""
+"""Items of a record that are counted one by one on top of those."""
 MARGIN = 3e-4
 """What float32 may have rounded, relative to the square of all that was added up: chains of sums of at
 most four thousand products (rank, hidden, twice the common items), each off by 2^-24."""
@@ -91,12 +91,12 @@ class Own:
     Attributes:
         items: (records, k) items.
         along: (records, k) their numbers in the sum over the catalogue, 0 where there is no item.
-        unit: (records, k, hidden) their embeddings.
+        projected: (records, P, k) inner products of `right` and their embeddings.
     """
 
     items: Tensor
     along: Tensor
-    unit: Tensor
+    projected: Tensor
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,14 @@ class HeadGradients:
         second = ((common @ table.gram) * common).sum(1).double()
         if self.own is None:
             return _at_least_zero(first - 2 * cross + second) + MARGIN * mass.square()
-        items, along, unit = self.own.items, self.own.along, self.own.unit
+        items, along = self.own.items, self.own.along
         scaled = table.scaled[items]  # (records, k, rank)
-        mass += (along.abs() * table.sizes[items]).sum(1)
-        cross += (along * (torch.bmm(left, scaled.mT) * torch.bmm(right, unit.mT)).sum(1)).sum(1)
-        among = torch.bmm(scaled, scaled.mT) * torch.bmm(unit, unit.mT)
+        own_mass = (along.abs() * table.sizes[items]).sum(1).double()
+        mass += own_mass
+        cross += (along * (torch.bmm(left, scaled.mT) * self.own.projected).sum(1)).sum(1)
         with_common = torch.bmm(table.columns[items], common[:, :, None])[:, :, 0]  # (records, k)
-        second += (along * (torch.bmm(among, along[:, :, None])[:, :, 0] + 2 * with_common)).sum(1)
+        # The cosines among a record's own few items are taken for ones: they add little.
+        second += 2 * (along * with_common).sum(1) + own_mass.square()
         by_mass, length = (rest.abs() @ table.sizes[table.common :]).double(), rest.norm(dim=1).double()
         # The squares in a short length may have underflowed, while `scaled` may be large.
         by_spread = torch.where(length > UNDERFLOW, table.spread * length, torch.inf)
@@ -167,7 +168,7 @@ class HeadGradients:
         return first - torch.einsum("uj,jr,jd->urd", along, self.table.scaled, self.table.unit)
 
     def _take(self, used: Tensor) -> HeadGradients:
-        own = self.own and Own(self.own.items[used], self.own.along[used], self.own.unit[used])
+        own = self.own and Own(self.own.items[used], self.own.along[used], self.own.projected[used])
         return HeadGradients(self.left[used], self.right[used], self.along[used], self.projected[used], own, self.table)
 
 
@@ -207,21 +208,20 @@ def common_items(items: int) -> int:
     return min(items, MOST_COMMON, max(COMMON, items // SHARE))
 
 
-def strongest(along: Tensor, candidates: Tensor, table: Table) -> Own | None:
+def strongest(along: Tensor, candidates: Tensor, projected: Tensor, table: Table) -> Own | None:
     """Move the candidates that weigh most out of `along`, which is changed, to be counted exactly.
 
     Args:
         along: (records, items).
-        candidates: (records, K) items of each record, repeated ones allowed, -1 where there is none.
+        candidates: (records, K) items of each record, -1 where there is none. One that is there twice
+            makes the norm a little larger and never too small.
+        projected: (records, P, K) inner products of `right` and their embeddings.
     """
     if table.whole:
         return None
-    items = candidates.sort(dim=1, descending=True).values
-    again = torch.zeros_like(items, dtype=torch.bool)
-    again[:, 1:] = items[:, 1:] == items[:, :-1]
-    found = items.clamp_min(0)
-    values = along.gather(1, found).masked_fill(again | (items < table.common), 0.0)
-    _, place = (values.abs() * table.sizes[found]).topk(min(OWN, items.shape[1]), dim=1)
+    found = candidates.clamp_min(0)
+    values = along.gather(1, found).masked_fill(candidates < table.common, 0.0)
+    _, place = (values.abs() * table.sizes[found]).topk(min(OWN, candidates.shape[1]), dim=1)
     items, values = found.gather(1, place), values.gather(1, place)
     along.scatter_add_(1, items, -values)
-    return Own(items, values, table.unit[items])
+    return Own(items, values, projected.gather(2, place[:, None].expand(-1, projected.shape[1], -1)))

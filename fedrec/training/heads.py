@@ -131,15 +131,18 @@ class HeadsTrainer:
         common = cosines[:, :, : candidate.common].contiguous()  # a view would keep the rest
         left = at_cosines @ candidate.scaled  # (records, P, rank)
         along = at_cosines.mul_(cosines).sum(1)  # (records, items)
-        own = strongest(along, _targets(chunk).to(users.device), candidate)
+        targets = _targets(chunk).to(users.device)
+        at_targets = cosines.gather(2, targets.clamp_min(0)[:, None].expand(-1, cosines.shape[1], -1))
+        own = strongest(along, targets, at_targets, candidate)
         of_candidate = HeadGradients(left, users, along, common, own, candidate)
 
         size = at_pooled.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
         right = at_pooled / size
-        along = ((right @ scores.used.mT) * weights).sum(1) * size[:, 0]  # (records, L)
+        projected = right @ scores.used.mT  # (records, P, L)
+        along = (projected * weights).sum(1) * size[:, 0]  # (records, L)
         along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, along)
         left = (weights @ history.scaled[scores.items]) * size
-        own = strongest(along, scores.items, history)
+        own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), projected, history)
         common = right @ history.unit[: history.common].T
         return HeadGradients(left, right, along, common, own, history), of_candidate
 
