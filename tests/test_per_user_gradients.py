@@ -161,8 +161,13 @@ def check_factors(found: list[RecordGradients], fast: list[torch.Tensor]) -> Non
         torch.testing.assert_close(total, torch.einsum("u,u...->...", weights, samples))
 
 
-def at(candidates: torch.Tensor, right: torch.Tensor, table: Table) -> torch.Tensor:
-    return right @ table.unit[candidates.clamp_min(0)].mT
+def in_factors(
+    left: torch.Tensor, right: torch.Tensor, along: torch.Tensor, candidates: torch.Tensor, table: Table
+) -> HeadGradients:
+    """As `HeadsTrainer` makes them."""
+    cross = (along * ((left @ table.scaled.T) * (right @ table.unit.T)).sum(1)).sum(1)
+    own = strongest(along, candidates, table)
+    return HeadGradients(left, right, along, cross, own, table)
 
 
 @settings(max_examples=60, deadline=None)
@@ -181,10 +186,7 @@ def test_no_choice_of_weights_makes_a_record_count_for_more_than_the_clip_norm(
     left = torch.cat([left, -left + draw(1, 1, rank) * 10 ** (size + rest)], dim=1)
     right = torch.cat([right, right + draw(1, 1, hidden) * 10**rest], dim=1)
     along = draw(1, items) * 10 ** (size / 2 + rest)
-    projected = right @ table.unit[:common].T
-    candidates = torch.randint(-1, items, (1, 2), generator=rng)
-    own = strongest(along, candidates, at(candidates, right, table), table)
-    gradients = HeadGradients(left, right, along, projected, own, table)
+    gradients = in_factors(left, right, along, torch.randint(-1, items, (1, 2), generator=rng), table)
     parameter = torch.nn.Parameter(torch.zeros(rank, hidden))
     optimizer = UserDPOptimizer(
         [parameter], SeededNoise(0), learning_rate=1.0, noise_multiplier=1e-12, clip_norm=clip, expected_lot=1.0
@@ -204,9 +206,7 @@ def test_norms_from_some_of_the_items_are_never_too_small(seed: int, items: int,
     left, right, along = draw(records, 2, rank), normalize(draw(records, 2, hidden), dim=2), draw(records, items) + flat
     exact = torch.einsum("upr,upd->urd", left, right) - torch.einsum("uj,jr,jd->urd", along, table.scaled, table.unit)
     mass = along.abs() @ table.sizes
-    candidates = torch.randint(-1, items, (records, 6), generator=rng)
-    own = strongest(along, candidates, at(candidates, right, table), table)
-    gradients = HeadGradients(left, right, along, right @ table.unit[:common].T, own, table)
+    gradients = in_factors(left, right, along, torch.randint(-1, items, (records, 6), generator=rng), table)
     torch.testing.assert_close(gradients.per_record(), exact)
     norms = gradients.squared_norms().sqrt()
     assert (norms >= exact.flatten(1).norm(dim=1) * (1 - 1e-9)).all()
@@ -229,9 +229,7 @@ def test_norms_hold_for_factors_of_any_size(seed: int, small: float, large: floa
     table = Table(normalize(draw(items, hidden), dim=1), draw(items, rank) * 10**large, common)
     right = normalize(draw(1, 2, hidden), dim=2)
     left, along = draw(1, 2, rank) * 10 ** (small + large), draw(1, items) * 10**small
-    candidates = torch.tensor([[2, 5]])
-    own = strongest(along, candidates, at(candidates, right, table), table)
-    gradients = HeadGradients(left, right, along, right @ table.unit[:common].T, own, table)
+    gradients = in_factors(left, right, along, torch.tensor([[2, 5]]), table)
     exact = float(gradients.per_record().double().norm())
     found = float(gradients.squared_norms().sqrt())
     assert not found < exact * (1 - 1e-6) or exact < 1e-6 * 1e-3  # what is far below any clip norm may be lost
@@ -242,7 +240,7 @@ def test_an_overflow_makes_a_record_count_as_zero() -> None:
     unit = torch.tensor([[0.5, 0.75**0.5, 0.0], [0.5, 0.0, 0.75**0.5], [0.5, 0.75**0.5, 0.0]])
     table = Table(unit, torch.tensor([[1.6e17], [2.6e16], [7.5e16]]), 3)
     right, at = torch.tensor([[[1.0, 0.0, 0.0]]]), 1000 * torch.tensor([[0.5, 0.5, -1.0]])
-    gradients = HeadGradients((at @ table.scaled)[:, None], right, at * 0.5, right @ unit.T, None, table)
+    gradients = in_factors((at @ table.scaled)[:, None], right, at * 0.5, torch.tensor([[0]]), table)
     assert not gradients.squared_norms().isfinite().any()
 
 

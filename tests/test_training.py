@@ -189,7 +189,7 @@ def test_a_lot_in_chunks_gives_the_same_step(shop: Shop, part: str, monkeypatch:
     task = replace(TASK, part=part, noise_multiplier=1e-9)  # type: ignore[arg-type]
     whole = shop.round(task)
     monkeypatch.setattr("fedrec.training.heads.FLOATS_IN_FLIGHT", 1)
-    kept = len(shop.catalogue) + task.positions * (8 + shop.encoder.hidden + len(shop.catalogue))
+    kept = len(shop.catalogue) + task.positions * (8 + shop.encoder.hidden)
     monkeypatch.setattr("fedrec.training.heads.FLOATS_KEPT", 3 * kept)
     monkeypatch.setattr("fedrec.training.encoder.RECORDS_PER_CHUNK", 3)
     seen: list[int] = []

@@ -31,7 +31,7 @@ OWN = 4
 """Items of a record that are counted one by one on top of those."""
 MARGIN = 3e-4
 """What float32 may have rounded, relative to the square of all that was added up: chains of sums of at
-most four thousand products (rank, hidden, twice the common items), each off by 2^-24."""
+most four thousand products (rank, hidden, twice the common items), each off by 2^-24, and sums over all items."""
 
 UNDERFLOW = 1e-12
 """Lengths over this lose nothing to squares under 2^-126."""
@@ -91,12 +91,10 @@ class Own:
     Attributes:
         items: (records, k) items.
         along: (records, k) their numbers in the sum over the catalogue, 0 where there is no item.
-        projected: (records, P, k) inner products of `right` and their embeddings.
     """
 
     items: Tensor
     along: Tensor
-    projected: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class HeadGradients:
         left: (records, P, rank).
         right: (records, P, hidden), of a size near 1.
         along: (records, items), without what `own` holds.
-        projected: (records, P, common) inner products of `right` and the common embeddings.
+        cross: (records,) inner products of the outer products and the sum over the catalogue.
         own: None where all items are common.
         table: the catalogue.
     """
@@ -115,7 +113,7 @@ class HeadGradients:
     left: Tensor
     right: Tensor
     along: Tensor
-    projected: Tensor
+    cross: Tensor
     own: Own | None
     table: Table
 
@@ -131,24 +129,22 @@ class HeadGradients:
         common, rest = self.along[:, : table.common], self.along[:, table.common :]
         mass = ((left.norm(dim=2) * right.norm(dim=2)).sum(1) + common.abs() @ table.sizes[: table.common]).double()
         first = (torch.bmm(left, left.mT) * torch.bmm(right, right.mT)).sum((1, 2)).double()
-        cross = (common * ((left @ table.scaled[: table.common].T) * self.projected).sum(1)).sum(1).double()
-        second = ((common @ table.gram) * common).sum(1).double()
-        if self.own is None:
-            return _at_least_zero(first - 2 * cross + second) + MARGIN * mass.square()
-        items, along = self.own.items, self.own.along
-        scaled = table.scaled[items]  # (records, k, rank)
-        own_mass = (along.abs() * table.sizes[items]).sum(1).double()
-        mass += own_mass
-        cross += (along * (torch.bmm(left, scaled.mT) * self.own.projected).sum(1)).sum(1)
-        with_common = torch.bmm(table.columns[items], common[:, :, None])[:, :, 0]  # (records, k)
-        # The cosines among a record's own few items are taken for ones: they add little.
-        second += 2 * (along * with_common).sum(1) + own_mass.square()
-        by_mass, length = (rest.abs() @ table.sizes[table.common :]).double(), rest.norm(dim=1).double()
-        # The squares in a short length may have underflowed, while `scaled` may be large.
-        by_spread = torch.where(length > UNDERFLOW, table.spread * length, torch.inf)
-        bound = torch.minimum(by_mass, by_spread) * (1 + rest.shape[1] * 2.0**-24)
-        exact = _at_least_zero(first - 2 * cross + second) + MARGIN * (mass + by_mass).square()
-        return (exact.sqrt() + bound).square()
+        second = ((common @ table.gram) * common).sum(1).double()  # of the items that are counted exactly
+        beyond = torch.zeros_like(mass)
+        if self.own is not None:
+            items, along = self.own.items, self.own.along
+            own_mass = (along.abs() * table.sizes[items]).sum(1).double()
+            with_common = torch.bmm(table.columns[items], common[:, :, None])[:, :, 0]  # (records, k)
+            # The cosines among a record's own few items are taken for ones: they add little.
+            second += 2 * (along * with_common).sum(1) + own_mass.square()
+            by_mass, length = (rest.abs() @ table.sizes[table.common :]).double(), rest.norm(dim=1).double()
+            # The squares in a short length may have underflowed, while `scaled` may be large.
+            by_spread = torch.where(length > UNDERFLOW, table.spread * length, torch.inf)
+            beyond = torch.minimum(by_mass, by_spread) * (1 + rest.shape[1] * 2.0**-24)
+            mass += own_mass + by_mass
+        margin = MARGIN + len(table.unit) * 2.0**-24
+        whole = (_at_least_zero(second).sqrt() + beyond).square()
+        return _at_least_zero(first - 2 * self.cross.double() + whole) + margin * mass.square()
 
     def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """sum over records of weights[u] times the outer products, (rank, hidden), and times `along`, (items,)."""
@@ -168,8 +164,8 @@ class HeadGradients:
         return first - torch.einsum("uj,jr,jd->urd", along, self.table.scaled, self.table.unit)
 
     def _take(self, used: Tensor) -> HeadGradients:
-        own = self.own and Own(self.own.items[used], self.own.along[used], self.own.projected[used])
-        return HeadGradients(self.left[used], self.right[used], self.along[used], self.projected[used], own, self.table)
+        own = self.own and Own(self.own.items[used], self.own.along[used])
+        return HeadGradients(self.left[used], self.right[used], self.along[used], self.cross[used], own, self.table)
 
 
 @dataclass(frozen=True)
@@ -208,14 +204,13 @@ def common_items(items: int) -> int:
     return min(items, MOST_COMMON, max(COMMON, items // SHARE))
 
 
-def strongest(along: Tensor, candidates: Tensor, projected: Tensor, table: Table) -> Own | None:
+def strongest(along: Tensor, candidates: Tensor, table: Table) -> Own | None:
     """Move the candidates that weigh most out of `along`, which is changed, to be counted exactly.
 
     Args:
         along: (records, items).
         candidates: (records, K) items of each record, -1 where there is none. One that is there twice
             makes the norm a little larger and never too small.
-        projected: (records, P, K) inner products of `right` and their embeddings.
     """
     if table.whole:
         return None
@@ -224,4 +219,4 @@ def strongest(along: Tensor, candidates: Tensor, projected: Tensor, table: Table
     _, place = (values.abs() * table.sizes[found]).topk(min(OWN, candidates.shape[1]), dim=1)
     items, values = found.gather(1, place), values.gather(1, place)
     along.scatter_add_(1, items, -values)
-    return Own(items, values, projected.gather(2, place[:, None].expand(-1, projected.shape[1], -1)))
+    return Own(items, values)

@@ -85,7 +85,7 @@ class HeadsTrainer:
         """The gradients of a lot's records, as many at a time as fit the memory bound."""
         history, candidate = self.history.table(), self.candidate.table()
         items, hidden = self.history.e.shape
-        kept = items + lot.weights.shape[1] * (history.scaled.shape[1] + hidden + history.common)
+        kept = items + lot.weights.shape[1] * (history.scaled.shape[1] + hidden)
         most = max(1, FLOATS_KEPT // kept)
         for start in range(0, len(lot), most):
             part = lot.take(np.arange(start, min(start + most, len(lot))))
@@ -128,23 +128,22 @@ class HeadsTrainer:
         at_users = at_cosines @ candidate.unit
         at_pooled = (at_users - users * (users * at_users).sum(-1, keepdim=True)) / scores.length
 
-        common = cosines[:, :, : candidate.common].contiguous()  # a view would keep the rest
         left = at_cosines @ candidate.scaled  # (records, P, rank)
         along = at_cosines.mul_(cosines).sum(1)  # (records, items)
-        targets = _targets(chunk).to(users.device)
-        at_targets = cosines.gather(2, targets.clamp_min(0)[:, None].expand(-1, cosines.shape[1], -1))
-        own = strongest(along, targets, at_targets, candidate)
-        of_candidate = HeadGradients(left, users, along, common, own, candidate)
+        cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2))
+        own = strongest(along, _targets(chunk).to(users.device), candidate)
+        of_candidate = HeadGradients(left, users, along, cross, own, candidate)
 
         size = at_pooled.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
         right = at_pooled / size
+        scaled = history.scaled[scores.items]  # (records, L, rank)
+        left = (weights @ scaled) * size
         projected = right @ scores.used.mT  # (records, P, L)
-        along = (projected * weights).sum(1) * size[:, 0]  # (records, L)
-        along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, along)
-        left = (weights @ history.scaled[scores.items]) * size
-        own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), projected, history)
-        common = right @ history.unit[: history.common].T
-        return HeadGradients(left, right, along, common, own, history), of_candidate
+        own_along = (projected * weights).sum(1) * size[:, 0]  # (records, L)
+        cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1)
+        along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
+        own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
+        return HeadGradients(left, right, along, cross, own, history), of_candidate
 
 
 @dataclass(frozen=True)
