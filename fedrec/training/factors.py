@@ -130,7 +130,6 @@ class HeadGradients:
         mass = ((left.norm(dim=2) * right.norm(dim=2)).sum(1) + common.abs() @ table.sizes[: table.common]).double()
         first = (torch.bmm(left, left.mT) * torch.bmm(right, right.mT)).sum((1, 2)).double()
         second = ((common @ table.gram) * common).sum(1).double()  # of the items that are counted exactly
-        beyond = torch.zeros_like(mass)
         if self.own is not None:
             items, along = self.own.items, self.own.along
             own_mass = (along.abs() * table.sizes[items]).sum(1).double()
@@ -142,9 +141,9 @@ class HeadGradients:
             by_spread = torch.where(length > UNDERFLOW, table.spread * length, torch.inf)
             beyond = torch.minimum(by_mass, by_spread) * (1 + rest.shape[1] * 2.0**-24)
             mass += own_mass + by_mass
-        margin = MARGIN + len(table.unit) * 2.0**-24
-        whole = (_at_least_zero(second).sqrt() + beyond).square()
-        return _at_least_zero(first - 2 * self.cross.double() + whole) + margin * mass.square()
+            # The margin is under the root as well: what was rounded off a small number is large after it.
+            second = ((_at_least_zero(second) + _margin(table, mass)).sqrt() + beyond).square()
+        return _at_least_zero(first - 2 * self.cross.double() + second) + _margin(table, mass)
 
     def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """sum over records of weights[u] times the outer products, (rank, hidden), and times `along`, (items,)."""
@@ -192,6 +191,10 @@ class RecordGradients:
         """(records, numbers): each record's gradient in one row."""
         rows = [torch.cat([head.per_record().flatten(1) for head in heads], dim=1) for heads in self.parts]
         return torch.cat(rows)
+
+
+def _margin(table: Table, mass: Tensor) -> Tensor:
+    return (MARGIN + len(table.unit) * 2.0**-24) * mass.square()
 
 
 def _at_least_zero(squared: Tensor) -> Tensor:
