@@ -33,11 +33,12 @@ from fedrec.privacy import (
     SystemNoise,
     noisy_histogram,
     over_budget,
+    votes,
 )
-from fedrec.training import Examples, RoundTask, build_examples, encode_update, merged, train_round
+from fedrec.training import Examples, RoundTask, build_examples, encode_update, merged, round_sum, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
-__all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant"]
+__all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant", "safely"]
 
 log = logging.getLogger("fedrec.merchant")
 
@@ -55,7 +56,7 @@ def answer_histogram(message: Message, context: Context) -> Reply:
     def answer(merchant: Merchant) -> Reply:
         return merchant.histogram(*wire.decode_histogram_task(message))
 
-    return _safely(context, answer)
+    return safely(context, answer)
 
 
 def answer_train(message: Message, context: Context) -> Reply:
@@ -68,10 +69,11 @@ def answer_train(message: Message, context: Context) -> Reply:
             return merchant.declined("needs the public part of the adapter")
         return merchant.train(task, trained, held)
 
-    return _safely(context, answer)
+    return safely(context, answer)
 
 
-def _safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
+def safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
+    """What the node's merchant answers; whatever fails is a decline without data."""
     # An exception's text can hold a user id or an item, and Flower would send it on: the
     # server learns the kind of failure, the log on this machine has the rest.
     name = wire.UNKNOWN
@@ -155,21 +157,29 @@ class Merchant:
 
         def compute(noise: NoiseSource) -> Arrays:
             # Which texts a merchant sells is public, so a text it does not sell is a plain zero.
-            # Items with one text are one entry, so that a user's vote has norm 1 however they are listed.
-            place = {int(key): i for i, key in enumerate(keys)}
-            position = np.array([place.get(int(key), -1) for key in self.data.catalogue.keys])
-            sold = np.unique(position[position >= 0])
-            histories = self.data.histories
-            users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-            bought = position[histories.items]
-            known = bought >= 0
-            entries = np.searchsorted(sold, bought[known])
-            counts = noisy_histogram(users[known], entries, len(sold), task.noise_multiplier, noise)
+            users, bought, sold = self.bought(keys)
             out = np.zeros(len(keys), dtype=np.float32)
-            out[sold] = counts
+            out[sold] = noisy_histogram(users, np.searchsorted(sold, bought), len(sold), task.noise_multiplier, noise)
             return {wire.HISTOGRAM: out}
 
         return self._release(release, task.delta, compute)
+
+    def bought(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Who bought what: user and position in `keys` of each event, and the positions of all that is sold here.
+
+        Items with one text are one position, so that a user's vote has norm 1 however they are listed.
+        """
+        place = {int(key): i for i, key in enumerate(keys)}
+        position = np.array([place.get(int(key), -1) for key in self.data.catalogue.keys])
+        histories = self.data.histories
+        users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+        bought = position[histories.items]
+        return users[bought >= 0], bought[bought >= 0], np.unique(position[position >= 0])
+
+    def votes(self, keys: np.ndarray) -> np.ndarray:
+        """How popular the texts with these keys are here, WITHOUT noise: for a secure sum only."""
+        users, bought, _ = self.bought(keys)
+        return votes(users, bought, len(keys))
 
     def train(self, task: RoundTask, trained: Arrays, public: Arrays) -> Reply:
         """One round of private training."""
@@ -187,7 +197,7 @@ class Merchant:
                 self.data.catalogue,
                 self.examples(task),
                 encoder=encoder,
-                base={name: value for name, value in public.items() if not name.startswith("prior.")},
+                base=_base(public),
                 trained=trained,
                 prior=self.prior(public),
                 population=self.policy.population,
@@ -196,6 +206,19 @@ class Merchant:
             return encode_update(update, noise) if task.update_code == "int8" else update
 
         return self._release(release, task.delta, compute)
+
+    def clipped_sum(self, task: RoundTask, trained: Arrays, public: Arrays, noise: NoiseSource) -> Arrays:
+        """The sum of a lot's clipped gradients, WITHOUT noise: for a secure sum only."""
+        return round_sum(
+            task,
+            self.data.catalogue,
+            self.examples(task),
+            encoder=self.encoder(task),
+            base=_base(public),
+            trained=trained,
+            prior=self.prior(public),
+            noise=noise,
+        )
 
     def encoder(self, task: RoundTask) -> TextEncoder:
         """The encoder of this site, in the shape that a task asks for; one a process."""
@@ -246,16 +269,21 @@ class Merchant:
                     return self.declined("the same round was asked before with other settings")
                 # Never computed again, whatever came between: a second draw would be a second release.
                 return self._stored(release) or self.declined("the round is over")
-            noise: NoiseSource = SystemNoise()
-            if self.site.seed is not None:
-                noise = SeededNoise(self.site.seed, self.name, release.mechanism, release.round)
+            noise = self.noise(release)
             arrays = compute(noise)
             # In the order that a stored reply has, so that a repeated one is the same to the byte.
-            reply = Reply({name: arrays[name] for name in sorted(arrays)}, self._statement(release, noise))
+            reply = Reply({name: arrays[name] for name in sorted(arrays)}, self.statement(release, noise))
             self._store(release, reply)
             return reply
 
-    def _statement(self, release: Release, noise: NoiseSource) -> Statement:
+    def noise(self, release: Release) -> NoiseSource:
+        """Where a release's sampling and noise come from: the operating system, or in a simulation a seed."""
+        if self.site.seed is None:
+            return SystemNoise()
+        return SeededNoise(self.site.seed, self.name, release.mechanism, release.round)
+
+    def statement(self, release: Release, noise: NoiseSource) -> Statement:
+        """What a reply says about a release."""
         return Statement(
             merchant=self.name,
             status="ok",
@@ -263,7 +291,12 @@ class Merchant:
             round=release.round,
             mechanism=release.mechanism,
             unit=release.unit,
+            trust=release.trust,
             noise_multiplier=release.noise_multiplier,
+            noise_multiplier_alone=release.noise_multiplier_alone,
+            members=release.members,
+            dropouts=release.dropouts,
+            colluders=release.colluders,
             sample_rate=release.sample_rate,
             steps=release.steps,
             clip_norm=release.clip_norm,
@@ -298,3 +331,7 @@ class Merchant:
                 return None
             arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return Reply(arrays, Statement(**json.loads(file.metadata()["statement"])))
+
+
+def _base(public: Arrays) -> Arrays:
+    return {name: value for name, value in public.items() if not name.startswith("prior.")}

@@ -19,9 +19,11 @@ from fedrec.data import merchant_folders
 from fedrec.deploy.layout import MerchantFolder
 from fedrec.merchant import ModelSettings, read_merchant_file
 
-__all__ = ["FOLDER_KEY", "SITE_VARIABLE", "Site", "deployed_site", "site_of"]
+__all__ = ["FOLDER_KEY", "KEYS", "ROSTER", "SITE_VARIABLE", "Site", "deployed_site", "site_of"]
 
 SITE_VARIABLE = "FEDREC_SITE"
+KEYS, ROSTER = "keys", "roster.txt"
+"""Folder of a simulated run with the merchants' node keys, and the file with their public ones."""
 FOLDER_KEY = "folder"
 """Key of a deployed node's merchant folder in its context."""
 
@@ -36,6 +38,8 @@ class Site:
         replies: the folder of stored replies.
         model: the encoder as this machine holds it.
         seed: seed of a simulation; None draws from the operating system.
+        node_key: the private key that other merchants know this one by, for secure aggregation.
+        roster: this merchant's list of all of them.
         wire_log: where to record what is sent, None for nowhere.
     """
 
@@ -44,6 +48,8 @@ class Site:
     replies: Path
     model: ModelSettings
     seed: int | None
+    node_key: Path
+    roster: Path
     wire_log: Path | None = None
 
 
@@ -67,6 +73,8 @@ def site_of(context: Context) -> Site:
         replies=run / "replies",
         model=ModelSettings(**settings["model"]),
         seed=settings["seed"],
+        node_key=run / KEYS / f"{merchant.name}.key",
+        roster=run / KEYS / ROSTER,
         wire_log=run / "privacy" / "wire" / f"{merchant.name}.jsonl" if settings.get("record_wire") else None,
     )
 
@@ -84,4 +92,4 @@ def deployed_site(folder: MerchantFolder) -> Site:
         InputError: `merchant.toml` cannot be read.
     """
     settings = read_merchant_file(folder.settings_file)
-    return Site(folder.path, folder.ledger, folder.replies, settings.model, None, folder.wire_log)
+    return Site(folder.path, folder.ledger, folder.replies, settings.model, None, folder.key, folder.roster, folder.wire_log)

@@ -21,6 +21,7 @@ __all__ = ["RunConfig", "load_config", "parse_overrides", "save_config", "write_
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
 UpdateCode = Literal["float32", "int8"]
+Trust = Literal["local", "secure-aggregation"]
 
 
 class RunConfig(BaseModel):
@@ -47,8 +48,13 @@ class RunConfig(BaseModel):
     """Target delta; keep it well under one over the number of users."""
     unit: Unit = "user"
     """What the guarantee protects: all of a user's events at a merchant, or (weaker) one example."""
-    trust: Literal["local"] = "local"
-    """Who is trusted: in `local` each merchant adds all of its own noise."""
+    trust: Trust = "local"
+    """Who is trusted. `local`: nobody, each merchant adds all of its own noise. `secure-aggregation`: each adds a
+    share, the server opens only the sum, and all but `colluders` of the others are trusted to keep theirs."""
+    dropouts: int = Field(1, ge=0)
+    """How many merchants of the roster may be missing from a secure sum; the others' noise suffices without theirs."""
+    colluders: int = Field(1, ge=0)
+    """How many merchants may tell the server all they know; the noise suffices without theirs."""
     noise_multiplier: float | None = Field(None, gt=0)
     """Noise of a step on the heads over `clip_norm`; planned from `epsilon` when absent."""
     encoder_noise_multiplier: float | None = Field(None, gt=0)
@@ -136,7 +142,14 @@ class RunConfig(BaseModel):
             raise ValueError("nothing to train: heads is false and encoder_layers is 0")
         if self.heads and self.encoder_layers and self.encoder_rounds > self.rounds:
             raise ValueError(f"encoder_rounds ({self.encoder_rounds}) is more than rounds ({self.rounds})")
+        if self.trust == "secure-aggregation":
+            self._one_sum_a_round()
         return self
+
+    def _one_sum_a_round(self) -> None:
+        for name, needed in (("local_steps", 1), ("update_code", "float32"), ("weighting", "population")):
+            if getattr(self, name) != needed:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: trust = 'secure-aggregation' needs {needed!r}")
 
     def part(self, round_number: int) -> Part:
         """The part of the adapter that round `round_number` (1-based) trains."""
@@ -199,11 +212,15 @@ def save_config(config: RunConfig, path: Path) -> None:
     write_atomically(path, tomli_w.dumps(config.model_dump(exclude_none=True)).encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside `path`, flush to disk, and rename."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write to a temporary name beside `path`, flush to disk, and rename.
+
+    Args:
+        mode: permissions of the file, from the first byte; the process's umask applies.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -6,6 +6,7 @@ merchant's side, before it leaves, and again by the server.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,34 +15,47 @@ from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedrec.config import Unit
+from fedrec.config import Trust, Unit
 from fedrec.model.adapter import Arrays
+from fedrec.privacy.events import Mechanism
 from fedrec.training.round import RoundTask
 from fedrec.training.update_code import SCALES, buckets
 
 __all__ = [
     "HISTOGRAM",
+    "MASKED",
     "STATEMENT_KEYS",
+    "STEP_KEYS",
     "UNKNOWN",
+    "Announce",
     "HistogramTask",
     "Reply",
     "Statement",
+    "Step",
     "WireError",
+    "arrays_digest",
+    "decode_announce",
     "decode_histogram_task",
+    "decode_lists",
     "decode_reply",
+    "decode_step",
     "decode_train",
+    "encode_announce",
     "encode_histogram_task",
     "encode_reply",
+    "encode_step",
     "encode_train",
     "from_record",
     "size",
     "to_record",
+    "with_step",
 ]
 
 ARRAYS, TASK, PUBLIC, STATEMENT = "arrays", "task", "public", "statement"
-HISTOGRAM, KEYS = "histogram", "keys"
+SECURE = "secure"
+HISTOGRAM, KEYS, MASKED = "histogram", "keys", "masked"
 UNKNOWN = "?"
 """The name of a merchant who cannot read its own settings; no merchant's name."""
 
@@ -76,8 +90,12 @@ class Statement:
     round: int = 0
     mechanism: str = ""
     unit: str = ""
-    trust: str = "local"
+    trust: Trust = "local"
     noise_multiplier: float = 0.0
+    noise_multiplier_alone: float = 0.0
+    members: int = 0
+    dropouts: int = 0
+    colluders: int = 0
     sample_rate: float = 0.0
     steps: int = 0
     clip_norm: float = 0.0
@@ -93,11 +111,72 @@ STATEMENT_KEYS = frozenset(Statement.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
+class Announce:
+    """Asks for fresh keys for a secure sum, and says what it will be asked for: who cannot, declines before anyone pays."""
+
+    run: str
+    round: int
+    attempt: str
+    dropouts: int
+    colluders: int
+    mechanism: Mechanism
+    noise_multiplier: float
+    sample_rate: float
+    clip_norm: float
+    unit: Unit
+    delta: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of a secure sum needs besides arrays: lists by merchant. None of it is computed from users' data.
+
+    Attributes:
+        attempt: the attempt that it belongs to.
+        roster: digest of the roster that the sender holds.
+        members: merchants in it.
+        names: the merchants that the lists are about.
+        first: sealing keys, sealed shares, signatures, or shares of own masks.
+        second: masking keys, or shares of pair masks.
+        third: signatures under the keys.
+        there: who has shared, or who is in the sum.
+        scale: steps of the grid in one unit.
+    """
+
+    __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    attempt: str
+    roster: str = ""
+    members: int = 0
+    names: tuple[str, ...] = ()
+    first: tuple[bytes, ...] = ()
+    second: tuple[bytes, ...] = ()
+    third: tuple[bytes, ...] = ()
+    there: tuple[str, ...] = ()
+    scale: float = 0.0
+
+    def listed(self, *which: str) -> list[tuple[Any, ...]]:
+        """The lists of those names side by side, each as long as `names`.
+
+        Raises:
+            WireError: one is shorter or longer.
+        """
+        lists = [getattr(self, name) for name in which]
+        if any(len(one) != len(self.names) for one in lists) or len(set(self.names)) < len(self.names):
+            raise WireError("Step: lists of different lengths, or a merchant twice")
+        return list(zip(self.names, *lists, strict=True))
+
+
+STEP_KEYS = frozenset(Step.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
 class Reply:
-    """A merchant's answer: noisy arrays (empty when declined) and its statement."""
+    """A merchant's answer: noisy arrays (empty when declined), its statement, and its part in a step of a secure sum."""
 
     arrays: Arrays
     statement: Statement
+    step: Step | None = None
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -156,21 +235,79 @@ def decode_histogram_task(message: Message) -> tuple[HistogramTask, np.ndarray]:
     return _validated(HistogramTask, dict(message.content[TASK])), from_record(_arrays(message, ARRAYS))[KEYS]
 
 
+def encode_announce(ask: Announce) -> RecordDict:
+    """A request for keys."""
+    return RecordDict({TASK: ConfigRecord(asdict(ask))})
+
+
+def decode_announce(message: Message) -> Announce:
+    """What keys are asked for.
+
+    Raises:
+        WireError: the request is malformed.
+    """
+    return _validated(Announce, dict(message.content[TASK]))
+
+
+def encode_step(run: str, number: int, step: Step) -> RecordDict:
+    """A request for a later step of a secure sum."""
+    return RecordDict({TASK: ConfigRecord({"run": run, "round": number}), SECURE: _config(step)})
+
+
+def decode_step(message: Message) -> tuple[str, int, Step]:
+    """Run, round and lists of a request.
+
+    Raises:
+        WireError: the request is malformed.
+    """
+    task = message.content[TASK]
+    return str(task["run"]), int(task.get("round", 0)), decode_lists(message)  # type: ignore[arg-type]
+
+
+def arrays_digest(message: Message) -> str:
+    """A hash of all settings and arrays of a request but for the lists of a secure sum."""
+    state = hashlib.sha256()
+    for name in sorted(set(message.content) - {SECURE}):
+        for key, value in sorted(message.content[name].items()):
+            state.update(f"{name}/{key}".encode() + (value.data if isinstance(value, Array) else repr(value).encode()))
+    return state.hexdigest()
+
+
+def decode_lists(message: Message) -> Step:
+    """The lists of a message that has some.
+
+    Raises:
+        WireError: it has none, or they are malformed.
+    """
+    record = message.content.get(SECURE)
+    if not isinstance(record, ConfigRecord):
+        raise WireError(f"record {SECURE!r}: expected the lists of a secure sum")
+    return _validated(Step, dict(record))
+
+
+def with_step(content: RecordDict, step: Step) -> RecordDict:
+    """A request with the lists of a secure sum besides; the rest is not copied."""
+    return RecordDict({**content, SECURE: _config(step)})
+
+
 def encode_reply(reply: Reply) -> RecordDict:
     """A merchant's answer.
 
     Raises:
-        WireError: an array is neither float32 nor an int8 code with its scales; nothing else
-            can get in by construction.
+        WireError: an array is neither float32 nor an int8 code with its scales nor a masked one;
+            nothing else can get in by construction.
     """
     for name, value in reply.arrays.items():
+        if name == MASKED and value.dtype == np.uint32 and reply.statement.trust == "secure-aggregation":
+            continue
         if value.dtype == np.int8:
             scales = reply.arrays.get(name + SCALES)
             if scales is None or scales.shape != (buckets(value.size),):
                 raise WireError(f"array {name}: int8 without its scales")
         elif value.dtype != np.float32:
             raise WireError(f"array {name}: expected float32, found {value.dtype}")
-    return RecordDict({ARRAYS: to_record(reply.arrays), STATEMENT: ConfigRecord(asdict(reply.statement))})
+    records = RecordDict({ARRAYS: to_record(reply.arrays), STATEMENT: ConfigRecord(asdict(reply.statement))})
+    return records if reply.step is None else with_step(records, reply.step)
 
 
 def decode_reply(message: Message) -> Reply:
@@ -179,9 +316,10 @@ def decode_reply(message: Message) -> Reply:
     Raises:
         WireError: the reply holds anything but arrays and a statement.
     """
-    if set(message.content) != {ARRAYS, STATEMENT}:
+    if not {ARRAYS, STATEMENT} <= set(message.content) <= {ARRAYS, STATEMENT, SECURE}:
         raise WireError(f"expected the records {ARRAYS} and {STATEMENT}, found {sorted(message.content)}")
-    return Reply(from_record(_arrays(message, ARRAYS)), _validated(Statement, dict(message.content[STATEMENT])))
+    step = decode_lists(message) if SECURE in message.content else None
+    return Reply(from_record(_arrays(message, ARRAYS)), _validated(Statement, dict(message.content[STATEMENT])), step)
 
 
 def size(records: RecordDict) -> int:
@@ -190,9 +328,17 @@ def size(records: RecordDict) -> int:
     for name, record in records.items():
         total += len(name)
         for key, value in record.items():
-            payload = value.data if isinstance(value, Array) else str(value).encode()
-            total += len(key) + len(payload)
+            if isinstance(value, Array):
+                total += len(key) + len(value.data)
+            elif isinstance(value, list):
+                total += len(key) + sum(len(one if isinstance(one, bytes) else str(one).encode()) for one in value)
+            else:
+                total += len(key) + len(str(value).encode())
     return total
+
+
+def _config(step: Step) -> ConfigRecord:
+    return ConfigRecord({name: list(value) if isinstance(value, tuple) else value for name, value in asdict(step).items()})
 
 
 def _arrays(message: Message, name: str) -> ArrayRecord:

@@ -17,8 +17,9 @@ from fedrec.privacy import plan_noise
 from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.run_folder import RunFolder
+from server.secure import STRATEGIES
 from server.start import first_state, load_encoder_for, write_line
-from server.strategy import NobodyLeft, PrivateLora
+from server.strategy import NobodyLeft
 
 app = ServerApp()
 
@@ -33,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     encoder = load_encoder_for(config)
     evaluator = CentralEvaluator(central, config, encoder)
     state = folder.load() or first_state(config, central, encoder)
-    strategy = PrivateLora(config, plan_noise(config), state, encoder.fingerprint)
+    strategy = STRATEGIES[config.trust](config, plan_noise(config), state, encoder.fingerprint)
 
     if "prior.counts" not in state.public:
         folder.save(state)  # the run's id, before anything is paid for under it

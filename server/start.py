@@ -52,6 +52,7 @@ def write_line(folder: RunFolder, number: int, part: Part | None, record: RoundR
         "bytes_down": record.bytes_down,
         "bytes_up": record.bytes_up,
         "privacy": record.privacy,
+        **({"abandoned": record.abandoned} if record.abandoned else {}),
         **line,
     }
     folder.add_metrics(full)

@@ -62,6 +62,7 @@ class RoundRecord:
     bytes_down: dict[str, int] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, dict[str, float | str]] = field(default_factory=dict)
+    abandoned: str = ""
 
 
 class PrivateLora(Strategy):
@@ -73,7 +74,7 @@ class PrivateLora(Strategy):
         self.record = RoundRecord()
         self.names: dict[int, str] = {}
         self.registered: dict[int, str] = {}
-        self._informed: set[int] = set()
+        self.informed: set[int] = set()
         self._sent: dict[int, int] = {}
         self._asked: list[Message] = []
 
@@ -89,7 +90,7 @@ class PrivateLora(Strategy):
         if sigma is not None:
             task = wire.HistogramTask(self.state.run, sigma, self.config.delta, self.config.unit)
             content = wire.encode_histogram_task(task, keys)
-            self._sent = dict.fromkeys(self._present(grid, self.config.start_merchants), wire.size(content))
+            self._sent = dict.fromkeys(self.present(grid, self.config.start_merchants), wire.size(content))
             notify("histogram_started", merchants=len(self._sent))
             # A node that comes late must not pay for an answer that nobody waits for: hence the ttl.
             messages = [Message(content, node, "train.histogram", ttl=timeout) for node in self._sent]
@@ -98,7 +99,7 @@ class PrivateLora(Strategy):
             replies = grid.send_and_receive(messages, timeout=timeout)
             for reply in self._usable(replies, like, "float32", HISTOGRAM_BOUND, sigma, 0):
                 total += reply.arrays[wire.HISTOGRAM]
-            self._informed.clear()
+            self.informed.clear()
         # A count below the noise of one merchant says nothing; it stands for "rare".
         floor = max(1.0, sigma or 0.0)
         prior = {KEYS: keys, COUNTS: total.astype(np.float32), FLOOR: np.array([floor], dtype=np.float32)}
@@ -108,13 +109,13 @@ class PrivateLora(Strategy):
         """One task for every node; the public part goes to those who may not have it."""
         number = server_round + self.offset
         self.record = RoundRecord()
-        task, public, nodes = self._task(number), self.state.public, self._present(grid, self.config.min_merchants)
+        task, public, nodes = self.task(number), self.state.public, self.present(grid, self.config.min_merchants)
         # Encoded once, not for each: a thousand copies of the adapter would be in memory until the last has answered.
         contents = [wire.encode_train(task, self.state.trained, digest(public), part) for part in (public, None)]
         sizes = [wire.size(content) for content in contents]
-        self._sent = {node: sizes[node in self._informed] for node in nodes}
+        self._sent = {node: sizes[node in self.informed] for node in nodes}
         messages = [
-            Message(contents[node in self._informed], node, "train", group_id=str(number), ttl=self.config.round_timeout)
+            Message(contents[node in self.informed], node, "train", group_id=str(number), ttl=self.config.round_timeout)
             for node in nodes
         ]
         self._asked = messages
@@ -127,7 +128,7 @@ class PrivateLora(Strategy):
         Raises:
             NobodyLeft: every merchant that answered has declined.
         """
-        task = self._task(server_round + self.offset)
+        task = self.task(server_round + self.offset)
         like = of_part(self.state.trained, task.part)
         used = list(self._usable(replies, like, task.update_code, self._most(like), task.noise_multiplier, task.round))
         trained, optimizer = self.state.trained, self.state.optimizer
@@ -153,7 +154,7 @@ class PrivateLora(Strategy):
     def summary(self) -> None:
         """Nothing to log: the run's settings are in its folder."""
 
-    def _present(self, grid: Grid, needed: int) -> list[int]:
+    def present(self, grid: Grid, needed: int) -> list[int]:
         """The nodes that are connected, once there are `needed` of them; in a deployment their names are known.
 
         Raises:
@@ -175,7 +176,8 @@ class PrivateLora(Strategy):
             notify("waiting", there=len(nodes), needed=needed, seconds=round(deadline - time.monotonic()))
             time.sleep(WAIT_STEP)
 
-    def _task(self, number: int) -> RoundTask:
+    def task(self, number: int) -> RoundTask:
+        """What merchants are asked in a round."""
         config, part, scoring = self.config, self.config.part(number), self.state.scoring
         return RoundTask(
             run=self.state.run,
@@ -220,7 +222,7 @@ class PrivateLora(Strategy):
         return [min(one, 10 * float(np.median(declared))) for one in declared]
 
     def _most(self, like: Arrays) -> float:
-        task = self._task(self.state.round + 1)
+        task = self.task(self.state.round + 1)
         return plausible_norm(
             steps=task.local_steps,
             learning_rate=task.learning_rate,
@@ -234,66 +236,93 @@ class PrivateLora(Strategy):
         self, replies: Iterable[Message], like: Arrays, code: UpdateCode, most: float, sigma: float, number: int
     ) -> Iterable[wire.Reply]:
         """The replies that count, decoded; the others are recorded with the reason."""
-        unheard = set(self._sent)
-        waiting = sorted(replies, key=lambda one: one.metadata.src_node_id, reverse=True)
-        while waiting:
-            message = waiting.pop()  # so that an update is in memory as bytes or as arrays, and not as both
-            node = self._asked_of(message)
-            name = self._name(node)
-            if node not in self._sent:
-                self.record.refused[name] = "answers a request that it did not get"
-                continue
-            unheard.discard(node)
-            if message.has_error():
-                self.record.refused[name] = ERRORS.get(message.error.code, f"error {message.error.code}")
-                continue
-            try:
-                reply = wire.decode_reply(message)
-            except (wire.WireError, ValueError, TypeError) as error:
-                self.record.refused[name] = str(error)
-                continue
-            if reply.statement.merchant == wire.UNKNOWN and node in self.registered:
-                reply = replace(reply, statement=replace(reply.statement, merchant=name, status="declined"))
-            if self.registered.get(node, reply.statement.merchant) != reply.statement.merchant:
-                self.record.refused[name] = f"says that it is {reply.statement.merchant}, whose key it does not have"
-                continue
-            name = reply.statement.merchant
-            if name in (known for other, known in self.names.items() if other != node):
-                self.record.refused[f"node {node}"] = f"says that it is {name}, who is another node"
-                continue
-            self.names[node] = name
-            self.record.bytes_down[name], self.record.bytes_up[name] = self._sent.get(node, 0), wire.size(message.content)
-            if reply.statement.status == "declined":
-                self.record.declined[name] = reply.statement.reason
-                if reply.statement.reason.startswith("needs the public part"):
-                    self._informed.discard(node)
-                continue
-            self._informed.add(node)
+        for node, reply in self.heard(replies):
+            self.informed.add(node)
             fault = None
             if code == "int8":
                 try:
                     reply = replace(reply, arrays=decode_update(reply.arrays, like))
                 except CodeError as error:
                     fault = str(error)
-            fault = fault or update_fault(reply.arrays, like, most)
-            answered = (reply.statement.run, reply.statement.round)
-            if answered != (self.state.run, number):
-                fault = f"answers round {answered[1]} of run {answered[0]}, asked for {number} of {self.state.run}"
-            if fault is None and not reply.statement.noise_multiplier >= sigma:  # NaN is not
-                fault = f"noise_multiplier {reply.statement.noise_multiplier:g} is under the task's {sigma:g}"
-            if fault is None and reply.statement.population < 1:
-                fault = "declares no population"
+            fault = fault or update_fault(reply.arrays, like, most) or self.fault(reply, number, sigma)
             if fault:
-                self.record.refused[name] = fault
+                self.record.refused[reply.statement.merchant] = fault
                 continue
-            self.record.took_part.append(name)
-            self.record.privacy[name] = {
-                "epsilon": reply.statement.epsilon_spent,
-                "budget": reply.statement.epsilon_budget,
-                "delta": reply.statement.delta,
-                "accountant": reply.statement.accountant,
-                "population": reply.statement.population,
-            }
+            self.took_part(reply)
             yield reply
+
+    def expect(self, messages: list[Message]) -> None:
+        """These requests go out now; answers to others do not count."""
+        self._asked = messages
+        self._sent = {one.metadata.dst_node_id: wire.size(one.content) for one in messages}
+
+    def heard(self, replies: Iterable[Message]) -> Iterable[tuple[int, wire.Reply]]:
+        """The answers that are no declines, each with its node, who is who it says; the others are recorded with the reason."""
+        unheard = set(self._sent)
+        waiting = sorted(replies, key=lambda one: one.metadata.src_node_id, reverse=True)
+        while waiting:
+            message = waiting.pop()  # so that an update is in memory as bytes or as arrays, and not as both
+            node = self._asked_of(message)
+            if node not in self._sent:
+                self.record.refused[self._name(node)] = "answers a request that it did not get"
+                continue
+            unheard.discard(node)
+            reply = self._said(node, message)
+            if reply is None:
+                continue
+            name = reply.statement.merchant
+            if reply.statement.status == "declined":
+                self.record.declined[name] = reply.statement.reason
+                if reply.statement.reason.startswith("needs the public part"):
+                    self.informed.discard(node)
+                continue
+            yield node, reply
         for node in sorted(unheard):
             self.record.refused[self._name(node)] = "did not answer in time"
+
+    def _said(self, node: int, message: Message) -> wire.Reply | None:
+        """What a node answered, if it can be read and is the node's own."""
+        name = self._name(node)
+        if message.has_error():
+            self.record.refused[name] = ERRORS.get(message.error.code, f"error {message.error.code}")
+            return None
+        try:
+            reply = wire.decode_reply(message)
+        except (wire.WireError, ValueError, TypeError) as error:
+            self.record.refused[name] = str(error)
+            return None
+        if reply.statement.merchant == wire.UNKNOWN and node in self.registered:
+            reply = replace(reply, statement=replace(reply.statement, merchant=name, status="declined"))
+        if self.registered.get(node, reply.statement.merchant) != reply.statement.merchant:
+            self.record.refused[name] = f"says that it is {reply.statement.merchant}, whose key it does not have"
+            return None
+        name = reply.statement.merchant
+        if name in (known for other, known in self.names.items() if other != node):
+            self.record.refused[f"node {node}"] = f"says that it is {name}, who is another node"
+            return None
+        self.names[node] = name
+        down, up = self.record.bytes_down, self.record.bytes_up
+        down[name], up[name] = down.get(name, 0) + self._sent[node], up.get(name, 0) + wire.size(message.content)
+        return reply
+
+    def fault(self, reply: wire.Reply, number: int, sigma: float) -> str | None:
+        """What is wrong with an answer's statement, or None."""
+        answered = (reply.statement.run, reply.statement.round)
+        if answered != (self.state.run, number):
+            return f"answers round {answered[1]} of run {answered[0]}, asked for {number} of {self.state.run}"
+        if not reply.statement.noise_multiplier >= sigma:  # NaN is not
+            return f"noise_multiplier {reply.statement.noise_multiplier:g} is under the task's {sigma:g}"
+        return "declares no population" if reply.statement.population < 1 else None
+
+    def took_part(self, reply: wire.Reply) -> None:
+        """Record whose update is used, and what it has spent."""
+        statement = reply.statement
+        self.record.took_part.append(statement.merchant)
+        self.record.privacy[statement.merchant] = {
+            "epsilon": statement.epsilon_spent,
+            "budget": statement.epsilon_budget,
+            "delta": statement.delta,
+            "accountant": statement.accountant,
+            "population": statement.population,
+            "trust": statement.trust,
+        }

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.config import RunConfig
+from clients.site import KEYS, ROSTER
+from fedrec.config import RunConfig, write_atomically
 from fedrec.data import MerchantData, load_central, load_merchant, merchant_folders
+from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
+from fedrec.secure import Roster
 from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.results import row, write_results
@@ -97,7 +100,21 @@ def simulate(
     site |= {"ledgers": str(ledgers.resolve()) if ledgers else None, "record_wire": record_wire}
     model = {"encoder": config.encoder, "device": config.device, "texts_per_batch": config.texts_per_batch}
     folder.write_json(SITE, {**site, "model": model})
+    if config.trust == "secure-aggregation":
+        make_roster(federation, out / KEYS)
     return _go_on(folder)
+
+
+def make_roster(federation: Path, keys: Path) -> None:
+    """Node keys of simulated merchants, and the roster with the public ones, as merchants of a deployment have them."""
+    keys.mkdir(mode=0o700)
+    roster = {}
+    for folder in merchant_folders(federation):
+        pair = new_node_key(folder.name)
+        write_atomically(keys / f"{folder.name}.key", pair.private, mode=0o600)
+        name = read_merchant_file(folder / "merchant.toml").name
+        roster[name] = " ".join(pair.public.decode().split()[:2])
+    Roster(roster).write(keys / ROSTER)
 
 
 def resume(out: Path, engine: str | None = None, workers: int | None = None) -> RunFolder:

@@ -12,11 +12,11 @@ from fedrec.training import RoundTask
 from server.strategy import PrivateLora
 
 if __name__ == "__main__":
-    honest, changes = PrivateLora._task, json.loads(os.environ["ROGUE"])
+    honest, changes = PrivateLora.task, json.loads(os.environ["ROGUE"])
 
     def task(self: Any, number: int) -> RoundTask:
         """The task, with what is asked for too much."""
         return replace(honest(self, number), **changes)
 
-    PrivateLora._task = task  # type: ignore[method-assign]
+    PrivateLora.task = task  # type: ignore[method-assign]
     run()

@@ -687,7 +687,17 @@ def test_a_node_reads_its_database(sqlite: Shop, tmp_path: Path) -> None:
     from fedrec.merchant import ModelSettings
 
     merchant_toml(tmp_path, {"url": sqlite.url, **QUERIES})
-    merchant = open_merchant(Site(tmp_path, tmp_path / "ledger", tmp_path / "replies", ModelSettings(), 0))
+    merchant = open_merchant(
+        Site(
+            tmp_path,
+            tmp_path / "ledger",
+            tmp_path / "replies",
+            ModelSettings(),
+            0,
+            tmp_path / "node.key",
+            tmp_path / "roster.txt",
+        )
+    )
     assert merchant.data.catalogue.item_ids == ("007", "7", "8")
 
 

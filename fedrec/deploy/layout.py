@@ -371,6 +371,11 @@ class MerchantFolder:
         return self.tls / "node.pub"
 
     @property
+    def roster(self) -> Path:
+        """The merchant's list of all merchants and their public keys, for secure aggregation."""
+        return self.path / "roster.txt"
+
+    @property
     def state(self) -> Path:
         """Folder of what a merchant's node writes while it runs."""
         return self.path / "state"

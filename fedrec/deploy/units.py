@@ -46,10 +46,14 @@ _POLICY = {
     "period_days": "Length of that period, in days.",
     "population": "Your number of users, rounded: it is declared in public, and the expected lot is a share of it.",
     "unit": 'The weakest unit that you accept: "user" (all that a user did here) or, weaker, "event".',
+    "trust": 'The weakest trust model that you accept: "local" (all noise is yours) or, weaker, "secure-aggregation".',
+    "colluders": "Fewest other merchants that a secure sum must assume to tell the server all they know.",
+    "dropouts": "Most merchants that may be missing from a secure sum; as many as it bears, where this is not set.",
     "min_noise_multiplier": "Floor for the noise of a step, over the clipping norm.",
     "max_clip_norm": "Ceiling for the clipping norm.",
     "max_rounds": "Most training rounds in one run.",
 }
+_EXAMPLE = {"period_epsilon": 4.0, "dropouts": 1}
 _DATA = {
     "path": "Folder of your tables; a relative path starts at this file's folder.",
     "url": "SQLAlchemy URL of your database, without a password.",
@@ -84,7 +88,7 @@ def merchant_toml(file: MerchantFile, *, guessed: bool) -> str:
     for key, value in file.privacy.model_dump().items():
         if key == "population" and guessed:
             lines.append(f"# {_UNSET}")
-        lines += [f"# {_POLICY[key]}", f"# {key} = 4.0" if value is None else _key(key, value)]
+        lines += [f"# {_POLICY[key]}", f"# {key} = {_EXAMPLE[key]}" if value is None else _key(key, value)]
     lines += ["", "[data]"]
     for key, value in file.data.model_dump(mode="json", exclude_none=True).items():
         lines += [f"# {_DATA[key]}", _key(key, value)]

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from fedrec.config import Part
 from fedrec.errors import InputError
 
-__all__ = ["CENTRE", "HEAD_A", "HEAD_B", "Arrays", "digest", "load_arrays", "norm", "of_part", "save_arrays"]
+__all__ = ["CENTRE", "HEAD_A", "HEAD_B", "Arrays", "digest", "flat", "load_arrays", "norm", "of_part", "save_arrays", "unflat"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -35,6 +35,18 @@ def of_part(arrays: Mapping[str, np.ndarray], part: Part) -> Arrays:
 def norm(arrays: Mapping[str, np.ndarray]) -> float:
     """L2 norm over all arrays together."""
     return float(np.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in arrays.values())))
+
+
+def flat(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(numbers,) float64: all arrays one after the other, by name."""
+    return np.concatenate([np.asarray(arrays[name], dtype=np.float64).ravel() for name in sorted(arrays)])
+
+
+def unflat(vector: np.ndarray, like: Mapping[str, np.ndarray]) -> Arrays:
+    """The float32 arrays behind what `flat` made, with the names and shapes of `like`."""
+    ends = np.cumsum([like[name].size for name in sorted(like)])
+    parts = np.split(vector, ends[:-1])
+    return {name: part.reshape(like[name].shape).astype(np.float32) for name, part in zip(sorted(like), parts, strict=True)}
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -2,9 +2,10 @@
 
 from fedrec.privacy.accountants import ACCOUNTANTS, Epsilon, accountant, epsilon
 from fedrec.privacy.budget import over_budget
+from fedrec.privacy.discrete import discrete_gaussian, multiplier, noise_share
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
-from fedrec.privacy.mechanism import Gradients, PerRecord, UserDPOptimizer, noisy_histogram
+from fedrec.privacy.mechanism import Gradients, PerRecord, UserDPOptimizer, clipped_sum, noisy_histogram, votes
 from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from fedrec.privacy.planning import NoisePlan, plan_noise
 from fedrec.privacy.policy import Policy
@@ -25,8 +26,13 @@ __all__ = [
     "SystemNoise",
     "UserDPOptimizer",
     "accountant",
+    "clipped_sum",
+    "discrete_gaussian",
     "epsilon",
+    "multiplier",
+    "noise_share",
     "noisy_histogram",
     "over_budget",
     "plan_noise",
+    "votes",
 ]

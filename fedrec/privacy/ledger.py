@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from fedrec.config import Unit
+from fedrec.config import Trust, Unit
 from fedrec.errors import InputError
 from fedrec.privacy.accountants import Epsilon, epsilon
 from fedrec.privacy.events import Mechanism, SampledGaussian
@@ -47,6 +48,16 @@ class Release:
     delta: float
     simulated: bool = False
     """Whether the noise came from a seed, which only a simulation may have."""
+    trust: Trust = "local"
+    """Under which trust model; the fields on members and the noise alone are of `secure-aggregation`."""
+    noise_multiplier_alone: float = 0.0
+    """What is left of the noise if every other merchant tells the server all it knows: the own share."""
+    members: int = 0
+    """Merchants in the roster."""
+    dropouts: int = 0
+    """How many of them may be missing from a sum that is opened."""
+    colluders: int = 0
+    """How many are assumed to tell the server all they know."""
     epsilon_before: float = 0.0
     epsilon_after: float = 0.0
     accountant: str = ""
@@ -58,9 +69,17 @@ class Release:
         """The release as the accountants see it."""
         return SampledGaussian(self.noise_multiplier, self.sample_rate, self.steps)
 
+    @property
+    def event_alone(self) -> SampledGaussian:
+        """The release as a server sees it to whom every other merchant tells all it knows."""
+        return SampledGaussian(self.noise_multiplier_alone or self.noise_multiplier, self.sample_rate, self.steps)
+
     def same_request(self, other: Release) -> bool:
         """Whether both are the same release asked for twice."""
-        names = ("run", "round", "mechanism", "noise_multiplier", "sample_rate", "steps", "clip_norm", "unit")
+        names = (
+            "run", "round", "mechanism", "noise_multiplier", "sample_rate", "steps", "clip_norm", "unit",
+            "trust", "members", "dropouts", "colluders", "noise_multiplier_alone",
+        )  # fmt: skip
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
@@ -116,7 +135,8 @@ class Ledger:
                     version=_version(),
                 )
                 chain = lines[-1][1] if lines else GENESIS
-                file.write(json.dumps({"release": vars(full), "chain": _chain(chain, full)}, sort_keys=True).encode() + b"\n")
+                line = {"release": vars(full), "chain": _chain(chain, vars(full))}
+                file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
                 return full
@@ -174,7 +194,8 @@ class Ledger:
                 release = Release(**entry["release"])
             except (ValueError, TypeError, KeyError):
                 raise LedgerError("is not a ledger line", where=where, hint="nothing is released until it is repaired") from None
-            chain = _chain(chain, release)
+            # Over what the line says, which an older version wrote with fewer fields.
+            chain = _chain(chain, entry["release"])
             if entry.get("chain") != chain:
                 raise LedgerError("the chain is broken: a line was changed, removed or moved", where=where)
             out.append((release, chain))
@@ -182,8 +203,8 @@ class Ledger:
         return list(out)
 
 
-def _chain(previous: str, release: Release) -> str:
-    body = json.dumps(vars(release), sort_keys=True)
+def _chain(previous: str, release: dict[str, Any]) -> str:
+    body = json.dumps(release, sort_keys=True)
     return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedrec.privacy.noise import NoiseSource
 
-__all__ = ["Gradients", "PerRecord", "UserDPOptimizer", "noisy_histogram"]
+__all__ = ["Gradients", "PerRecord", "UserDPOptimizer", "clipped_sum", "noisy_histogram", "votes"]
 
 
 class Gradients(Protocol):
@@ -74,14 +74,9 @@ class UserDPOptimizer(DPOptimizer):
 
     def add(self, gradients: Gradients) -> None:
         """Clip a chunk's gradients and add them to the sum.
-
-        A record whose gradient is not finite counts as zero: clipping cannot bound NaN, and a
-        server could choose weights that overflow for the users of one item only.
+        See `clipped_sum`.
         """
-        norms = gradients.squared_norms().sqrt()
-        factors = (self.max_grad_norm / norms.clamp_min(1e-12)).clamp(max=1.0)
-        weights = torch.where(torch.isfinite(norms), factors, 0.0)
-        sums = gradients.weighted_sum(weights.to(self.params[0].dtype))
+        sums = clipped_sum(gradients, self.max_grad_norm, self.params[0].dtype)
         for parameter, clipped in zip(self.params, sums, strict=True):
             known = parameter.summed_grad
             parameter.summed_grad = clipped if known is None else known + clipped
@@ -104,8 +99,19 @@ class UserDPOptimizer(DPOptimizer):
             parameter.grad = total.to(parameter.dtype).to(parameter.device).view_as(parameter)
 
 
-def noisy_histogram(users: np.ndarray, items: np.ndarray, size: int, noise_multiplier: float, noise: NoiseSource) -> np.ndarray:
-    """How many users bought each item, each user's vote scaled to L2 norm 1, plus N(0, sigma^2).
+def clipped_sum(gradients: Gradients, clip_norm: float, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The sum over records of the gradients, each scaled down to norm `clip_norm`; one tensor a parameter.
+
+    A record whose gradient is not finite counts as zero: clipping cannot bound NaN, and a
+    server could choose weights that overflow for the users of one item only.
+    """
+    norms = gradients.squared_norms().sqrt()
+    factors = (clip_norm / norms.clamp_min(1e-12)).clamp(max=1.0)
+    return gradients.weighted_sum(torch.where(torch.isfinite(norms), factors, 0.0).to(dtype))
+
+
+def votes(users: np.ndarray, items: np.ndarray, size: int) -> np.ndarray:
+    """How many users bought each item, each user's vote scaled to L2 norm 1; without noise.
 
     A user with `n` distinct items adds 1/sqrt(n) to each, so adding or removing a user moves
     the vector by exactly 1 in L2.
@@ -115,9 +121,13 @@ def noisy_histogram(users: np.ndarray, items: np.ndarray, size: int, noise_multi
         items: (pairs,) item positions below `size`.
 
     Returns:
-        (size,) float64 noisy counts, negative ones included.
+        (size,) float64.
     """
     pairs = np.unique(np.stack([users, items]), axis=1) if len(users) else np.zeros((2, 0), dtype=np.int64)
     distinct = np.bincount(pairs[0], minlength=1)
-    votes = np.bincount(pairs[1], weights=1 / np.sqrt(distinct[pairs[0]]), minlength=size)
-    return votes + noise.normal((size,), noise_multiplier)
+    return np.bincount(pairs[1], weights=1 / np.sqrt(distinct[pairs[0]]), minlength=size)
+
+
+def noisy_histogram(users: np.ndarray, items: np.ndarray, size: int, noise_multiplier: float, noise: NoiseSource) -> np.ndarray:
+    """`votes` plus N(0, sigma^2): (size,) float64, negative counts included."""
+    return votes(users, items, size) + noise.normal((size,), noise_multiplier)

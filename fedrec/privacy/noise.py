@@ -32,7 +32,10 @@ class NoiseSource(Protocol):
         """Uniform integers below `high`, for draws from public lists."""
 
     def uniform(self, size: int) -> np.ndarray:
-        """Uniform on [0, 1), float64, for rounding what has its noise already."""
+        """Uniform on [0, 1), float64, for rounding."""
+
+    def words(self, count: int) -> np.ndarray:
+        """(count,) uint64, every bit a fair coin."""
 
 
 class SeededNoise:
@@ -59,6 +62,10 @@ class SeededNoise:
     def uniform(self, size: int) -> np.ndarray:
         """See `NoiseSource`."""
         return self._generator.random(size)
+
+    def words(self, count: int) -> np.ndarray:
+        """See `NoiseSource`."""
+        return self._generator.integers(0, 2**64, count, dtype=np.uint64)
 
 
 class SystemNoise:
@@ -88,6 +95,10 @@ class SystemNoise:
     def uniform(self, size: int) -> np.ndarray:
         """See `NoiseSource`."""
         return _uniform(size)
+
+    def words(self, count: int) -> np.ndarray:
+        """See `NoiseSource`."""
+        return np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
 
 
 def _uniform(count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedrec.config import Unit
+from fedrec.config import Trust, Unit
 
 __all__ = ["Policy"]
 
@@ -29,12 +29,28 @@ class Policy(BaseModel):
     """Publicly declared (rounded) number of users: the expected lot is a share of it."""
     unit: Unit = "user"
     """The weakest unit that the merchant accepts."""
+    trust: Trust = "local"
+    """The weakest trust model that the merchant accepts: `local` adds all noise here, `secure-aggregation` a share."""
+    colluders: int = Field(1, ge=0)
+    """Fewest other merchants that a secure sum must assume to tell the server all they know."""
+    dropouts: int | None = Field(None, ge=0)
+    """Most merchants that may be missing from a secure sum; as many as the protocol bears when absent."""
     min_noise_multiplier: float = Field(0.3, gt=0)
     """Floor for the noise multiplier of a step."""
     max_clip_norm: float = Field(10.0, gt=0)
     """Ceiling for the clipping norm."""
     max_rounds: int = Field(1000, ge=1)
     """Most training rounds in one run."""
+
+    def refusal_of_terms(self, *, dropouts: int, colluders: int) -> str | None:
+        """Why the terms of a secure sum would weaken the policy, or None."""
+        if self.trust == "local":
+            return "trust 'secure-aggregation' is weaker than the policy's 'local'"
+        if colluders < self.colluders:
+            return f"{colluders} colluders are under the policy's {self.colluders}"
+        if self.dropouts is not None and dropouts > self.dropouts:
+            return f"{dropouts} dropouts are over the policy's {self.dropouts}"
+        return None
 
     def refusal(self, *, unit: Unit, noise_multiplier: float, clip_norm: float, delta: float) -> str | None:
         """Why a request would weaken the policy, or None. The reason holds no private data."""

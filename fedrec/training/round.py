@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from fedrec.config import Part, Unit, UpdateCode
@@ -13,12 +15,12 @@ from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring, centred
-from fedrec.privacy import NoiseSource, UserDPOptimizer
+from fedrec.privacy import Gradients, NoiseSource, UserDPOptimizer, clipped_sum
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.examples import Examples
 from fedrec.training.heads import HeadsTrainer
 
-__all__ = ["MOST", "RoundTask", "expected_lot", "train_round"]
+__all__ = ["MOST", "RoundTask", "expected_lot", "round_sum", "train_round"]
 
 MOST = 1000
 """Ceiling of every size in a task. Sizes that only some data exceed would make a failure tell of them."""
@@ -99,15 +101,7 @@ def train_round(
     Raises:
         RuntimeError: the adapter did not move, which means that no gradient reached it.
     """
-    encoder.load({**base, **trained})
-    trainer: HeadsTrainer | EncoderTrainer
-    if task.part == "heads":
-        e = centred(encoder.embed(catalogue), base)
-        trainer = HeadsTrainer(e, prior, base, trained, task.scoring)
-    else:
-        trainer = EncoderTrainer(
-            encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history
-        )
+    trainer = _trainer(task, catalogue, encoder, base, trained, prior)
     before = trainer.arrays()
     optimizer = UserDPOptimizer(
         trainer.parameters(),
@@ -118,13 +112,59 @@ def train_round(
         expected_lot=expected_lot(task, population),
     )
     for _ in range(task.local_steps):
-        if isinstance(trainer, EncoderTrainer):
-            trainer.negatives = noise.integers(len(catalogue), task.negatives)
-        lot = examples.take(noise.poisson(len(examples), task.sample_rate))
-        for gradients in trainer.gradients(lot):
+        for gradients in _lot(task, trainer, len(catalogue), examples, noise):
             optimizer.add(gradients)
         optimizer.finish_step()
     delta = {name: value - before[name] for name, value in trainer.arrays().items()}
     if norm(delta) == 0:
         raise RuntimeError("the private steps moved nothing: no gradient and no noise reached the adapter")
     return delta
+
+
+def round_sum(
+    task: RoundTask,
+    catalogue: Catalogue,
+    examples: Examples,
+    *,
+    encoder: TextEncoder,
+    base: Arrays,
+    trained: Arrays,
+    prior: np.ndarray,
+    noise: NoiseSource,
+) -> Arrays:
+    """The sum of clipped gradients of one drawn lot, WITHOUT noise: what a merchant adds to a secure sum.
+
+    It is private data and must not leave the process but with its share of noise, rounded and masked.
+
+    Args:
+        examples: every record of the merchant, as `build_examples` makes them.
+        prior: (items,) log popularity of the merchant's catalogue.
+        noise: where sampling comes from.
+
+    Returns:
+        The arrays of `task.part`, float64.
+    """
+    trainer = _trainer(task, catalogue, encoder, base, trained, prior)
+    totals = [torch.zeros_like(parameter, dtype=torch.float64, device="cpu") for parameter in trainer.parameters()]
+    for gradients in _lot(task, trainer, len(catalogue), examples, noise):
+        for total, part in zip(totals, clipped_sum(gradients, task.clip_norm), strict=True):
+            total += part.detach().double().cpu().view_as(total)
+    return {name: total.numpy() for name, total in zip(trainer.arrays(), totals, strict=True)}
+
+
+def _trainer(
+    task: RoundTask, catalogue: Catalogue, encoder: TextEncoder, base: Arrays, trained: Arrays, prior: np.ndarray
+) -> HeadsTrainer | EncoderTrainer:
+    encoder.load({**base, **trained})
+    if task.part == "heads":
+        return HeadsTrainer(centred(encoder.embed(catalogue), base), prior, base, trained, task.scoring)
+    return EncoderTrainer(encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history)
+
+
+def _lot(
+    task: RoundTask, trainer: HeadsTrainer | EncoderTrainer, items: int, examples: Examples, noise: NoiseSource
+) -> Iterator[Gradients]:
+    """The gradients of a fresh Poisson draw, chunk by chunk."""
+    if isinstance(trainer, EncoderTrainer):
+        trainer.negatives = noise.integers(items, task.negatives)
+    yield from trainer.gradients(examples.take(noise.poisson(len(examples), task.sample_rate)))

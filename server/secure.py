@@ -1,0 +1,268 @@
+"""A Flower strategy that opens nothing but the sum of all merchants' clipped gradients.
+
+One secure sum a round (`fedrec.secure`): distributed DP-SGD with one step a round. The server never has
+an update of one merchant; whom it heard, and what they declare in public, it knows as before.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedrec import secure, wire
+from fedrec.aggregation import apply_update, plausible_norm, update_fault
+from fedrec.config import Trust
+from fedrec.model import Arrays, digest, of_part
+from fedrec.model.adapter import unflat
+from fedrec.privacy.discrete import LARGEST_SHARE
+from fedrec.training import expected_lot
+from fedrec.wire import Announce, Reply, Step
+from server.evaluation import COUNTS, FLOOR, KEYS
+from server.progress import notify
+from server.strategy import NobodyLeft, PrivateLora, RoundRecord
+
+__all__ = ["STRATEGIES", "SecureLora"]
+
+FINAL = ("policy:", "budget:", "secure aggregation:")
+"""Declines for these reasons will not be different in the next round."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sum that was opened: the vector, and the declared populations of those in it."""
+
+    vector: np.ndarray
+    populations: Mapping[str, int]
+
+
+class Abandoned(Exception):
+    """A sum that cannot be opened; whoever has masked has paid for it."""
+
+
+class SecureLora(PrivateLora):
+    """Sends the steps of a secure sum, opens it, applies the server optimizer."""
+
+    def collect_priors(self, grid: Grid, keys: np.ndarray, timeout: float) -> tuple[Arrays, RoundRecord]:
+        """The popularity prior as one secure sum of merchants' histograms."""
+        self.record = RoundRecord()
+        config, sigma, counts = self.config, self.plan.histogram, np.zeros(len(keys), dtype=np.float32)
+        if sigma is not None:
+            content = wire.encode_histogram_task(wire.HistogramTask(self.state.run, sigma, config.delta, config.unit), keys)
+            offer = self._offer(0, "histogram", sigma, 1.0, 1.0)
+            try:
+                nodes = self.present(grid, config.start_merchants)
+                notify("histogram_started", merchants=len(nodes))
+                opened = _SecureSum(self, grid, offer, timeout).run(nodes, "mask_histogram", lambda _: content, len(keys))
+                counts = opened.vector.astype(np.float32)
+            except (Abandoned, NobodyLeft) as reason:
+                self.record.abandoned = str(reason)
+            self.informed.clear()
+        # A count below the noise of the whole sum says nothing; it stands for "rare".
+        floor = np.array([max(1.0, sigma or 0.0)], dtype=np.float32)
+        return {KEYS: keys, COUNTS: counts, FLOOR: floor}, self.record
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """All steps of the round's secure sum; what is left to aggregate is the server optimizer's step.
+
+        Raises:
+            NobodyLeft: so many have declined that no sum can be opened any more.
+        """
+        number = server_round + self.offset
+        self.record, self._opened = RoundRecord(), None
+        task, public = self.task(number), self.state.public
+        nodes = self.present(grid, self.config.min_merchants)
+        notify("round_started", round=number, rounds=self.config.rounds, part=task.part, merchants=len(nodes))
+        contents = [wire.encode_train(task, self.state.trained, digest(public), part) for part in (public, None)]
+        offer = self._offer(number, "dp-sgd", task.noise_multiplier, task.sample_rate, task.clip_norm)
+        size = sum(value.size for value in of_part(self.state.trained, task.part).values())
+        try:
+            one = _SecureSum(self, grid, offer, self.config.round_timeout)
+            self._opened = one.run(nodes, "mask", lambda node: contents[node in self.informed], size)
+        except Abandoned as reason:
+            self.record.abandoned = str(reason)
+        return []
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The server optimizer's step on the mean gradient of all merchants' users."""
+        task = self.task(server_round + self.offset)
+        trained, optimizer = self.state.trained, self.state.optimizer
+        if self._opened is not None:
+            like, config = of_part(trained, task.part), self.config
+            lot = sum(expected_lot(task, population) for population in self._opened.populations.values())
+            update = unflat(-task.learning_rate * self._opened.vector / lot, like)
+            most = plausible_norm(
+                steps=1, learning_rate=task.learning_rate, clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier,
+                numbers=len(self._opened.vector), lot=config.min_lot,
+            )  # fmt: skip
+            if fault := update_fault(update, like, most):
+                self.record.abandoned = f"the opened sum: {fault}"
+            else:
+                rate = config.server_learning_rate if task.part == "heads" else config.encoder_learning_rate
+                moved, optimizer = apply_update(config.server_optimizer, trained, update, optimizer, rate)
+                trained = {**trained, **moved}
+        self.state = self.state.after(trained, optimizer)
+        return wire.to_record(trained), None
+
+    def _offer(self, number: int, mechanism: wire.Mechanism, sigma: float, rate: float, clip_norm: float) -> Announce:
+        config = self.config
+        # Fresh, so that a server that starts a round over is told from one that asks for the same once more.
+        return Announce(
+            self.state.run, number, secrets.token_hex(8), config.dropouts, config.colluders,
+            mechanism, sigma, rate, clip_norm, config.unit, config.delta,
+        )  # fmt: skip
+
+
+class _SecureSum:
+    """One secure sum, from the announcements to the opened vector."""
+
+    def __init__(self, strategy: SecureLora, grid: Grid, offer: Announce, timeout: float) -> None:
+        self.strategy, self.grid, self.offer, self.timeout = strategy, grid, offer, timeout
+        self.nodes: dict[str, int] = {}
+        self.populations: dict[str, int] = {}
+
+    def run(self, nodes: list[int], kind: str, content: Callable[[int], RecordDict], size: int) -> Opened:
+        """The five steps, one after the other; a merchant that fails at one is left out of the next.
+
+        Args:
+            kind: of the request for masked integers, `mask` or `mask_histogram`.
+            content: that request for a node, but for the lists of the sum.
+            size: numbers in the sum.
+
+        Raises:
+            Abandoned: too few merchants are left, or the sum does not open.
+            NobodyLeft: too many have declined for good.
+        """
+        collector = self._announced(nodes)
+        terms = collector.terms
+        self._shared(collector)
+        lattice = secure.Lattice(size, self._scale(terms, size), f"{terms.run}/{terms.round}")
+        self._masked(collector, kind, content, lattice)
+        self._confirmed(collector)
+        try:
+            total = collector.open(self._revealed(collector))
+        except (secure.Refused, ValueError) as reason:
+            raise Abandoned(f"the sum does not open: {reason}") from None
+        return Opened(lattice.decode(total), {name: self.populations[name] for name in collector.survivors})
+
+    def _announced(self, nodes: list[int]) -> secure.Collector:
+        offer, record = self.offer, self.strategy.record
+        answers = list(self._ask("announce", dict.fromkeys(nodes, wire.encode_announce(offer))))
+        rosters = Counter((step.roster, step.members) for _, _, step in answers)
+        if not rosters:
+            self._give_up(record.declined)
+            raise Abandoned("no merchant announced keys")
+        (roster, members), _ = rosters.most_common(1)[0]
+        terms = secure.Terms(offer.run, offer.round, offer.attempt, roster, members, offer.dropouts, offer.colluders)
+        collector = secure.Collector(terms)
+        for node, reply, step in answers:
+            name = reply.statement.merchant
+            if (step.roster, step.members) != (roster, members):
+                record.refused[name] = "holds another roster than most"
+            elif step.names != (name,) or reply.statement.population < 1:
+                record.refused[name] = "announces no keys of its own, or no population"
+            else:
+                self.nodes[name], self.populations[name] = node, reply.statement.population
+                collector.announced[name] = secure.Announcement(step.first[0], step.second[0], step.third[0])
+        if members - len(record.declined) < terms.least:
+            self._give_up(record.declined)
+        self._enough(collector.announced, terms, "announced keys")
+        return collector
+
+    def _shared(self, collector: secure.Collector) -> None:
+        known = collector.announced
+        names = tuple(sorted(known))
+        keys = Step(
+            self.offer.attempt,
+            names=names,
+            first=tuple(known[name].sealing for name in names),
+            second=tuple(known[name].masking for name in names),
+            third=tuple(known[name].signature for name in names),
+        )
+        for _, reply, step in self._ask("share", self._same(names, keys)):
+            collector.sealed[reply.statement.merchant] = dict(step.listed("first"))
+        self._enough(collector.sealed, collector.terms, "shared their seeds")
+
+    def _masked(
+        self, collector: secure.Collector, kind: str, content: Callable[[int], RecordDict], lattice: secure.Lattice
+    ) -> None:
+        requests = {}
+        for name in collector.there:
+            boxes = collector.sealed_for(name)
+            step = Step(
+                self.offer.attempt, names=tuple(boxes), first=tuple(boxes.values()), there=collector.there, scale=lattice.scale
+            )
+            requests[self.nodes[name]] = wire.with_step(content(self.nodes[name]), step)
+        for node, reply, _ in self._ask(kind, requests):
+            self.strategy.informed.add(node)
+            name, value = reply.statement.merchant, reply.arrays.get(wire.MASKED)
+            fault = self.strategy.fault(reply, self.offer.round, self.offer.noise_multiplier)
+            if value is None or value.dtype != np.uint32 or value.shape != (lattice.size,):
+                fault = f"{wire.MASKED}: expected {lattice.size} uint32"
+            if fault:
+                self.strategy.record.refused[name] = fault
+                continue
+            collector.masked[name] = value  # type: ignore[assignment]
+            self.populations[name] = reply.statement.population
+            self.strategy.took_part(reply)
+        self._enough(collector.masked, collector.terms, "sent their masked sum")
+
+    def _confirmed(self, collector: secure.Collector) -> None:
+        survivors = Step(self.offer.attempt, there=collector.survivors)
+        for _, reply, step in self._ask("confirm", self._same(collector.survivors, survivors)):
+            if len(step.first) == 1:
+                collector.signatures[reply.statement.merchant] = step.first[0]
+
+    def _revealed(self, collector: secure.Collector) -> dict[str, secure.Revealed]:
+        signed = collector.signatures
+        step = Step(self.offer.attempt, names=tuple(signed), first=tuple(signed.values()))
+        out = {}
+        for _, reply, answer in self._ask("reveal", self._same(tuple(signed), step)):
+            rows = answer.listed("first", "second")
+            own = {name: share for name, share, _ in rows if share}
+            out[reply.statement.merchant] = secure.Revealed(own, {name: share for name, _, share in rows if share})
+        return out
+
+    def _same(self, names: Iterable[str], step: Step) -> dict[int, RecordDict]:
+        return dict.fromkeys((self.nodes[name] for name in names), wire.encode_step(self.offer.run, self.offer.round, step))
+
+    def _ask(self, kind: str, requests: Mapping[int, RecordDict]) -> Iterator[tuple[int, Reply, Step]]:
+        """Send a step's requests and hear the answers that belong to it."""
+        notify("secure_step", step=kind, merchants=len(requests))
+        messages = [
+            Message(content, node, f"train.{kind}", group_id=str(self.offer.round), ttl=self.timeout)
+            for node, content in requests.items()
+        ]
+        self.strategy.expect(messages)
+        for node, reply in self.strategy.heard(self.grid.send_and_receive(messages, timeout=self.timeout)):
+            if reply.step is None or reply.step.attempt != self.offer.attempt:
+                self.strategy.record.refused[reply.statement.merchant] = f"{kind}: answers another sum"
+            else:
+                yield node, reply, reply.step
+
+    def _scale(self, terms: secure.Terms, size: int) -> float:
+        offer = self.offer
+        records = self.strategy.config.positions if offer.unit == "event" and offer.mechanism == "dp-sgd" else 1
+        users = offer.sample_rate * records * sum(self.populations.values())
+        noise = offer.noise_multiplier * math.sqrt(terms.members / terms.honest)
+        return secure.finest(size, offer.clip_norm, users, noise, 0.99 * LARGEST_SHARE * math.sqrt(terms.members))
+
+    def _enough(self, names: Iterable[str], terms: secure.Terms, what: str) -> None:
+        count = len(list(names))
+        if count < terms.least:
+            raise Abandoned(f"{count} of {terms.members} merchants {what}, {terms.least} are needed")
+
+    def _give_up(self, declined: Mapping[str, str]) -> None:
+        final = [reason for reason in declined.values() if reason.startswith(FINAL)]
+        if len(final) > self.offer.dropouts:
+            raise NobodyLeft(final[0])
+
+
+STRATEGIES: dict[Trust, type[PrivateLora]] = {"local": PrivateLora, "secure-aggregation": SecureLora}
+"""How a run trains, by whom merchants trust."""
