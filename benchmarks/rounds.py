@@ -78,7 +78,7 @@ def write_merchants(folder: Path, merchants: int) -> None:
         Columns.TIME: pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(count) % BASKETS, unit="D"),
         Columns.MERCHANT: [f"m{merchant:04d}" for merchant in owner % merchants],
     })  # fmt: skip
-    write_federation(items, events, folder, HOLDOUT, {"epsilon": 1000.0, "delta": 1e-5})
+    write_federation(items, events, folder, HOLDOUT, {"epsilon": 1000.0, "delta": 1e-5, "trust": "secure-aggregation"})
 
 
 def resident(process: psutil.Process) -> float:

@@ -231,7 +231,7 @@ class _Sum:
         if not step.scale > 0:
             raise secure.Refused(f"scale {step.scale:g} is not positive")
         state = secure.hold(self.secrets, step.there, dict(step.listed("first")), hashed([content, step.scale]))
-        lattice = secure.Lattice(size, step.scale, f"{terms.run}/{terms.round}")
+        lattice = secure.Lattice(size, step.scale, f"round {terms.round}")
         sensitivity = lattice.sensitivity(release.clip_norm)
         try:
             own = noise_share(release.noise_multiplier, sensitivity, terms.honest)

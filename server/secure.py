@@ -142,7 +142,7 @@ class _SecureSum:
         collector = self._announced(nodes)
         terms = collector.terms
         self._shared(collector)
-        lattice = secure.Lattice(size, self._scale(terms, size), f"{terms.run}/{terms.round}")
+        lattice = secure.Lattice(size, self._scale(terms, size), f"round {terms.round}")
         self._masked(collector, kind, content, lattice)
         self._confirmed(collector)
         try:

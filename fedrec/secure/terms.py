@@ -98,7 +98,8 @@ class Terms:
     colluders: int
 
     def __post_init__(self) -> None:
-        if not (self.dropouts >= 0 and self.colluders >= 0 and 2 * self.dropouts + self.colluders < self.members):
+        possible = self.dropouts >= 0 and self.colluders >= 0 and 2 * self.dropouts + self.colluders < self.members
+        if self.members < 2 or not possible:
             raise Refused(
                 f"{self.members} merchants cannot bear {self.dropouts} dropouts and {self.colluders} colluders: "
                 "twice the dropouts and the colluders must be fewer than the merchants"
