@@ -21,7 +21,7 @@ from fedrec.config import write_atomically
 from fedrec.data import MerchantData, load_merchant
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, read_merchant_file
-from fedrec.model.adapter import Arrays, digest
+from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays, digest, of_part
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
 from fedrec.privacy import (
@@ -206,6 +206,22 @@ class Merchant:
             return encode_update(update, noise) if task.update_code == "int8" else update
 
         return self._release(release, task.delta, compute)
+
+    def numbers(self, task: RoundTask, trained: Arrays, public: Arrays) -> int:
+        """How many numbers a step on `task.part` trains.
+
+        Raises:
+            WireError: the request's arrays are not the matrices that are trained here, by name and shape.
+        """
+        if task.part == "heads":
+            rank, width = public[HEAD_A].shape[1], public[HEAD_A].shape[0]
+            expected = dict.fromkeys(HEAD_B.values(), (rank, width))
+        else:
+            expected = {name: value.shape for name, value in self.encoder(task).trained().items()}
+        found = {name: value.shape for name, value in of_part(trained, task.part).items()}
+        if found != expected or set(public) & set(trained):
+            raise wire.WireError("the adapter's matrices are not the ones that are trained")
+        return sum(rows * columns for rows, columns in expected.values())
 
     def clipped_sum(self, task: RoundTask, trained: Arrays, public: Arrays, noise: NoiseSource) -> Arrays:
         """The sum of a lot's clipped gradients, WITHOUT noise: for a secure sum only."""

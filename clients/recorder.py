@@ -46,6 +46,10 @@ def _line(message: Message, reply: Message) -> dict[str, Any]:
             entry: dict[str, Any] = {"record": name, "kind": type(record).__name__, "name": key}
             if isinstance(record, ArrayRecord) and isinstance(value, Array):
                 entry |= {"dtype": value.dtype, "shape": list(value.shape), "hash": _hash(value.data)}
+            elif isinstance(value, list):
+                lengths = [len(one) for one in value if isinstance(one, bytes)]
+                shown = {"bytes": lengths} if lengths else {"value": value}  # of shares and signatures only their lengths
+                entry |= {"dtype": "list", "shape": [len(value)], **shown, "hash": _hash(repr(value).encode())}
             else:
                 entry |= {"dtype": type(value).__name__, "shape": [], "value": value, "hash": _hash(str(value).encode())}
             line["values"].append(entry)

@@ -26,13 +26,15 @@ from clients.merchant import Merchant, safely
 from fedrec import secure, wire
 from fedrec.config import Trust, write_atomically
 from fedrec.errors import InputError
-from fedrec.model.adapter import Arrays, digest, flat, of_part
+from fedrec.model.adapter import Arrays, digest, flat
 from fedrec.privacy import NoiseSource, Release, discrete_gaussian, multiplier, noise_share, over_budget
 from fedrec.secure.terms import hashed
 from fedrec.wire import Announce, Reply, Statement, Step
 
 __all__ = ["answer_announce", "answer_confirm", "answer_mask", "answer_mask_histogram", "answer_reveal", "answer_share"]
 
+OFFERED = ("run", "round", "mechanism", "noise_multiplier", "sample_rate", "clip_norm", "unit")
+"""What the first step has announced, and the release must be."""
 STEPS = ("announce", "share", "mask", "confirm", "reveal")
 TRUST: Trust = "secure-aggregation"
 _REPLY: TypeAdapter[Step] = TypeAdapter(Step)
@@ -47,7 +49,7 @@ def answer_share(message: Message, context: Context) -> Reply:
     """Sealed shares of the seeds of this merchant's masks."""
 
     def work(one: _Sum, step: Step) -> Reply:
-        announced = {name: secure.Announcement(*keys) for name, *keys in step.listed("first", "second", "third")}
+        announced = {name: secure.Announcement(*keys) for name, *keys in step.listed("first", "second", "third", "fourth")}
         one.state, sealed = secure.share(one.secrets, announced, one.roster)
         return one.reply(Step(step.attempt, names=tuple(sealed), first=tuple(sealed.values())))
 
@@ -68,8 +70,8 @@ def answer_mask(message: Message, context: Context) -> Reply:
             task.run, task.round, "dp-sgd", task.noise_multiplier, task.sample_rate, 1, task.clip_norm, task.unit,
             merchant.policy.delta,
         )  # fmt: skip
-        content = hashed([asdict(task), digest(trained), public_digest])
-        size = sum(value.size for value in of_part(trained, task.part).values())
+        content = wire.content_of_train(task, trained, public_digest)
+        size = merchant.numbers(task, trained, held)
 
         def compute(noise: NoiseSource) -> np.ndarray:
             return flat(merchant.clipped_sum(task, trained, held, noise))
@@ -85,7 +87,7 @@ def answer_mask_histogram(message: Message, context: Context) -> Reply:
     def answer(merchant: Merchant) -> Reply:
         task, keys = wire.decode_histogram_task(message)
         release = Release(task.run, 0, "histogram", task.noise_multiplier, 1.0, 1, 1.0, task.unit, merchant.policy.delta)
-        content = hashed([asdict(task), digest({"keys": keys})])
+        content = wire.content_of_histogram(task, keys)
 
         def compute(_: NoiseSource) -> np.ndarray:
             return merchant.votes(keys)
@@ -140,11 +142,8 @@ class _Sum:
                 return known._again("announce", asked)
             if merchant.ledger.find(ask.run, ask.round) is not None:
                 return merchant.declined("the round is over")
-            reason = policy.refusal_of_terms(dropouts=ask.dropouts, colluders=ask.colluders) or policy.refusal(
-                unit=ask.unit, noise_multiplier=ask.noise_multiplier, clip_norm=ask.clip_norm, delta=ask.delta
-            )
-            if reason:
-                return merchant.declined(f"policy: {reason}")
+            if reason := _against_policy(merchant, ask):
+                return merchant.declined(reason)
             if reason := over_budget(policy, merchant.ledger.releases(), release):
                 return merchant.declined(reason)
             one = cls(merchant, ask, None)
@@ -158,8 +157,9 @@ class _Sum:
                 return merchant.declined(f"secure aggregation: {refused}")
             keys = one.state.announcement
             step = Step(
-                ask.attempt, terms.roster, terms.members, (merchant.name,), (keys.sealing,), (keys.masking,), (keys.signature,)
-            )
+                ask.attempt, terms.roster, terms.members, (merchant.name,),
+                (keys.sealing,), (keys.masking,), (keys.own,), (keys.signature,),
+            )  # fmt: skip
             return one._keep("announce", asked, one.reply(step))
 
     @classmethod
@@ -179,7 +179,8 @@ class _Sum:
             try:
                 reply = work(one, step)
             except secure.Refused as refused:
-                return merchant.declined(f"secure aggregation: {refused}")
+                blamed = (refused.blamed,) if refused.blamed else ()
+                return replace(merchant.declined(f"secure aggregation: {refused}"), step=Step(step.attempt, names=blamed))
             return reply if reply.statement.status == "declined" else one._keep(name, asked, reply)
 
     @property
@@ -225,12 +226,13 @@ class _Sum:
             Refused: the lists are wrong, the noise is out of range, or this is not what was announced.
         """
         merchant, offer, terms = self.merchant, self.offer, self.secrets.terms
-        offered = (offer.mechanism, offer.noise_multiplier, offer.sample_rate, offer.clip_norm, offer.unit)
-        if offered != (release.mechanism, release.noise_multiplier, release.sample_rate, release.clip_norm, release.unit):
+        if any(getattr(offer, name) != getattr(release, name) for name in OFFERED):
             raise secure.Refused("the request is not the one that was announced")
-        if not step.scale > 0:
-            raise secure.Refused(f"scale {step.scale:g} is not positive")
-        state = secure.hold(self.secrets, step.there, dict(step.listed("first")), hashed([content, step.scale]))
+        if not step.scale > 0 or size < 1:
+            raise secure.Refused(f"scale {step.scale:g} is not positive" if size else "there is nothing to add up")
+        if self.roster.digest != terms.roster:
+            raise secure.Refused("its roster has changed since the sum began")
+        state = secure.hold(self.secrets, step.there, dict(step.listed("first")), wire.content_of(content, step.scale))
         lattice = secure.Lattice(size, step.scale, f"round {terms.round}")
         sensitivity = lattice.sensitivity(release.clip_norm)
         try:
@@ -245,6 +247,8 @@ class _Sum:
             dropouts=terms.dropouts,
             colluders=terms.colluders,
         )
+        if reason := _against_policy(merchant, offer):
+            return merchant.declined(reason)  # it may have become stricter since the first step
         if merchant.ledger.find(release.run, release.round) is not None:
             # It was paid for, and the answer was lost. A second draw would be a second release.
             return merchant.declined("the round is over")
@@ -254,7 +258,7 @@ class _Sum:
         noise = merchant.noise(release)
         vector = compute(noise)
         values = lattice.encode(vector, noise.uniform(size)) + discrete_gaussian(size, own, noise)
-        self.state = state
+        self.state = secure.forgetful(state)
         return Reply({wire.MASKED: secure.mask(state, values)}, merchant.statement(release, noise), Step(step.attempt))
 
     def reply(self, step: Step) -> Reply:
@@ -293,6 +297,14 @@ class _Sum:
         known = json.loads(path.read_text(encoding="utf-8"))
         state = None if known["state"] is None else secure.State.from_json(known["state"])
         return cls(merchant, Announce(**known["offer"]), state, known["answers"])
+
+
+def _against_policy(merchant: Merchant, ask: Announce) -> str | None:
+    policy = merchant.policy
+    reason = policy.refusal_of_terms(dropouts=ask.dropouts, colluders=ask.colluders) or policy.refusal(
+        unit=ask.unit, noise_multiplier=ask.noise_multiplier, clip_norm=ask.clip_norm, delta=ask.delta
+    )
+    return f"policy: {reason}" if reason else None
 
 
 def _path(merchant: Merchant) -> Path:

@@ -225,6 +225,11 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power cut could bring the old file back
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,8 +18,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedrec.config import Trust, Unit
-from fedrec.model.adapter import Arrays
+from fedrec.model.adapter import Arrays, digest
 from fedrec.privacy.events import Mechanism
+from fedrec.secure.terms import hashed
 from fedrec.training.round import RoundTask
 from fedrec.training.update_code import SCALES, buckets
 
@@ -36,6 +37,9 @@ __all__ = [
     "Step",
     "WireError",
     "arrays_digest",
+    "content_of",
+    "content_of_histogram",
+    "content_of_train",
     "decode_announce",
     "decode_histogram_task",
     "decode_lists",
@@ -135,10 +139,11 @@ class Step:
         attempt: the attempt that it belongs to.
         roster: digest of the roster that the sender holds.
         members: merchants in it.
-        names: the merchants that the lists are about.
+        names: the merchants that the lists are about; in a decline whoever is to blame.
         first: sealing keys, sealed shares, signatures, or shares of own masks.
         second: masking keys, or shares of pair masks.
-        third: signatures under the keys.
+        third: hashes of own masks.
+        fourth: signatures under the keys.
         there: who has shared, or who is in the sum.
         scale: steps of the grid in one unit.
     """
@@ -152,6 +157,7 @@ class Step:
     first: tuple[bytes, ...] = ()
     second: tuple[bytes, ...] = ()
     third: tuple[bytes, ...] = ()
+    fourth: tuple[bytes, ...] = ()
     there: tuple[str, ...] = ()
     scale: float = 0.0
 
@@ -262,6 +268,21 @@ def decode_step(message: Message) -> tuple[str, int, Step]:
     """
     task = message.content[TASK]
     return str(task["run"]), int(task.get("round", 0)), decode_lists(message)  # type: ignore[arg-type]
+
+
+def content_of_train(task: RoundTask, trained: Arrays, public_digest: str) -> str:
+    """A hash of all that a round's sum depends on, the same at the server and at every merchant."""
+    return hashed([asdict(task), digest(trained), public_digest])
+
+
+def content_of_histogram(task: HistogramTask, keys: np.ndarray) -> str:
+    """The same for the histogram."""
+    return hashed([asdict(task), digest({KEYS: keys})])
+
+
+def content_of(what: str, scale: float) -> str:
+    """The same with the grid that it is rounded to."""
+    return hashed([what, scale])
 
 
 def arrays_digest(message: Message) -> str:

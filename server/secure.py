@@ -11,6 +11,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -18,14 +19,16 @@ from flwr.serverapp import Grid
 
 from fedrec import secure, wire
 from fedrec.aggregation import apply_update, plausible_norm, update_fault
-from fedrec.config import Trust
+from fedrec.config import RunConfig, Trust
 from fedrec.model import Arrays, digest, of_part
 from fedrec.model.adapter import unflat
+from fedrec.privacy import NoisePlan
 from fedrec.privacy.discrete import LARGEST_SHARE
 from fedrec.training import expected_lot
 from fedrec.wire import Announce, Reply, Step
 from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
+from server.run_folder import ServerState
 from server.strategy import NobodyLeft, PrivateLora, RoundRecord
 
 __all__ = ["STRATEGIES", "SecureLora"]
@@ -36,30 +39,66 @@ FINAL = ("policy:", "budget:", "secure aggregation:")
 
 @dataclass(frozen=True)
 class Opened:
-    """A sum that was opened: the vector, and the declared populations of those in it."""
+    """A sum that was opened: the vector, and the declared populations of those in it, capped."""
 
     vector: np.ndarray
-    populations: Mapping[str, int]
+    populations: Mapping[str, float]
 
 
 class Abandoned(Exception):
     """A sum that cannot be opened; whoever has masked has paid for it."""
 
 
+@dataclass(frozen=True)
+class Ask:
+    """The request for masked integers.
+
+    Attributes:
+        kind: `mask` or `mask_histogram`.
+        request: for a node, but for the lists of the sum.
+        content: digest of what it asks, as merchants compute it.
+        size: numbers in the sum.
+    """
+
+    kind: str
+    request: Callable[[int], RecordDict]
+    content: str
+    size: int
+
+
 class SecureLora(PrivateLora):
-    """Sends the steps of a secure sum, opens it, applies the server optimizer."""
+    """Sends the steps of a secure sum, opens it, applies the server optimizer.
+
+    A merchant that more others blame than may collude has done what it is blamed for, and is not asked again.
+    """
+
+    blamed: dict[str, set[str]]
+    excluded: set[str]
+
+    def __init__(self, config: RunConfig, plan: NoisePlan, state: ServerState, trunk: str) -> None:
+        super().__init__(config, plan, state, trunk)
+        self.blamed, self.excluded = {}, set()
+        self._opened: Opened | None = None
+
+    def blame(self, name: str, by: str) -> None:
+        """`by` could not go on because of `name`."""
+        self.blamed.setdefault(name, set()).add(by)
+        if len(self.blamed[name]) > self.config.colluders:
+            self.excluded.add(name)
 
     def collect_priors(self, grid: Grid, keys: np.ndarray, timeout: float) -> tuple[Arrays, RoundRecord]:
         """The popularity prior as one secure sum of merchants' histograms."""
         self.record = RoundRecord()
         config, sigma, counts = self.config, self.plan.histogram, np.zeros(len(keys), dtype=np.float32)
         if sigma is not None:
-            content = wire.encode_histogram_task(wire.HistogramTask(self.state.run, sigma, config.delta, config.unit), keys)
+            task = wire.HistogramTask(self.state.run, sigma, config.delta, config.unit)
+            content = wire.encode_histogram_task(task, keys)
             offer = self._offer(0, "histogram", sigma, 1.0, 1.0)
             try:
                 nodes = self.present(grid, config.start_merchants)
                 notify("histogram_started", merchants=len(nodes))
-                opened = _SecureSum(self, grid, offer, timeout).run(nodes, "mask_histogram", lambda _: content, len(keys))
+                ask = Ask("mask_histogram", lambda _: content, wire.content_of_histogram(task, keys), len(keys))
+                opened = _SecureSum(self, grid, offer, timeout).run(nodes, ask)
                 counts = opened.vector.astype(np.float32)
             except (Abandoned, NobodyLeft) as reason:
                 self.record.abandoned = str(reason)
@@ -83,8 +122,9 @@ class SecureLora(PrivateLora):
         offer = self._offer(number, "dp-sgd", task.noise_multiplier, task.sample_rate, task.clip_norm)
         size = sum(value.size for value in of_part(self.state.trained, task.part).values())
         try:
-            one = _SecureSum(self, grid, offer, self.config.round_timeout)
-            self._opened = one.run(nodes, "mask", lambda node: contents[node in self.informed], size)
+            what = wire.content_of_train(task, self.state.trained, digest(public))
+            ask = Ask("mask", lambda node: contents[node in self.informed], what, size)
+            self._opened = _SecureSum(self, grid, offer, self.config.round_timeout).run(nodes, ask)
         except Abandoned as reason:
             self.record.abandoned = str(reason)
         return []
@@ -99,7 +139,7 @@ class SecureLora(PrivateLora):
             update = unflat(-task.learning_rate * self._opened.vector / lot, like)
             most = plausible_norm(
                 steps=1, learning_rate=task.learning_rate, clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier,
-                numbers=len(self._opened.vector), lot=config.min_lot,
+                numbers=len(self._opened.vector), lot=lot,
             )  # fmt: skip
             if fault := update_fault(update, like, most):
                 self.record.abandoned = f"the opened sum: {fault}"
@@ -127,13 +167,8 @@ class _SecureSum:
         self.nodes: dict[str, int] = {}
         self.populations: dict[str, int] = {}
 
-    def run(self, nodes: list[int], kind: str, content: Callable[[int], RecordDict], size: int) -> Opened:
+    def run(self, nodes: list[int], ask: Ask) -> Opened:
         """The five steps, one after the other; a merchant that fails at one is left out of the next.
-
-        Args:
-            kind: of the request for masked integers, `mask` or `mask_histogram`.
-            content: that request for a node, but for the lists of the sum.
-            size: numbers in the sum.
 
         Raises:
             Abandoned: too few merchants are left, or the sum does not open.
@@ -142,34 +177,48 @@ class _SecureSum:
         collector = self._announced(nodes)
         terms = collector.terms
         self._shared(collector)
-        lattice = secure.Lattice(size, self._scale(terms, size), f"round {terms.round}")
-        self._masked(collector, kind, content, lattice)
+        lattice = secure.Lattice(ask.size, self._scale(terms, ask.size), f"round {terms.round}")
+        collector.content = wire.content_of(ask.content, lattice.scale)
+        self._masked(collector, ask, lattice)
         self._confirmed(collector)
         try:
             total = collector.open(self._revealed(collector))
         except (secure.Refused, ValueError) as reason:
             raise Abandoned(f"the sum does not open: {reason}") from None
-        return Opened(lattice.decode(total), {name: self.populations[name] for name in collector.survivors})
+        return Opened(lattice.decode(total), self._capped({name: self.populations[name] for name in collector.survivors}))
 
     def _announced(self, nodes: list[int]) -> secure.Collector:
         offer, record = self.offer, self.strategy.record
-        answers = list(self._ask("announce", dict.fromkeys(nodes, wire.encode_announce(offer))))
+        asked = [node for node in nodes if self.strategy.names.get(node) not in self.strategy.excluded]
+        for name in self.strategy.excluded:
+            record.refused[name] = "is blamed by more merchants than may collude"
+        answers = list(self._ask("announce", dict.fromkeys(asked, wire.encode_announce(offer))))
         rosters = Counter((step.roster, step.members) for _, _, step in answers)
         if not rosters:
             self._give_up(record.declined)
             raise Abandoned("no merchant announced keys")
         (roster, members), _ = rosters.most_common(1)[0]
-        terms = secure.Terms(offer.run, offer.round, offer.attempt, roster, members, offer.dropouts, offer.colluders)
+        try:
+            terms = secure.Terms(offer.run, offer.round, offer.attempt, roster, members, offer.dropouts, offer.colluders)
+        except secure.Refused as reason:
+            self._give_up(record.declined)
+            raise Abandoned(str(reason)) from None
         collector = secure.Collector(terms)
         for node, reply, step in answers:
             name = reply.statement.merchant
             if (step.roster, step.members) != (roster, members):
                 record.refused[name] = "holds another roster than most"
-            elif step.names != (name,) or reply.statement.population < 1:
+                continue
+            rows = self._listed(name, step, "first", "second", "third", "fourth")
+            if len(rows) != 1 or rows[0][0] != name or reply.statement.population < 1:
                 record.refused[name] = "announces no keys of its own, or no population"
-            else:
-                self.nodes[name], self.populations[name] = node, reply.statement.population
-                collector.announced[name] = secure.Announcement(step.first[0], step.second[0], step.third[0])
+                continue
+            known = secure.Announcement(*rows[0][1:])
+            if not known.usable:
+                record.refused[name] = "announces unusable keys"
+                continue
+            self.nodes[name], self.populations[name] = node, reply.statement.population
+            collector.announced[name] = known
         if members - len(record.declined) < terms.least:
             self._give_up(record.declined)
         self._enough(collector.announced, terms, "announced keys")
@@ -183,23 +232,27 @@ class _SecureSum:
             names=names,
             first=tuple(known[name].sealing for name in names),
             second=tuple(known[name].masking for name in names),
-            third=tuple(known[name].signature for name in names),
+            third=tuple(known[name].own for name in names),
+            fourth=tuple(known[name].signature for name in names),
         )
         for _, reply, step in self._ask("share", self._same(names, keys)):
-            collector.sealed[reply.statement.merchant] = dict(step.listed("first"))
+            name = reply.statement.merchant
+            boxes = dict(self._listed(name, step, "first"))
+            if len(boxes) < collector.threshold or not set(boxes) <= set(names) - {name}:
+                self.strategy.record.refused[name] = "gives its shares to too few, or to strangers"
+                continue
+            collector.sealed[name] = boxes
         self._enough(collector.sealed, collector.terms, "shared their seeds")
 
-    def _masked(
-        self, collector: secure.Collector, kind: str, content: Callable[[int], RecordDict], lattice: secure.Lattice
-    ) -> None:
+    def _masked(self, collector: secure.Collector, ask: Ask, lattice: secure.Lattice) -> None:
         requests = {}
         for name in collector.there:
             boxes = collector.sealed_for(name)
             step = Step(
                 self.offer.attempt, names=tuple(boxes), first=tuple(boxes.values()), there=collector.there, scale=lattice.scale
             )
-            requests[self.nodes[name]] = wire.with_step(content(self.nodes[name]), step)
-        for node, reply, _ in self._ask(kind, requests):
+            requests[self.nodes[name]] = wire.with_step(ask.request(self.nodes[name]), step)
+        for node, reply, _ in self._ask(ask.kind, requests):
             self.strategy.informed.add(node)
             name, value = reply.statement.merchant, reply.arrays.get(wire.MASKED)
             fault = self.strategy.fault(reply, self.offer.round, self.offer.noise_multiplier)
@@ -224,9 +277,10 @@ class _SecureSum:
         step = Step(self.offer.attempt, names=tuple(signed), first=tuple(signed.values()))
         out = {}
         for _, reply, answer in self._ask("reveal", self._same(tuple(signed), step)):
-            rows = answer.listed("first", "second")
+            holder = reply.statement.merchant
+            rows = self._listed(holder, answer, "first", "second")
             own = {name: share for name, share, _ in rows if share}
-            out[reply.statement.merchant] = secure.Revealed(own, {name: share for name, _, share in rows if share})
+            out[holder] = secure.Revealed(own, {name: share for name, _, share in rows if share})
         return out
 
     def _same(self, names: Iterable[str], step: Step) -> dict[int, RecordDict]:
@@ -240,18 +294,36 @@ class _SecureSum:
             for node, content in requests.items()
         ]
         self.strategy.expect(messages)
-        for node, reply in self.strategy.heard(self.grid.send_and_receive(messages, timeout=self.timeout)):
+        for node, reply in self.strategy.heard(self.grid.send_and_receive(messages, timeout=self.timeout), self._blamed):
             if reply.step is None or reply.step.attempt != self.offer.attempt:
                 self.strategy.record.refused[reply.statement.merchant] = f"{kind}: answers another sum"
             else:
                 yield node, reply, reply.step
 
+    def _listed(self, name: str, step: Step, *which: str) -> list[tuple[Any, ...]]:
+        """The rows of an answer's lists; none where they do not fit together."""
+        try:
+            return step.listed(*which)
+        except wire.WireError as fault:
+            self.strategy.record.refused[name] = str(fault)
+            return []
+
+    def _blamed(self, reply: Reply) -> None:
+        for name in reply.step.names if reply.step is not None else ():
+            if name in self.nodes:
+                self.strategy.blame(name, reply.statement.merchant)
+
     def _scale(self, terms: secure.Terms, size: int) -> float:
         offer = self.offer
         records = self.strategy.config.positions if offer.unit == "event" and offer.mechanism == "dp-sgd" else 1
-        users = offer.sample_rate * records * sum(self.populations.values())
+        users = offer.sample_rate * records * sum(self._capped(self.populations).values())
         noise = offer.noise_multiplier * math.sqrt(terms.members / terms.honest)
         return secure.finest(size, offer.clip_norm, users, noise, 0.99 * LARGEST_SHARE * math.sqrt(terms.members))
+
+    def _capped(self, populations: Mapping[str, int]) -> dict[str, float]:
+        """A declared population is a merchant's word: none counts more than ten times the median."""
+        most = 10 * float(np.median(list(populations.values())))
+        return {name: min(float(value), most) for name, value in populations.items()}
 
     def _enough(self, names: Iterable[str], terms: secure.Terms, what: str) -> None:
         count = len(list(names))

@@ -7,7 +7,7 @@ before it counts. Who took part, who declined and who was refused, and why, is r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -256,8 +256,14 @@ class PrivateLora(Strategy):
         self._asked = messages
         self._sent = {one.metadata.dst_node_id: wire.size(one.content) for one in messages}
 
-    def heard(self, replies: Iterable[Message]) -> Iterable[tuple[int, wire.Reply]]:
-        """The answers that are no declines, each with its node, who is who it says; the others are recorded with the reason."""
+    def heard(
+        self, replies: Iterable[Message], declined: Callable[[wire.Reply], None] = lambda _: None
+    ) -> Iterable[tuple[int, wire.Reply]]:
+        """The answers that are no declines, each with its node, who is who it says; the others are recorded with the reason.
+
+        Args:
+            declined: is told of each decline.
+        """
         unheard = set(self._sent)
         waiting = sorted(replies, key=lambda one: one.metadata.src_node_id, reverse=True)
         while waiting:
@@ -273,6 +279,7 @@ class PrivateLora(Strategy):
             name = reply.statement.merchant
             if reply.statement.status == "declined":
                 self.record.declined[name] = reply.statement.reason
+                declined(reply)
                 if reply.statement.reason.startswith("needs the public part"):
                     self.informed.discard(node)
                 continue

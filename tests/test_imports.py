@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "fedrec.merchant": rooms("data", "privacy", "errors"),
     "fedrec.deploy": rooms("merchant", "secure", "data", "privacy", "config", "errors"),
     "fedrec.report": rooms("config", "errors", "privacy", "merchant"),
-    "fedrec.wire": rooms("model", "privacy", "training", "config", "errors"),
+    "fedrec.wire": rooms("model", "secure", "privacy", "training", "config", "errors"),
     "fedrec.cli": FEDREC | {"fedrec", "server", "clients", "simulations"},
     "server": LIBRARY,
     "clients": LIBRARY,

@@ -20,7 +20,7 @@ from clients.merchant import Merchant, forget_merchants, open_merchant
 from clients.site import site_of
 from fedrec import wire
 from fedrec.aggregation import weighted_mean
-from fedrec.model.adapter import flat, norm, of_part, unflat
+from fedrec.model.adapter import digest, flat, norm, of_part, unflat
 from fedrec.privacy import Ledger, SeededNoise
 from fedrec.secure import Lattice, Roster
 from fedrec.training import expected_lot
@@ -102,7 +102,7 @@ def test_what_crosses_is_on_the_list(run: tuple[RunFolder, Crossed]) -> None:
         assert statement["trust"] == "secure-aggregation" and bool(statement["epsilon_spent"]) == masked
         filled = {name for name, value in reply.content["secure"].items() if value not in ([], "", 0, 0.0)}
         assert filled <= {
-            "announce": {"attempt", "roster", "members", "names", "first", "second", "third"},
+            "announce": {"attempt", "roster", "members", "names", "first", "second", "third", "fourth"},
             "share": {"attempt", "names", "first"},
             "confirm": {"attempt", "first"},
             "reveal": {"attempt", "names", "first", "second"},
@@ -349,7 +349,9 @@ def test_a_step_that_was_answered_is_not_answered_with_other_content(
     out = tmp_path / "run"
     with stopped_after("reveal", federation, tiny_bert_folder, out) as seen:
         lines = ledger_of(out).path.read_bytes()
-        four = {key: list(seen["share"][0][0].content["secure"][key])[:4] for key in ("names", "first", "second", "third")}
+        four = {
+            key: list(seen["share"][0][0].content["secure"][key])[:4] for key in ("names", "first", "second", "third", "fourth")
+        }
         changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "share": ({}, four),
             "mask": ({"temperature": 9.0}, {}),
@@ -426,7 +428,7 @@ def test_a_round_that_nobody_paid_for_may_begin_again_with_fresh_keys(
         ({}, {"scale": -1.0}, "scale -1 is not positive"),
         ({}, {"scale": float("nan")}, "failed: WireError"),
         ({}, {"scale": 1e12}, "a noise share of"),
-        ({}, {"scale": 5.0}, ""),
+        ({}, {"scale": 50.0}, ""),
         ({}, {"there": ["m0", "m1", "m2"]}, "sealed a share without being there"),
         ({}, {"there": [*MERCHANTS, "m9"]}, "shared without having announced"),
         ({}, {"names": [], "first": [], "there": ["m0", "m1"]}, "4 are needed"),
@@ -463,8 +465,6 @@ def mask_requests(seen: dict[str, list[tuple[Message, Message]]], bert: Path, ou
         )
         for _, reply in seen["share"]
     }
-    from fedrec.model import digest
-
     content = wire.encode_train(strategy.task(1), state.trained, digest(state.public), state.public)
     attempt = str(seen["share"][0][0].content["secure"]["attempt"])
     out_requests = []
@@ -503,7 +503,7 @@ def test_keys_that_the_server_replaced_are_refused_and_named(federation: Path, t
     out = tmp_path / "run"
     with stopped_after("announce", federation, tiny_bert_folder, out) as seen:
         steps = [reply.content["secure"] for _, reply in seen["announce"]]
-        lists = {key: [step[key][0] for step in steps] for key in ("names", "first", "second", "third")}
+        lists = {key: [step[key][0] for step in steps] for key in ("names", "first", "second", "third", "fourth")}
         request = Message(
             RecordDict(
                 {
@@ -525,7 +525,7 @@ def test_secrets_are_for_their_owner_alone_and_gone_at_the_end(federation: Path,
     path = out / "replies" / "m0" / "secure.json"
     with stopped_after("confirm", federation, tiny_bert_folder, out):
         assert path.stat().st_mode & 0o777 == 0o600
-        assert json.loads(path.read_text())["state"]["seeds"]
+        assert json.loads(path.read_text())["state"]["held"]
     with stopped_after("reveal", federation, tiny_bert_folder, tmp_path / "other"):
         assert json.loads((tmp_path / "other" / "replies" / "m0" / "secure.json").read_text())["state"] is None
 
@@ -536,6 +536,9 @@ def test_secrets_are_for_their_owner_alone_and_gone_at_the_end(federation: Path,
         ("announce", {"names": ["m1"]}), ("announce", {"first": [b"short"]}), ("share", {"names": ["m1"], "first": [b""]}),
         ("share", {"names": [], "first": []}), ("mask", {"attempt": "another"}), ("confirm", {"first": []}),
         ("confirm", {"first": [b"forged"]}), ("reveal", {"first": [b"x"] * 4}), ("reveal", {"names": []}),
+        ("announce", {"first": []}), ("announce", {"second": [bytes(32)]}), ("announce", {"fourth": [b"forged"]}),
+        ("announce", {"members": 2}), ("share", {"names": ["m1", "m1"], "first": [b"", b""]}),
+        ("share", {"first": [b"broken"] * 4}), ("reveal", {"first": [bytes(16)] * 4}),
     ],
 )  # fmt: skip
 def test_a_merchant_that_answers_nonsense_does_not_end_the_run(
@@ -549,7 +552,64 @@ def test_a_merchant_that_answers_nonsense_does_not_end_the_run(
     config = config_of(tiny_bert_folder, rounds=2, encoder_rounds=0)
     folder = simulate_with(federation, config, tmp_path / "run", tamper)
     assert [line["round"] for line in folder.metrics()] == [0, 1, 2]
-    assert folder.metrics()[2]["took_part"] == MERCHANTS
+    forged = (step, change) in (("announce", {"fourth": [b"forged"]}), ("share", {"first": [b"broken"] * 4}))
+    if forged:  # others cannot go on with it, before anybody has paid: it is named, and not asked again
+        assert folder.metrics()[1]["abandoned"] and ledger_rounds(folder)["m0"] == [0, 2]
+        assert folder.metrics()[2]["refused"] == {"m2": "is blamed by more merchants than may collude"}
+    else:
+        assert "abandoned" not in folder.metrics()[1]
+    assert folder.metrics()[2]["took_part"] == [name for name in MERCHANTS if name != "m2" or not forged]
+
+
+def test_a_population_beyond_all_others_is_capped(own: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    set_policy(own, "m3", population=2**40)
+    folder = simulate(own, config_of(tiny_bert_folder, rounds=1, encoder_rounds=0), tmp_path / "run")
+    assert folder.metrics()[1]["took_part"] == MERCHANTS
+
+
+def test_noise_is_drawn_for_every_number_whatever_shape_a_server_sends(
+    federation: Path, tiny_bert_folder: Path, tmp_path: Path
+) -> None:
+    """A hidden encoder part and an empty trained one would be one draw of noise for all numbers, which anyone can subtract."""
+    out = tmp_path / "run"
+    with stopped_after("share", federation, tiny_bert_folder, out) as seen:
+        request = mask_requests(seen, tiny_bert_folder, out)[0]
+        public, trained = (wire.from_record(request.content[name]) for name in ("public", "arrays"))
+        lora = {name: value for name, value in trained.items() if not name.startswith("heads.")}
+        assert lora
+        heads = {name: value for name, value in trained.items() if name not in lora}
+        for spoilt, hidden, part in (
+            ({**heads, "x": np.zeros(1, np.float32)}, lora, "encoder"),
+            ({**heads}, lora, "encoder"),
+            ({**trained, "x": np.zeros(1, np.float32)}, {}, "encoder"),
+            ({**lora, "heads.history.B": np.zeros((1, 1), np.float32)}, heads, "heads"),
+            ({**trained, "heads.history.B": heads["heads.history.B"][:, :1]}, {}, "heads"),
+        ):
+            content = RecordDict(dict(request.content))
+            content["arrays"], content["public"] = wire.to_record(spoilt), wire.to_record({**public, **hidden})
+            content["task"] = ConfigRecord(
+                {**dict(request.content["task"]), "part": part, "public": digest({**public, **hidden})}
+            )
+            reply = ask(0, Message(content, 2, "train.mask"))
+            assert reason_of(reply) == "failed: WireError" and not reply.content["arrays"]
+        assert len(ledger_of(out).releases()) == 1
+
+
+def test_seeds_are_forgotten_once_the_masks_are_on(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with stopped_after("mask", federation, tiny_bert_folder, out):
+        assert json.loads((out / "replies" / "m0" / "secure.json").read_text())["state"]["seeds"] == ["", "", ""]
+
+
+def test_the_wire_record_holds_no_share(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_bert_folder, rounds=1, encoder_rounds=0)
+    with recorded() as crossed:
+        folder = simulate(federation, config, tmp_path / "run", record_wire=True)
+    lines = [json.loads(line) for line in (folder.path / "privacy" / "wire" / "m0.jsonl").read_text().splitlines()]
+    assert [line["type"].removeprefix("train.") for line in lines[5:]] == STEPS
+    shares = [share for request, reply in crossed if step_of(request) == "reveal" for share in reply.content["secure"]["first"]]
+    text = (folder.path / "privacy" / "wire" / "m0.jsonl").read_text()
+    assert shares and not any(repr(share) in text or share.hex() in text for share in shares)
 
 
 def test_terms_of_another_size_of_federation_are_declined(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:

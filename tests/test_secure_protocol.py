@@ -68,6 +68,8 @@ class Play:
             self.states[name] = State.from_json(held.to_json())  # as a merchant who restarts
             value = self.values.setdefault(name, np.random.default_rng().integers(-(2**40), 2**40, NUMBERS))
             self.collector.masked[name] = secure.mask(self.states[name], value)
+            self.states[name] = secure.forgetful(self.states[name])
+        self.collector.content = content
 
     def confirm(self, away: frozenset[str] = frozenset()) -> None:
         for name in sorted(set(self.collector.survivors) - away):
@@ -193,12 +195,15 @@ def test_without_one_pair_mask_the_sum_of_the_others_is_uniform_too() -> None:
 
 def test_no_secret_is_in_what_a_member_sends() -> None:
     play = Play(4, 1, 1)
-    for step in (play.announce, play.share, play.mask, play.confirm):
-        step()
+    play.announce()
+    play.share()
+    seeds = [seed for state in play.states.values() for seed in state.seeds]
+    play.mask()
+    play.confirm()
     sent = repr(play.collector).encode() + b"".join(box for boxes in play.collector.sealed.values() for box in boxes.values())
-    for state in play.states.values():
-        for seed in state.seeds:
-            assert seed not in sent and repr(seed).encode() not in sent
+    assert len(set(seeds)) == 12
+    for seed in seeds:
+        assert seed not in sent and repr(seed).encode() not in sent
 
 
 def test_of_each_merchant_one_kind_of_share_is_revealed() -> None:
@@ -252,7 +257,7 @@ def announced_by(change: Callable[[Play], Mapping[str, secure.Announcement]]) ->
 
 
 def stranger(play: Play, name: str, signer: str) -> secure.Announcement:
-    unsigned = secure.Announcement(keys.key_pair(b"1" * 16)[1], keys.key_pair(b"2" * 16)[1], b"")
+    unsigned = secure.Announcement(keys.key_pair(b"1" * 16)[1], keys.key_pair(b"2" * 16)[1], b"own" * 11, b"")
     return replace(unsigned, signature=keys.sign(node_key(signer), unsigned.statement(play.terms, name)))
 
 
@@ -300,6 +305,35 @@ def test_a_key_that_two_announce_is_refused() -> None:
     assert announced_by(copied) == "two announcements hold the same key"
 
 
+def test_a_key_in_another_form_or_one_that_agrees_on_zero_is_refused() -> None:
+    def disguised(change: Callable[[bytes], bytes]) -> Callable[[Play], dict[str, secure.Announcement]]:
+        def announced(play: Play) -> dict[str, secure.Announcement]:
+            known = play.collector.announced["m001"]
+            unsigned = replace(known, masking=change(known.masking), signature=b"")
+            signed = replace(unsigned, signature=keys.sign(node_key("m002"), unsigned.statement(play.terms, "m002")))
+            return {**play.collector.announced, "m002": signed}
+
+        return announced
+
+    # X25519 ignores the top bit: a colluder would announce m001's key once more, and share all its masks.
+    for change in (
+        lambda key: key[:-1] + bytes([key[-1] | 0x80]),
+        lambda key: bytes(32),
+        lambda key: (1).to_bytes(32, "little"),
+        lambda key: (2**255 - 19 + 9).to_bytes(32, "little"),
+        lambda key: key[:-1],
+    ):
+        assert announced_by(disguised(change)) == "the keys of m002 are unusable"
+
+
+def test_a_pair_mask_belongs_to_two_names_and_to_what_they_saw() -> None:
+    private, public = keys.key_pair(b"1" * 16)
+    mine = secure.member.pair_key(private, public, b"seen", "a", "b")
+    assert mine == secure.member.pair_key(private, public, b"seen", "b", "a")
+    assert mine != secure.member.pair_key(private, public, b"seen", "a", "c")
+    assert mine != secure.member.pair_key(private, public, b"other", "a", "b")
+
+
 def test_a_roster_without_this_merchant_or_another_than_agreed_is_refused() -> None:
     play = Play(5, 1, 1)
     with pytest.raises(Refused, match="not in its roster"):
@@ -325,6 +359,48 @@ def test_different_lists_for_different_merchants_end_without_a_quorum() -> None:
     for name in everyone:
         with pytest.raises(Refused, match="confirmed the same sum"):
             secure.reveal(play.states[name], play.collector.signatures, play.roster)
+
+
+def test_a_merchant_that_was_shown_something_else_cancels_with_nobody() -> None:
+    """All but m000 sign and open; what m000 was shown differs in one thing, and its vector stays under its masks."""
+    for differs in ("content", "there", "announced"):
+        play = Play(7, 2, 1)
+        play.values = {name: np.zeros(NUMBERS, dtype=np.int64) for name in play.roster.keys}
+        play.announce()
+        play.share()
+        other = play.states["m000"]
+        there, content = play.collector.there, "content"
+        play.mask()
+        if differs == "content":
+            content = "another scale"
+        elif differs == "there":
+            there = there[:-1]
+        else:
+            announced = dict(other.announced)
+            del announced["m006"]
+            other, there = replace(other, announced=announced), there[:-1]
+        boxes = {maker: box for maker, box in play.collector.sealed_for("m000").items() if maker in there}
+        play.collector.masked["m000"] = secure.mask(secure.hold(other, there, boxes, content), play.values["m000"])
+        play.confirm(frozenset({"m000"}))
+        opened = play.collector.open(play.reveal(frozenset({"m000"})))
+        assert np.unique(opened).size == NUMBERS and not np.any(opened == 0), "six masks that only m000 has are left on it"
+
+
+def test_a_server_that_hides_who_drew_a_merchant_opens_nothing_of_it() -> None:
+    """Above 32 merchants shares go to few. Hiding a merchant's holders from it must not take its masks away."""
+    play = Play(40, 4, 1)
+    play.announce()
+    play.share()
+    target = play.states["m000"]
+    there = tuple(name for name in play.collector.there if name not in target.drawn[:4])
+    play.values = {name: np.zeros(NUMBERS, dtype=np.int64) for name in play.roster.keys}
+    play.mask()
+    play.collector.masked["m000"] = secure.mask(secure.hold(target, there, {}, "content"), play.values["m000"])
+    gone = set(target.drawn[4:][:4])
+    play.collector.masked = {name: value for name, value in play.collector.masked.items() if name not in gone}
+    play.confirm(frozenset({"m000"}))
+    opened = play.collector.open(play.reveal(frozenset({"m000"})))
+    assert np.unique(opened).size == NUMBERS and not np.any(opened == 0)
 
 
 def test_different_tasks_for_different_merchants_end_without_a_quorum() -> None:
@@ -389,9 +465,18 @@ def test_shares_that_do_not_fit_together_are_noticed() -> None:
     play.share()
     play.mask(frozenset({"m002"}))
     play.confirm()
-    revealed = {name: replace(one, pairs={"m002": bytes(16)}) if name < "m002" else one for name, one in play.reveal().items()}
-    with pytest.raises(Refused, match="do not fit together"):
-        play.collector.open(revealed)
+    revealed = play.reveal()
+    for kind, name in (("pairs", "m002"), ("own", "m004")):
+        for wrong, liars in ((bytes(16), 1), (b"short", 1), (bytes(16), 4)):
+            lied = {
+                holder: replace(one, **{kind: {**getattr(one, kind), name: wrong}}) if place < liars else one
+                for place, (holder, one) in enumerate(revealed.items())
+            }
+            if liars == 1:
+                assert np.array_equal(play.collector.open(lied), play.expected()), "one who lies is passed over"
+            else:
+                with pytest.raises(Refused, match=f"the shares of {name}'s secret do not fit together"):
+                    play.collector.open(lied)
 
 
 @given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20))

@@ -54,10 +54,10 @@ def noise_share(noise_multiplier: float, sensitivity: float, honest: int) -> int
     Raises:
         ValueError: it would be outside of what the analysis and the sampler cover.
     """
-    share = math.ceil(math.sqrt(((noise_multiplier * sensitivity) ** 2 + _SMOOTHING) / honest))
-    if not LEAST_SHARE <= share <= LARGEST_SHARE:
-        raise ValueError(f"a noise share of {share} steps is outside of {LEAST_SHARE} to {LARGEST_SHARE}")
-    return share
+    share = math.hypot(noise_multiplier * sensitivity, math.sqrt(_SMOOTHING)) / math.sqrt(honest)
+    if not LEAST_SHARE <= share <= LARGEST_SHARE - 1:
+        raise ValueError(f"a noise share of {share:.3g} steps is outside of {LEAST_SHARE} to {LARGEST_SHARE}")
+    return math.ceil(share)
 
 
 def multiplier(share: int, sensitivity: float, honest: int) -> float:

@@ -3,7 +3,7 @@
 from fedrec.secure.collector import Collector
 from fedrec.secure.graph import Neighbours, neighbours, quorum
 from fedrec.secure.lattice import Lattice, finest
-from fedrec.secure.member import Announcement, Revealed, State, announce, confirm, hold, mask, reveal, share
+from fedrec.secure.member import Announcement, Revealed, State, announce, confirm, forgetful, hold, mask, reveal, share
 from fedrec.secure.terms import Refused, Roster, Terms
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "announce",
     "confirm",
     "finest",
+    "forgetful",
     "hold",
     "mask",
     "neighbours",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations, islice
 
 import numpy as np
 
 from fedrec.secure import keys
 from fedrec.secure.graph import neighbours
-from fedrec.secure.member import MASKING, Announcement, Revealed, pair_key, self_key
+from fedrec.secure.member import MASKING, Announcement, Revealed, own_hash, pair_key, self_key, view
 from fedrec.secure.terms import Refused, Terms
 
 __all__ = ["Collector"]
+
+CHOICES = 200
+"""How many choices of shares are tried before a secret is given up: enough for a few holders who lie."""
 
 
 @dataclass
@@ -22,6 +26,7 @@ class Collector:
     Attributes:
         announced: their public keys.
         sealed: the sealed shares by maker, each by holder.
+        content: digest of what the sum answers, as the members have it.
         masked: (numbers,) uint32 each.
         signatures: under who is in the sum.
     """
@@ -29,6 +34,7 @@ class Collector:
     terms: Terms
     announced: dict[str, Announcement] = field(default_factory=dict)
     sealed: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    content: str = ""
     masked: dict[str, np.ndarray] = field(default_factory=dict)
     signatures: dict[str, bytes] = field(default_factory=dict)
 
@@ -41,6 +47,12 @@ class Collector:
     def survivors(self) -> tuple[str, ...]:
         """Who is in the sum."""
         return tuple(sorted(self.masked))
+
+    @property
+    def threshold(self) -> int:
+        """How many shares give a seed back."""
+        terms = self.terms
+        return neighbours(terms.members, terms.dropouts, terms.colluders, len(self.announced)).threshold
 
     def sealed_for(self, name: str) -> dict[str, bytes]:
         """The shares that `name` is to hold."""
@@ -60,27 +72,29 @@ class Collector:
         for value in self.masked.values():
             total += value
         for name in self.survivors:
-            seed = self._secret(name, {holder: one.own[name] for holder, one in revealed.items() if name in one.own})
+            shares = {holder: one.own[name] for holder, one in revealed.items() if name in one.own}
+            announced = self.announced[name].own
+            seed = self._secret(name, shares, lambda found: own_hash(self_key(found, terms)) == announced)  # noqa: B023
             total -= keys.expand(self_key(seed, terms), len(total))
+        seen = view(terms, self.announced, self.content, self.there)
         for name in sorted(set(self.there) - survivors):
-            seed = self._secret(name, {holder: one.pairs[name] for holder, one in revealed.items() if name in one.pairs})
-            private, public = keys.key_pair(seed, MASKING)
-            if public != self.announced[name].masking:
-                raise Refused(f"the shares of {name}'s pair masks do not fit together")
-            for other in sorted(survivors & self._around(name)):
-                pair = keys.expand(pair_key(private, self.announced[other].masking, terms), len(total))
+            shares = {holder: one.pairs[name] for holder, one in revealed.items() if name in one.pairs}
+            public = self.announced[name].masking
+            seed = self._secret(name, shares, lambda found: keys.key_pair(found, MASKING)[1] == public)  # noqa: B023
+            private, _ = keys.key_pair(seed, MASKING)
+            for other in sorted(survivors):
+                pair = keys.expand(pair_key(private, self.announced[other].masking, seen, name, other), len(total))
                 total = total - pair if other < name else total + pair
         return total
 
-    def _around(self, name: str) -> set[str]:
-        """Whom `name` has a mask with."""
-        return {other for other in self.there if name in self.sealed[other] or other in self.sealed[name]}
-
-    def _secret(self, name: str, shares: Mapping[str, bytes]) -> bytes:
-        terms = self.terms
-        threshold = neighbours(terms.members, terms.dropouts, terms.colluders, len(self.announced)).threshold
+    def _secret(self, name: str, shares: Mapping[str, bytes], right: Callable[[bytes], bool]) -> bytes:
+        """The seed behind the shares; where some of them are wrong, behind the first of many choices that fits."""
         holders = {holder: place for place, holder in enumerate(sorted(self.sealed[name]))}
-        usable = [(holders[holder], value) for holder, value in shares.items() if holder in holders]
-        if len(usable) < threshold:
-            raise Refused(f"{len(usable)} shares of a secret of {name} came in, {threshold} are needed")
-        return keys.combine(sorted(usable)[:threshold])
+        usable = [(holders[one], value) for one, value in shares.items() if one in holders and len(value) == keys.SEED]
+        if len(usable) < self.threshold:
+            raise Refused(f"{len(usable)} shares of a secret of {name} came in, {self.threshold} are needed")
+        for chosen in islice(combinations(sorted(usable), self.threshold), CHOICES):
+            found = keys.combine(chosen)
+            if right(found):
+                return found
+        raise Refused(f"the shares of {name}'s secret do not fit together")

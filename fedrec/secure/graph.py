@@ -1,8 +1,10 @@
-"""With whom a merchant shares its seeds: everyone, or a few whom it draws itself.
+"""Who holds shares of a merchant's seeds: everyone, or a few whom it draws itself.
 
-Above some size each merchant draws `k` others (Bell et al., CCS 2020, section 3, with the
-draws of its algorithm 3: made by the merchant, so that a server cannot surround it) and masks
-with those and with whoever drew it.
+Shares are what grows with the square of the federation. Above some size each merchant gives them to `k`
+others only (Bell et al., CCS 2020), whom it draws itself, as in their algorithm 3, so that a server cannot
+surround it. Pair masks, which cost microseconds, it has with everyone all the same: a server that passes
+messages on can hide from a merchant who drew it, and masks along drawn edges alone would leave a
+merchant whose few edges it hides or declares dropped.
 """
 
 from __future__ import annotations
@@ -10,17 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-from scipy.special import gammaln, logsumexp
 from scipy.stats import hypergeom
 
 __all__ = ["Neighbours", "neighbours", "quorum"]
 
 SMALL = 32
-"""Up to so many merchants each is every other's neighbour."""
+"""Up to so many merchants everyone holds everyone's shares."""
 SECURE, CORRECT = 2.0**-40, 1e-6
-"""Most probability a round that some merchant's secrets are in colluders' hands or the masks fall
-apart, and that too few are left to open a sum although no more dropped out than allowed."""
+"""Most probability, each time merchants draw, that colluders hold enough shares of some merchant's seed, and that too few
+holders are left to open a sum although no more dropped out than allowed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def quorum(members: int, colluders: int) -> int:
 
 @lru_cache(maxsize=64)
 def neighbours(members: int, dropouts: int, colluders: int, there: int) -> Neighbours:
-    """All others in a small federation; in a larger one the smallest neighbourhood that is safe.
+    """All others in a small federation; in a larger one the fewest holders that are safe.
 
     Args:
         members: merchants in the roster.
@@ -50,7 +50,7 @@ def neighbours(members: int, dropouts: int, colluders: int, there: int) -> Neigh
         colluders: how many may collude with the server.
         there: how many announced their keys.
 
-    With all others as neighbours the threshold is one less than the quorum, since a merchant holds
+    With all others as holders the threshold is one less than the quorum, since a merchant holds
     no share of its own.
     """
     everyone = Neighbours(there - 1, quorum(members, colluders) - 1)
@@ -59,7 +59,7 @@ def neighbours(members: int, dropouts: int, colluders: int, there: int) -> Neigh
         return everyone
     for count in range(4, there - 1):
         threshold = _threshold(there, lost, colluders, count)
-        if threshold is not None and _splits(there, lost, colluders, count) <= np.log(SECURE):
+        if threshold is not None:
             return Neighbours(count, threshold)
     return everyone
 
@@ -70,29 +70,3 @@ def _threshold(there: int, lost: int, colluders: int, count: int) -> int | None:
     threshold = next(t for t in range(1, count + 2) if there * secure.sf(t - 1) <= SECURE)
     gone = hypergeom(there - 1, min(lost, there - 1), count)
     return threshold if count >= threshold and there * gone.sf(count - threshold) <= CORRECT else None
-
-
-def _splits(there: int, lost: int, colluders: int, count: int) -> float:
-    """Log of a bound on the probability that the masks among the honest who stay fall into two parts.
-
-    A union bound over which honest merchants a server makes drop out once it has seen the draws, and over the smaller
-    part: nobody in either part may have drawn anyone of the other.
-    """
-    honest = there - colluders - lost
-    if honest < 2:
-        return -np.inf
-    sizes = np.arange(1, honest // 2 + 1)
-    apart = sizes * _log_outside(there - 1, honest - sizes, count) + (honest - sizes) * _log_outside(there - 1, sizes, count)
-    chosen = _log_binomial(np.array(there - colluders), np.array(lost))
-    return float(chosen + logsumexp(_log_binomial(np.array(honest), sizes) + apart))
-
-
-def _log_outside(others: int, avoided: np.ndarray, count: int) -> np.ndarray:
-    """Log probability that `count` draws from `others` without replacement avoid so many of them."""
-    with np.errstate(invalid="ignore"):
-        value = _log_binomial(others - avoided, np.array(count)) - _log_binomial(np.array(others), np.array(count))
-    return np.where(others - avoided >= count, value, -np.inf)
-
-
-def _log_binomial(n: np.ndarray, k: np.ndarray) -> np.ndarray:
-    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

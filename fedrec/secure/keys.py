@@ -28,6 +28,7 @@ __all__ = [
     "combine",
     "derive",
     "expand",
+    "is_canonical",
     "key_pair",
     "new_seed",
     "seal",
@@ -57,6 +58,11 @@ def key_pair(seed: bytes, *names: bytes) -> tuple[X25519PrivateKey, bytes]:
     """The X25519 private key that a seed stands for, and its public key (32 bytes)."""
     private = X25519PrivateKey.from_private_bytes(derive(seed, b"x25519", *names))
     return private, private.public_key().public_bytes_raw()
+
+
+def is_canonical(public: bytes) -> bool:
+    """Whether these are the bytes that `key_pair` would give for a key: X25519 also takes others that mean the same."""
+    return len(public) == 32 and int.from_bytes(public, "little") < 2**255 - 19
 
 
 def agree(private: X25519PrivateKey, public: bytes, *names: bytes) -> bytes:

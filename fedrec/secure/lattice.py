@@ -44,7 +44,12 @@ class Lattice:
 
         For given u two vectors at L2 distance r become integers at distance under r * scale +
         sqrt(size), whatever the vectors are: floor moves each coordinate's difference by less than 1.
+
+        Raises:
+            ValueError: one of the two has another shape.
         """
+        if not np.shape(vector) == uniform.shape == (self.size,):
+            raise ValueError(f"expected {self.size} numbers, found {np.shape(vector)} and {uniform.shape}")
         return np.floor(self._rotated(np.asarray(vector, dtype=np.float64)) * self.scale + uniform).astype(np.int64)
 
     def decode(self, total: np.ndarray) -> np.ndarray:

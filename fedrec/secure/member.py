@@ -1,14 +1,14 @@
 """One merchant's side of a secure sum: steps, each of which checks what the server passes on.
 
     announce   two fresh public keys, signed with the node key
-    share      seeds of its masks, split and sealed for its neighbours
+    share      seeds of its masks, split and sealed for their holders
     hold       the shares that others made for it
-    mask       its integers, under a mask of its own and one with each neighbour
+    mask       its integers, under a mask of its own and one with everyone else
     confirm    a signature under who is in the sum
-    reveal     for each neighbour one share: of its own mask if it is in the sum, of its pair masks if not
+    reveal     one of the two shares it holds of a merchant: of the own mask if that is in the sum, of the pair masks if not
 
 After Bonawitz et al. (CCS 2017, figure 4, with the consistency check against an active server), the
-neighbours as in `fedrec.secure.graph`. No step reads or writes anything: what a member has to remember is its
+holders of shares as in `fedrec.secure.graph`. No step reads or writes anything: what a member has to remember is its
 `State`, which the caller keeps.
 """
 
@@ -29,18 +29,22 @@ from fedrec.secure.graph import neighbours, quorum
 from fedrec.secure.terms import Refused, Roster, Terms, hashed
 
 __all__ = [
+    "MASKING",
     "Announcement",
     "Revealed",
     "State",
     "announce",
     "confirm",
     "confirmation",
+    "forgetful",
     "hold",
     "mask",
+    "own_hash",
     "pair_key",
     "reveal",
     "self_key",
     "share",
+    "view",
 ]
 
 SEALING, MASKING = b"sealing", b"masking"
@@ -53,16 +57,36 @@ class Announcement:
     Attributes:
         sealing: X25519 key that shares for it are sealed to.
         masking: X25519 key of its pair masks.
-        signature: of its node key under both.
+        own: hash of its own mask's key, to tell right shares of it from wrong ones.
+        signature: of its node key under these.
     """
 
     sealing: bytes
     masking: bytes
+    own: bytes
     signature: bytes
+
+    @property
+    def public(self) -> list[str]:
+        """What is signed, as JSON values."""
+        return [self.sealing.hex(), self.masking.hex(), self.own.hex()]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the keys are in their one form and not of those that agree on zero with everyone."""
+        if not (keys.is_canonical(self.sealing) and keys.is_canonical(self.masking) and len(self.own) == 32):
+            return False
+        probe, _ = keys.key_pair(bytes(keys.SEED))
+        try:
+            keys.agree(probe, self.sealing)
+            keys.agree(probe, self.masking)
+        except ValueError:
+            return False
+        return True
 
     def statement(self, terms: Terms, name: str) -> bytes:
         """What the signature is under."""
-        return b"announce\0" + terms.about + hashed([name, self.sealing.hex(), self.masking.hex()]).encode()
+        return b"announce\0" + terms.about + hashed([name, *self.public]).encode()
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,7 @@ class State:
     Attributes:
         seeds: of its sealing key, its pair masks and its own mask.
         announced: everyone's announcement, once it has shared.
-        drawn: its neighbours, the holders of its shares, in the order of their shares.
+        drawn: the holders of its shares, in the order of their shares.
         held: shares that it holds for others: of the own mask and of the pair masks.
         there: who has shared.
         survivors: who is in the sum, once it has confirmed.
@@ -130,13 +154,13 @@ def announce(terms: Terms, name: str, roster: Roster, node_key: ec.EllipticCurve
     seeds = (keys.new_seed(), keys.new_seed(), keys.new_seed())
     _, sealing = keys.key_pair(seeds[0], SEALING)
     _, masking = keys.key_pair(seeds[1], MASKING)
-    unsigned = Announcement(sealing, masking, b"")
+    unsigned = Announcement(sealing, masking, own_hash(self_key(seeds[2], terms)), b"")
     signed = replace(unsigned, signature=keys.sign(node_key, unsigned.statement(terms, name)))
     return State(terms, name, seeds, signed)
 
 
 def share(state: State, announced: Mapping[str, Announcement], roster: Roster) -> tuple[State, dict[str, bytes]]:
-    """Split the two seeds of the masks among neighbours and seal each share for its holder.
+    """Split the two seeds of the masks among their holders and seal each share for its holder.
 
     Args:
         announced: what the server says that merchants announced, this one's included.
@@ -153,7 +177,9 @@ def share(state: State, announced: Mapping[str, Announcement], roster: Roster) -
         if name not in roster.keys:
             raise Refused(f"{name} is not in the roster")
         if name != state.name and not keys.verify(roster.keys[name].encode(), one.statement(terms, name), one.signature):
-            raise Refused(f"the announcement of {name} is not signed by the key in the roster")
+            raise Refused(f"the announcement of {name} is not signed by the key in the roster", name)
+        if not one.usable:
+            raise Refused(f"the keys of {name} are unusable", name)
     if len({key for one in announced.values() for key in (one.sealing, one.masking)}) < 2 * len(announced):
         raise Refused("two announcements hold the same key")
     others = sorted(set(announced) - {state.name})
@@ -196,13 +222,16 @@ def hold(state: State, there: tuple[str, ...], sealed: Mapping[str, bytes], cont
         try:
             shares = keys.unseal(key, box, terms.about)
         except ValueError:
-            raise Refused(f"the seal of {name}'s share is broken") from None
+            raise Refused(f"the seal of {name}'s share is broken", name) from None
         held[name] = shares[: keys.SEED], shares[keys.SEED :]
     return replace(state, held=held, there=tuple(sorted(there)), content=content)
 
 
 def mask(state: State, values: np.ndarray) -> np.ndarray:
     """The merchant's integers under its masks, modulo 2^32, after `hold`.
+
+    It has a mask with everyone who is there, and each is bound to all that the two have seen: a merchant
+    that was told of other members, or asked for something else, has masks that cancel with nobody's.
 
     Args:
         values: (numbers,) int64, noise included.
@@ -212,10 +241,17 @@ def mask(state: State, values: np.ndarray) -> np.ndarray:
     """
     masking, _ = keys.key_pair(state.seeds[1], MASKING)
     total = values.astype(np.uint64).astype(np.uint32) + keys.expand(self_key(state.seeds[2], state.terms), len(values))
-    for name in sorted((set(state.drawn) | set(state.held)) & set(state.there)):
-        pair = keys.expand(pair_key(masking, state.announced[name].masking, state.terms), len(values))
-        total = total + pair if state.name < name else total - pair
+    seen = view(state.terms, state.announced, state.content, state.there)
+    for name in state.there:
+        if name != state.name:
+            pair = keys.expand(pair_key(masking, state.announced[name].masking, seen, state.name, name), len(values))
+            total = total + pair if state.name < name else total - pair
     return total
+
+
+def forgetful(state: State) -> State:
+    """The same without its seeds, which nothing after `mask` needs."""
+    return replace(state, seeds=(b"", b"", b""))
 
 
 def confirm(state: State, survivors: tuple[str, ...], node_key: ec.EllipticCurvePrivateKey) -> tuple[State, bytes]:
@@ -233,7 +269,7 @@ def confirm(state: State, survivors: tuple[str, ...], node_key: ec.EllipticCurve
 
 
 def reveal(state: State, signatures: Mapping[str, bytes], roster: Roster) -> Revealed:
-    """One share of each neighbour: of its own mask if it is in the sum, else of its pair masks; never both.
+    """Of each merchant whose shares it holds one: of its own mask if it is in the sum, else of its pair masks; never both.
 
     Raises:
         Refused: fewer than a quorum have signed what this one did.
@@ -254,9 +290,14 @@ def reveal(state: State, signatures: Mapping[str, bytes], roster: Roster) -> Rev
 
 def confirmation(state: State) -> bytes:
     """What members sign: the terms, all announcements, what was asked, who was there and who is in the sum."""
-    announced = {name: [one.sealing.hex(), one.masking.hex()] for name, one in state.announced.items()}
-    view = [announced, state.content, list(state.there), list(state.survivors)]
-    return b"confirm\0" + state.terms.about + hashed(view).encode()
+    seen = view(state.terms, state.announced, state.content, state.there)
+    return b"confirm\0" + seen + hashed(list(state.survivors)).encode()
+
+
+def view(terms: Terms, announced: Mapping[str, Announcement], content: str, there: tuple[str, ...]) -> bytes:
+    """A hash of all that members of one sum must have seen alike before they mask."""
+    known = {name: one.public for name, one in announced.items()}
+    return terms.about + hashed([known, content, sorted(there)]).encode()
 
 
 def self_key(seed: bytes, terms: Terms) -> bytes:
@@ -264,9 +305,15 @@ def self_key(seed: bytes, terms: Terms) -> bytes:
     return keys.derive(seed, b"own mask", terms.about)
 
 
-def pair_key(private: keys.X25519PrivateKey, public: bytes, terms: Terms) -> bytes:
-    """The key of the mask that two merchants share."""
-    return keys.agree(private, public, b"pair mask", terms.about)
+def own_hash(key: bytes) -> bytes:
+    """What is announced of the key of an own mask; it says nothing about the key, which has 128 random bits."""
+    return keys.derive(key, b"announced")
+
+
+def pair_key(private: keys.X25519PrivateKey, public: bytes, seen: bytes, *names: str) -> bytes:
+    """The key of the mask that two merchants share, bound to their names and to what both have seen."""
+    first, second = sorted(names)
+    return keys.agree(private, public, b"pair mask", seen, first.encode(), second.encode())
 
 
 def _sealing_key(private: keys.X25519PrivateKey, public: bytes, terms: Terms, sender: str, holder: str) -> bytes:

@@ -19,7 +19,16 @@ __all__ = ["Refused", "Roster", "Terms", "hashed"]
 
 
 class Refused(Exception):
-    """A merchant does not go on with a secure sum; the reason holds no private data and no secret."""
+    """A merchant does not go on with a secure sum; the reason holds no private data and no secret.
+
+    Args:
+        reason: what is wrong.
+        blamed: the merchant whose doing it must be, unless the server changed its message; "" for nobody.
+    """
+
+    def __init__(self, reason: str, blamed: str = "") -> None:
+        super().__init__(reason)
+        self.blamed = blamed
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class RoundTask:
         return Scoring(self.temperature, self.decay, self.prior_weight)
 
 
-def expected_lot(task: RoundTask, population: int) -> float:
+def expected_lot(task: RoundTask, population: float) -> float:
     """Expected number of records in a step, from public numbers only.
 
     With unit `event` a user is up to `positions` records, and the denominator says so.
