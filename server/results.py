@@ -22,7 +22,8 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
     """Write `results.json`: baselines, what was trained, and `more` rows; the paired gain beside them.
 
     Returns:
-        What was written: rows of a name, whether it is private, and metrics.
+        What was written: rows of a name, whether it is private, and metrics; the trust model; the rounds whose
+        secure sum was not opened, with the reason.
     """
     config, lines = folder.config, folder.metrics()
     rows = [row(name, True, metrics) for name, metrics in lines[0]["baselines"].items()]
@@ -38,6 +39,8 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
         "rows": [*rows, *more],
         "rounds": lines[-1]["round"],
         "simulation": simulation,
+        "trust": config.trust,
+        "abandoned": {str(line["round"]): line["abandoned"] for line in lines if "abandoned" in line},
         "model_bytes": load_encoder_for(config).base_size,
         "gain": _gain(folder, federation, config),
     }

@@ -15,7 +15,8 @@ from fedrec.config import RunConfig, write_atomically
 from fedrec.data import MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
-from fedrec.merchant import read_merchant_file
+from fedrec.merchant import MERCHANT_FILE, read_merchant_file
+from fedrec.privacy.secure_plan import why_no_secure_sum
 from fedrec.secure import Roster
 from server.evaluation import CentralEvaluator
 from server.progress import notify
@@ -34,7 +35,8 @@ def check_federation(federation: Path, config: RunConfig | None = None) -> dict[
     """Read every table of a federation folder, so that bad data stops a run before it starts.
 
     Args:
-        config: also check that every merchant is large enough for these settings.
+        config: also check that every merchant is large enough for these settings, and that enough of them
+            accept the trust model.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -44,6 +46,8 @@ def check_federation(federation: Path, config: RunConfig | None = None) -> dict[
 
 def _checked(federation: Path, config: RunConfig | None) -> Iterator[tuple[str, MerchantData]]:
     """Merchant after merchant: a run that only wants to know never holds the data of two."""
+    if config is not None and config.trust == "secure-aggregation":
+        _check_terms(federation, config)
     names: set[str] = set()
     for folder in merchant_folders(federation):
         settings = read_merchant_file(folder / "merchant.toml")
@@ -63,6 +67,28 @@ def _checked(federation: Path, config: RunConfig | None) -> Iterator[tuple[str, 
                     hint=f"raise {name} or leave the merchant out",
                 )
     load_central(federation)
+
+
+def _check_terms(federation: Path, config: RunConfig) -> None:
+    """Whether a secure sum can be opened at all: enough merchants, and enough whose policies accept it."""
+    folders = merchant_folders(federation)
+    if reason := why_no_secure_sum(config, len(folders)):
+        raise InputError(
+            reason, where=str(federation), expected=f"more than {2 * config.dropouts + config.colluders} merchants",
+            hint="fewer --set dropouts or --set colluders, or trust = 'local'",
+        )  # fmt: skip
+    reasons: dict[Path, str] = {}
+    for path in (folder / MERCHANT_FILE for folder in folders):
+        policy = read_merchant_file(path).privacy
+        if refusal := policy.refusal_of_terms(dropouts=config.dropouts, colluders=config.colluders):
+            reasons[path] = refusal
+    if len(reasons) > config.dropouts:
+        first = next(iter(reasons))
+        raise InputError(
+            f"{reasons[first]}; {len(reasons)} of {len(folders)} merchants would decline every secure sum", where=str(first),
+            expected=f"at most dropouts = {config.dropouts} merchants who decline",
+            hint="trust, colluders and dropouts in their [privacy] decide it; or run with trust = 'local'",
+        )  # fmt: skip
 
 
 def simulate(

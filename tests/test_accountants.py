@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from fedrec.privacy.accountants import ACCOUNTANTS, ALL, FAST, Epsilon, _renyi_of_a_step, epsilon, merge, pld, prv, rdp
 from fedrec.privacy.events import SampledGaussian
-from fedrec.privacy.planning import gaussian_mu
+from fedrec.privacy.noise_plan import gaussian_mu
 
 PRV_SLACK = 0.02
 """Most that PRV may be over the true epsilon at delta less 0.2%: twice its eps_error."""

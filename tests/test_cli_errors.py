@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,13 @@ import pytest
 
 from fedrec import __version__
 from fedrec.cli import main
+from fedrec.config import RunConfig
 from fedrec.data.split import split_source
+from fedrec.merchant import read_merchant_file
+from simulations.run import check_federation
 
 from .conftest import write_source
+from .helpers import set_policy
 
 SCRIPT = Path(sys.executable).with_name("fedrec")
 
@@ -122,6 +127,47 @@ def test_a_run_that_cannot_start_leaves_nothing(
     assert names_in(tmp_path) == ["gpt"]
 
 
+# Secure aggregation: who would decline is known before anything is made
+
+SECURE = ["--set", "trust=secure-aggregation", "--set", "min_lot=1"]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five small merchants who all accept secure aggregation."""
+    folder = tmp_path_factory.mktemp("secure")
+    policy: dict[str, object] = {"epsilon": 8.0, "delta": 1e-5, "trust": "secure-aggregation"}
+    split_source(write_source(folder / "source", merchants=5, users=8), folder / "federation", 0.2, policy)
+    return folder / "federation"
+
+
+BAD_TERMS = {
+    "two who trust nobody": ({"m1": {"trust": "local"}, "m3": {"trust": "local"}}, [], ["m1/merchant.toml", "'local'", "2 of 5"]),
+    "one, and none may be missing": ({"m2": {"trust": "local"}}, ["dropouts=0"], ["m2/merchant.toml", "at most dropouts = 0"]),
+    "two who expect more colluders": ({"m0": {"colluders": 2}, "m4": {"colluders": 3}}, [], ["m0/merchant.toml", "policy's 2"]),
+    "two who bear no dropouts": ({"m0": {"dropouts": 0}, "m4": {"dropouts": 0}}, [], ["m0/merchant.toml", "1 dropouts"]),
+    "too few merchants": ({}, ["dropouts=2"], ["federation", "5 merchants are too few", "more than 5 merchants"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TERMS)
+def test_a_secure_sum_that_could_never_be_opened_is_refused(case: str, fedrec: Fedrec, five: Path, tmp_path: Path) -> None:
+    policies, changed, named = BAD_TERMS[case]
+    shutil.copytree(five, tmp_path / "federation")
+    for merchant, values in policies.items():
+        set_policy(tmp_path / "federation", merchant, **values)
+    flags = [part for setting in changed for part in ("--set", setting)]
+    assert_refused(fedrec("simulate", "federation", "--out", "run", *SECURE, *flags), *named)
+    assert names_in(tmp_path) == ["federation"]
+
+
+def test_as_many_may_decline_as_may_be_missing(five: Path, tmp_path: Path) -> None:
+    shutil.copytree(five, tmp_path / "federation")
+    set_policy(tmp_path / "federation", "m2", trust="local")
+    terms = RunConfig(trust="secure-aggregation", min_lot=1, encoder_sample_rate=1.0)
+    assert len(check_federation(tmp_path / "federation", terms)) == 5
+
+
 # Folders
 
 
@@ -187,6 +233,24 @@ def test_a_tidy_source_is_split_and_checked(fedrec: Fedrec, tmp_path: Path) -> N
     assert made.status == 0 and [row["merchant"] for row in json.loads(made.out)["merchants"]] == ["m0", "m1"]
     checked = fedrec("data", "check", "made/merchants/m1", "--json")
     assert checked.status == 0 and [row["merchant"] for row in json.loads(checked.out)["merchants"]] == ["m1"]
+
+
+def test_a_split_writes_the_trust_model_into_every_policy(fedrec: Fedrec, tmp_path: Path) -> None:
+    write_source(tmp_path / "source", merchants=4)
+    made = fedrec("data", "split", "source", "made", "--trust", "secure-aggregation")
+    assert made.status == 0 and "next: fedrec simulate made --set trust=secure-aggregation" in made.out
+    files = sorted((tmp_path / "made" / "merchants").glob("*/merchant.toml"))
+    assert [read_merchant_file(path).privacy.trust for path in files] == ["secure-aggregation"] * 4
+    assert_refused(fedrec("data", "split", "source", "other", "--trust", "everyone"), "--trust", "'everyone'")
+
+
+def test_the_demo_is_made_with_policies_for_its_trust_model(fedrec: Fedrec, private_cache: Path) -> None:
+    # Refused for its terms, which are looked at after the merchants' policies are written and before anything is trained.
+    for flags in (["--trust", "secure-aggregation"], ["--set", "trust=secure-aggregation"]):
+        answer = fedrec("demo", *flags, "--set", "dropouts=6", "--out", "run")
+        assert answer.status == 2 and "12 merchants are too few for dropouts = 6" in " ".join(answer.err.split())
+    made = sorted(private_cache.glob("demo-*-secure-aggregation/merchants/*/merchant.toml"))
+    assert [read_merchant_file(path).privacy.trust for path in made] == ["secure-aggregation"] * 12
 
 
 def test_the_version_is_printed(fedrec: Fedrec) -> None:

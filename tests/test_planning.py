@@ -8,7 +8,11 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import dp_accounting as dp
 import pytest
+from dp_accounting.pld import PLDAccountant
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fedrec.cli.privacy import app
@@ -16,7 +20,8 @@ from fedrec.config import RunConfig
 from fedrec.errors import InputError
 from fedrec.privacy.accountants import epsilon
 from fedrec.privacy.events import SampledGaussian
-from fedrec.privacy.planning import Plan, default_delta, gaussian_mu, plan_noise, solve
+from fedrec.privacy.noise_plan import gaussian_mu, plan_noise
+from fedrec.privacy.planning import Plan, default_delta, solve
 
 SMALL: dict[str, Any] = {"users": 2_600, "epsilon": 8.0}
 """A plan of full steps: the accountants are quick there."""
@@ -96,6 +101,46 @@ def test_signal_to_noise_and_the_price_of_the_histogram() -> None:
     assert without.noise_multiplier < plan.noise_multiplier
 
 
+@given(merchants=st.integers(2, 200), dropouts=st.integers(0, 8), colluders=st.integers(0, 20), rate=st.sampled_from([1.0, 0.25]))
+@settings(max_examples=25, deadline=None)
+def test_one_noise_for_the_sum_is_worth_the_root_of_the_honest(
+    merchants: int, dropouts: int, colluders: int, rate: float
+) -> None:
+    terms: dict[str, Any] = {"merchants": merchants, "dropouts": dropouts, "colluders": colluders}
+    plan = solve(**SMALL, **terms, rounds=18, sample_rate=rate)
+    secure, honest = plan.secure_aggregation, merchants - dropouts - colluders
+    assert (secure is None) == (2 * dropouts + colluders >= merchants) == (plan.no_secure_aggregation is not None)
+    if secure is None:
+        return
+    # N lot / (sigma sqrt(N/h) sqrt(d)): h shares of variance sigma^2 / h are always there, N of them at most.
+    of_sum = math.sqrt(merchants * secure.noise_multiplier_alone**2)
+    assert secure.honest == honest and honest * secure.noise_multiplier_alone**2 == pytest.approx(plan.noise_multiplier**2)
+    assert secure.noise_multiplier_of_sum == pytest.approx(of_sum)
+    assert secure.signal_to_noise == pytest.approx(merchants * plan.lot / (of_sum * math.sqrt(plan.trainable)))
+    assert secure.signal_to_noise == pytest.approx(math.sqrt(honest) * plan.signal_to_noise_of_mean)
+    assert plan.noise_multiplier == solve(**SMALL, rounds=18, sample_rate=rate).noise_multiplier
+
+
+@pytest.mark.parametrize(("rate", "share"), [(1.0, 0.1), (0.2, 0.1), (1.0, 0.0)])
+def test_what_holds_when_all_others_collude_is_dp_accountings(rate: float, share: float) -> None:
+    plan = solve(**SMALL, merchants=12, dropouts=2, colluders=1, rounds=6, sample_rate=rate, histogram_share=share)
+    secure = plan.secure_aggregation
+    assert secure is not None and secure.honest == 9
+    account = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    if plan.histogram_noise_multiplier is not None:
+        account.compose(dp.GaussianDpEvent(plan.histogram_noise_multiplier / 3))
+    step = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(plan.noise_multiplier / 3))
+    account.compose(dp.SelfComposedDpEvent(step, 6))
+    # PRV may be over by 0.02 (`tests/test_accountants.py`), and by its 0.2% of delta.
+    assert account.get_epsilon(plan.delta) <= secure.epsilon_alone <= account.get_epsilon(0.998 * plan.delta) + 0.02
+    assert secure.epsilon_alone > plan.epsilon_spent
+
+
+def test_secure_aggregation_has_one_step_a_round() -> None:
+    plan = solve(**SMALL, merchants=9, local_steps=2, rounds=3, sample_rate=1.0)
+    assert plan.secure_aggregation is None and "local_steps is 2" in str(plan.no_secure_aggregation)
+
+
 def test_delta_is_a_tenth_of_one_over_users() -> None:
     assert default_delta(2_600) == 1 / 26_000
     assert solve(**SMALL, rounds=1, sample_rate=1.0).delta == 1 / 26_000
@@ -156,6 +201,29 @@ class TestCommand:
         text = self.run("--merchants", "4").stdout
         for words in ("solved for", "histogram costs", "signal to noise", "mean of 4 merchants", "one user's", "1/(10 users)"):
             assert words in text.replace("\n", " "), text
+
+    def test_several_merchants_are_shown_under_both_trust_models(self) -> None:
+        arguments = ("--merchants", "12", "--dropouts", "2", "--colluders", "3")
+        found, text = json.loads(self.run("--json", *arguments).stdout), self.run(*arguments).stdout
+        secure = found["secure_aggregation"]
+        assert (secure["dropouts"], secure["colluders"], secure["honest"]) == (2, 3, 7)
+        assert found["no_secure_aggregation"] is None
+        rows = [line for line in text.splitlines() if line.startswith("│")]
+        for label, local, shared in (
+            ("signal to noise, mean of 12", f"{found['signal_to_noise_of_mean']:.3g}", f"{secure['signal_to_noise']:.3g}"),
+            ("every other merchant colludes", f"{found['epsilon_spent']:.3f}", f"{secure['epsilon_alone']:.3f}"),
+        ):
+            (row,) = [line for line in rows if label in line]
+            assert [cell.strip() for cell in row.split("│")[2:4]] == [local, shared]
+        assert "at least 7 of the 12 merchants are honest" in " ".join(text.split())
+
+    def test_too_few_merchants_for_secure_aggregation_are_told_so(self) -> None:
+        arguments = ("--merchants", "3")
+        found = json.loads(self.run("--json", *arguments).stdout)
+        assert found["secure_aggregation"] is None and "3 merchants are too few" in found["no_secure_aggregation"]
+        text = " ".join(self.run(*arguments).stdout.split())
+        assert "secure aggregation is not possible here: 3 merchants are too few for dropouts = 1" in text
+        assert "trust models" not in self.run().stdout
 
     def test_plot_writes_a_real_picture(self, tmp_path: Path) -> None:
         for name in ("plan.svg", "again.svg", "plan.png"):

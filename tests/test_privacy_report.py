@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -11,7 +12,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import dp_accounting as dp
 import pytest
+from dp_accounting.pld import PLDAccountant
 from scipy.stats import norm
 
 from fedrec.cli import main
@@ -189,6 +192,128 @@ def test_nothing_released_tells_nothing() -> None:
     assert found.tighter_true_positives == pytest.approx({"0.001": 0.001, "0.01": 0.01})
 
 
+# Two trust models
+
+
+SECURE = replace(
+    STEP, run="run-c", trust="secure-aggregation", noise_multiplier=2.0, noise_multiplier_alone=0.7,
+    members=12, dropouts=2, colluders=1,
+)  # fmt: skip
+MIXED = [HISTOGRAM, STEP, SECURE, replace(SECURE, round=2)]
+
+
+def oracle(releases: list[tuple[float, float, int]], delta: float = DELTA) -> float:
+    """dp-accounting's epsilon of noise multiplier, sampling rate and steps."""
+    account = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for sigma, rate, steps in releases:
+        account.compose(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(sigma)), steps))
+    return account.get_epsilon(delta)
+
+
+def test_both_epsilons_of_a_mixed_ledger_are_dp_accountings(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "shop.ledger.jsonl", MIXED)
+    (one,) = to_json(privacy_report(find_sources([tmp_path])))["merchants"]
+    # Local lines count in full in both.
+    local = [(4.0, 1.0, 1), (3.0, 0.1, 2)]
+    assert one["epsilon"] == pytest.approx(oracle([*local, (2.0, 0.1, 4)]), abs=1e-3)
+    assert one["epsilon_alone"] == pytest.approx(oracle([*local, (0.7, 0.1, 4)]), abs=1e-3)
+    assert one["epsilon_alone"] > 2 * one["epsilon"] > 0
+    assert one["trust"] == "secure-aggregation"
+    assert one["secure_terms"] == [{"members": 12, "dropouts": 2, "colluders": 1, "honest": 9, "releases": 2}]
+    assert [(line["trust"], line["noise_multiplier_alone"]) for line in one["rounds"]] == [
+        ("local", 4.0), ("local", 3.0), ("secure-aggregation", 0.7), ("secure-aggregation", 0.7),
+    ]  # fmt: skip
+
+
+def test_the_trust_model_and_both_epsilons_are_in_the_first_words(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "shop.ledger.jsonl", [SECURE, replace(SECURE, round=2), replace(SECURE, run="d", dropouts=3)])
+    report = privacy_report(find_sources([tmp_path]))
+    words = plain_words(report)
+    assert [label for label, _ in words][:6] == [
+        "Origin", "Trust model", "Protected", "Against", "How much", "If all others collude",
+    ]  # fmt: skip
+    said = dict(words)
+    for part in (
+        "at least 9 of the 12 merchants",
+        "at most 2 missing",
+        "at most 1 telling",
+        "at least 8 of",
+        "compared the roster",
+    ):
+        assert part in said["Trust model"]
+    (one,) = report.merchants
+    assert said["How much"].startswith(f"against the server, epsilon {one.epsilon:.3f}")
+    assert f"epsilon {one.epsilon_alone:.3f}" in said["If all others collude"]
+    for part in ("look at the update", "prove nothing", "clipped by the merchant's own"):
+        assert part in said["Lost by secure aggregation"]
+    assert "for 3 of the" not in said["Trust model"]
+    assert "need not cover" in said["Several merchants"]
+    html = to_html(report)
+    assert "if all others collude" in html and f"<td>{one.epsilon_alone:.3f}</td>" in html
+    assert html.index("at least 9 of the 12") < html.index("<table")
+
+
+def test_a_mixed_ledger_says_how_many_releases_trust_others(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "shop.ledger.jsonl", MIXED)
+    assert "for 2 of the 4 releases (in the others, under local," in summary(tmp_path)["Trust model"]
+
+
+def test_a_local_ledger_reads_as_if_there_were_one_trust_model(merchant: Path) -> None:
+    report = privacy_report(find_sources([merchant]))
+    (one,) = report.merchants
+    assert (one.trust, one.secure_terms, one.epsilon_alone) == ("local", (), one.epsilon)
+    assert [label for label, _ in plain_words(report)] == [
+        "Origin", "Protected", "Against", "How much", "Period", "Not covered", "Several merchants",
+    ]  # fmt: skip
+    html = to_html(report)
+    assert "collude" not in html and "own share" not in html and "secure" not in html
+
+
+@pytest.mark.parametrize(("merchants", "rate"), [(2, 1.0), (3, 0.1), (9, 1.0), (12, 1.0)])
+def test_a_customer_of_all_merchants_of_a_secure_sum_has_one_noise_for_all(tmp_path: Path, merchants: int, rate: float) -> None:
+    one = replace(SECURE, noise_multiplier=6.0, noise_multiplier_alone=2.0, sample_rate=rate, steps=3)
+    for number in range(merchants):
+        write_ledger(tmp_path / f"m{number}.ledger.jsonl", [one])
+    report = privacy_report(find_sources([tmp_path]))
+    delta = merchants * DELTA
+    assert report.delta_sum == pytest.approx(delta)
+    # All clipped contributions of one person may point the same way: k times the sensitivity under the noise of
+    # the sum, which has 9 shares for certain, and as many as the person has merchants.
+    noise = math.sqrt(max(9, merchants)) * 2.0 / merchants
+    if rate == 1:
+        assert oracle([(noise, 1.0, 3)], delta) <= report.epsilon_sum <= oracle([(noise, 1.0, 3)], 0.998 * delta) + 0.02
+        assert report.epsilon_sum > sum(merchant.epsilon for merchant in report.merchants)
+    else:
+        # The draws are independent: each merchant's with its own part of the noise.
+        assert report.epsilon_sum == pytest.approx(oracle([(6.0 / math.sqrt(merchants), rate, 3 * merchants)], delta), abs=0.03)
+    words = summary(tmp_path)["Several merchants"]
+    assert "need not cover" in words and f"epsilon {report.epsilon_sum:.3f} at delta {delta:g}" in words
+
+
+def test_a_ledger_of_the_time_before_trust_models_still_verifies(tmp_path: Path) -> None:
+    fields = {
+        "run": "old", "mechanism": "dp-sgd", "noise_multiplier": 3.0, "sample_rate": 0.1, "steps": 2, "clip_norm": 0.5,
+        "unit": "user", "delta": DELTA, "simulated": False, "epsilon_before": 0.0, "epsilon_after": 0.1, "accountant": "prv",
+        "time": "2026-01-02T03:04:05+00:00", "version": "0.1.0",
+    }  # fmt: skip
+    path, chain = tmp_path / "shop.ledger.jsonl", "0" * 64
+    with open(path, "w") as file:
+        for number in (1, 2):
+            release = {**fields, "round": number}
+            chain = hashlib.sha256(f"{chain}\n{json.dumps(release, sort_keys=True)}".encode()).hexdigest()
+            file.write(json.dumps({"release": release, "chain": chain}, sort_keys=True) + "\n")
+    old = path.read_bytes()
+    assert [(one.trust, one.event_alone) for one in Ledger(path, DELTA).releases()] == [("local", STEP.event)] * 2
+    Ledger(path, DELTA).append(SECURE)
+    assert path.read_bytes().startswith(old)
+    (one,) = privacy_report(find_sources([path])).merchants
+    assert one.chain.intact and len(one.rounds) == 3
+    assert one.epsilon_alone == pytest.approx(oracle([(3.0, 0.1, 4), (0.7, 0.1, 2)]), abs=1e-3)
+    path.write_bytes(path.read_bytes().replace(b'"noise_multiplier_alone": 0.7', b'"noise_multiplier_alone": 1.7'))
+    (one,) = privacy_report(find_sources([path])).merchants
+    assert one.chain.broken_line == 3
+
+
 # The chain
 
 
@@ -354,6 +479,15 @@ def test_text_begins_with_plain_words(fedrec: Fedrec, run: Path) -> None:
     status, out, _ = fedrec(run)
     assert status == 0 and out.startswith("This is a simulation: ")
     assert out.index("Protected: ") < out.index("Not covered: ") < out.index("Spent against the budget")
+
+
+def test_text_shows_both_epsilons_of_a_secure_ledger(fedrec: Fedrec, tmp_path: Path) -> None:
+    write_ledger(tmp_path / "x" / "shop.ledger.jsonl", MIXED)
+    (one,) = privacy_report(find_sources([tmp_path / "x"])).merchants
+    assert fedrec(tmp_path / "x", "--out", "a.txt")[0] == 0
+    text = " ".join(Path("a.txt").read_text().split())
+    assert text.index("Trust model: secure-aggregation") < text.index("Protected: ")
+    assert f"{one.epsilon:.3f} │ {one.epsilon_alone:.3f}" in text and "own share" in text
 
 
 def test_formats_and_files(fedrec: Fedrec, run: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ FLAGS = (
     *("--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
 )
 MERCHANTS = ("north", "a-merchant-with-a-rather-long-name", "south")
+SECURE: dict[str, Any] = {
+    "trust": "secure-aggregation", "noise_multiplier_alone": 0.8, "members": 12, "dropouts": 1, "colluders": 1,
+}  # fmt: skip
+TOO_FEW = "8 of 12 merchants sent their masked sum, 11 are needed"
 A4 = (595, 842)
 """Points."""
 
@@ -102,18 +107,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             browser.wait()
 
 
-@pytest.fixture(scope="module", params=["privacy", "privacy of one", "run"])
+@pytest.fixture(scope="module", params=["privacy", "privacy of one", "privacy, secure", "run", "run, secure"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report's HTML file, made from few hand-made facts."""
     folder = tmp_path_factory.mktemp("report")
-    if request.param == "run":
-        return write_report(folder, RunConfig(), run_lines(), run_results())
+    secure = request.param.endswith("secure")
+    if request.param.startswith("run"):
+        config = RunConfig(trust="secure-aggregation" if secure else "local")
+        lines = [{**line, "abandoned": TOO_FEW} if secure and line["round"] == 4 else line for line in run_lines()]
+        return write_report(folder, config, lines, run_results())
     names = MERCHANTS[1:2] if request.param == "privacy of one" else MERCHANTS
-    write_ledgers(folder, names)
+    write_ledgers(folder, names, secure)
     return write_privacy_report(folder)[1]
 
 
-def write_ledgers(run: Path, names: tuple[str, ...]) -> None:
+def write_ledgers(run: Path, names: tuple[str, ...], secure: bool) -> None:
     """Ledgers of a simulated run: one is broken, one has an audit to go with it."""
     for number, name in enumerate(names):
         (run / "federation" / "merchants" / name).mkdir(parents=True)
@@ -122,7 +130,8 @@ def write_ledgers(run: Path, names: tuple[str, ...]) -> None:
         ledger = Ledger(run / "privacy" / f"{name}.ledger.jsonl", 1e-5)
         ledger.append(Release("4f78711d313c4a62", 0, "histogram", 4.0, 1.0, 1, 1.0, "user", 1e-5))
         for round_number in range(1, 5 + number):
-            ledger.append(Release("4f78711d313c4a62", round_number, "dp-sgd", 2.5, 0.2, 2, 0.5, "user", 1e-5))
+            release = Release("4f78711d313c4a62", round_number, "dp-sgd", 2.5, 0.2, 2, 0.5, "user", 1e-5)
+            ledger.append(replace(release, **SECURE) if secure else release)
     if len(names) > 1:
         lines = ledger.path.read_bytes().splitlines(keepends=True)
         ledger.path.write_bytes(b"".join(lines[:2] + lines[3:]))

@@ -428,7 +428,7 @@ def test_a_round_that_nobody_paid_for_may_begin_again_with_fresh_keys(
         ({}, {"scale": -1.0}, "scale -1 is not positive"),
         ({}, {"scale": float("nan")}, "failed: WireError"),
         ({}, {"scale": 1e12}, "a noise share of"),
-        ({}, {"scale": 50.0}, ""),
+        ({}, {"scale": 500.0}, ""),
         ({}, {"there": ["m0", "m1", "m2"]}, "sealed a share without being there"),
         ({}, {"there": [*MERCHANTS, "m9"]}, "shared without having announced"),
         ({}, {"names": [], "first": [], "there": ["m0", "m1"]}, "4 are needed"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli.terminal import out, print_json, table
+from fedrec.cli.terminal import TrustName, out, print_json, table
 from fedrec.errors import InputError
 
 __all__ = ["app"]
@@ -49,14 +49,16 @@ def split(
     holdout: Annotated[float, typer.Option(help="Share of each merchant's users who go to central/.")] = 0.2,
     epsilon: Annotated[float, typer.Option(help="Budget in every merchant's policy.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta in every merchant's policy.")] = 1e-5,
+    trust: Annotated[TrustName, typer.Option(help="Weakest trust model that every merchant's policy accepts.")] = TrustName.local,
     json: Json = False,
 ) -> None:
     """Turn `events` + `items` into merchants and held-out central users."""
     from fedrec.data.split import split_source
 
-    summary = split_source(source, target, holdout, {"epsilon": epsilon, "delta": delta})
+    summary = split_source(source, target, holdout, {"epsilon": epsilon, "delta": delta, "trust": trust.value})
     if json:
         print_json({"path": str(target), "merchants": summary.to_dict(orient="records")})
         return
     out.print(table(f"{target}", list(summary.columns), summary.to_numpy().tolist()))
-    out.print(f"next: fedrec simulate {target}", style="dim")
+    run = f"fedrec simulate {target}" + ("" if trust is TrustName.local else f" --set trust={trust.value}")
+    out.print(f"next: {run}", style="dim", highlight=False, soft_wrap=True)

@@ -41,6 +41,12 @@ def plan(
     noise_multiplier: Annotated[float | None, typer.Option(help="Noise of a step over the clipping norm.")] = None,
     rank: Annotated[int, typer.Option(help="Rank of the heads.")] = DEFAULTS.rank,
     merchants: Annotated[int, typer.Option(min=1, help="Merchants of this size whose updates are averaged.")] = 1,
+    dropouts: Annotated[
+        int, typer.Option(min=0, help="Secure aggregation: merchants that may be missing from a sum.")
+    ] = DEFAULTS.dropouts,
+    colluders: Annotated[
+        int, typer.Option(min=0, help="Secure aggregation: merchants that may tell the server all they know.")
+    ] = DEFAULTS.colluders,
     histogram_share: Annotated[float, typer.Option(help="Budget share of the histogram.")] = DEFAULTS.histogram_share,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw epsilon against rounds, .svg or .png.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -48,7 +54,8 @@ def plan(
     """Solve for the noise multiplier, the rounds or the sample rate that a budget allows.
 
     The one of the three that is not given is solved for. With fewer than two given, rounds is
-    18, sample rate 1, and the noise is solved for (with the noise given: the rounds).
+    18, sample rate 1, and the noise is solved for (with the noise given: the rounds). For several
+    merchants both trust models are shown side by side.
     """
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise InputError(f"found {str(plot)!r}", where="--plot", expected=" or ".join(f"a name in {end}" for end in PICTURES))
@@ -68,6 +75,8 @@ def plan(
         merchants=merchants,
         local_steps=local_steps,
         rank=rank,
+        dropouts=dropouts,
+        colluders=colluders,
         histogram_share=histogram_share,
     )
     if json:
@@ -101,12 +110,12 @@ def _print(plan: Plan, delta_given: bool) -> None:
         ["expected users in a step (lot)", f"{plan.lot:,.1f}"],
         [f"signal to noise of a step on the heads, {plan.trainable:,} numbers", f"{plan.signal_to_noise:.3g}"],
     ]
-    if plan.merchants > 1:
-        trade.append([f"the same, mean of {plan.merchants} merchants", f"{plan.signal_to_noise_of_mean:.3g}"])
     if plan.encoder_signal_to_noise is not None:
         what = f"the same, a step on the encoder, {plan.encoder_trainable:,} numbers"
         trade.append([what, f"{plan.encoder_signal_to_noise:.3g}"])
     out.print(table("What it trades", ["", "value"], trade))
+    if plan.merchants > 1:
+        _print_trust_models(plan)
     notes = [
         "signal to noise is at most lot / (noise_multiplier sqrt(numbers)): all gradients clipped and of one direction",
         "all rounds are taken to train the heads at this sample rate",
@@ -119,6 +128,51 @@ def _print(plan: Plan, delta_given: bool) -> None:
         notes.append("every user takes part in every step and the budget is not used up: less noise would fit")
     for note in notes:
         out.print(note, style="dim", highlight=False)
+
+
+def _print_trust_models(plan: Plan) -> None:
+    """The mean of several merchants under both trust models: the same epsilon, other noise, other assumptions."""
+    secure, many = plan.secure_aggregation, plan.merchants
+    rows: list[tuple[str, str, str]] = [
+        (
+            "noise of a step that each merchant adds",
+            f"{plan.noise_multiplier:.4g}",
+            _four(secure.noise_multiplier_alone if secure else None),
+        ),
+        (
+            f"noise in the sum of {many} steps, at most",
+            f"{plan.noise_multiplier * math.sqrt(many):.4g}",
+            _four(secure.noise_multiplier_of_sum if secure else None),
+        ),
+        (
+            f"signal to noise, mean of {many} merchants",
+            f"{plan.signal_to_noise_of_mean:.3g}",
+            f"{secure.signal_to_noise:.3g}" if secure else "",
+        ),
+        ("epsilon against the server", f"{plan.epsilon_spent:.3f}", f"{plan.epsilon_spent:.3f}" if secure else ""),
+        (
+            "epsilon if every other merchant colludes",
+            f"{plan.epsilon_spent:.3f}",
+            f"{secure.epsilon_alone:.3f}" if secure else "",
+        ),
+    ]
+    if plan.histogram_noise_multiplier is not None:
+        local = plan.histogram_noise_multiplier * math.sqrt(many)
+        shared = _four(secure.histogram_noise_multiplier_of_sum if secure else None)
+        rows.insert(2, (f"noise in the sum of {many} histograms, at most", f"{local:.4g}", shared))
+    out.print(table("The two trust models at the same epsilon and rounds", ["", "local", "secure-aggregation"], rows))
+    if secure is None:
+        out.print(f"secure aggregation is not possible here: {plan.no_secure_aggregation}", highlight=False)
+        return
+    assumed = (
+        f"secure-aggregation trusts that at least {secure.honest} of the {many} merchants are honest and in every sum "
+        f"that is opened: {secure.dropouts} may be missing, {secure.colluders} may tell the server all they know"
+    )
+    out.print(assumed, style="dim", highlight=False)
+
+
+def _four(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _most_rounds() -> int:

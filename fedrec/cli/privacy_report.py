@@ -17,7 +17,7 @@ from fedrec.cli.terminal import out, table
 from fedrec.config import write_atomically
 
 if TYPE_CHECKING:
-    from fedrec.report.privacy_report import MerchantPrivacy, PrivacyReport
+    from fedrec.report.privacy_values import MerchantPrivacy, PrivacyReport
 
 __all__ = ["report"]
 
@@ -85,13 +85,15 @@ def _text(made: PrivacyReport) -> Iterator[RenderableType]:
         alarm = label in ("Warning", "This is a simulation")
         yield Text.assemble((f"{label}: ", "bold red" if alarm else "bold"), sentence)
     yield ""
+    secure = any(merchant.secure_terms for merchant in made.merchants)
+    alone = ["if all others collude"] if secure else []
     yield table(
         "Spent against the budget",
-        ["merchant", "epsilon", "budget", "", "delta", "accountant", "unit", "declared users"],
+        ["merchant", "epsilon", *alone, "budget", "", "delta", "accountant", "unit", "declared users"],
         [
             [
-                m.merchant, f"{m.epsilon:.3f}", _number(m.budget), _bar(m.share), _number(m.delta), _accountants(m), m.unit,
-                m.population or "",
+                m.merchant, f"{m.epsilon:.3f}", *(f"{m.epsilon_alone:.3f}" for _ in alone), _number(m.budget), _bar(m.share),
+                _number(m.delta), _accountants(m), m.unit, m.population or "",
             ]
             for m in made.merchants
         ],
@@ -103,9 +105,9 @@ def _text(made: PrivacyReport) -> Iterator[RenderableType]:
         ["merchant", "mechanism", "releases", "steps", "epsilon", "accountant"],
         [[name, part.name, part.releases, part.steps, f"{part.epsilon:.3f}", part.accountant] for name, part in mechanisms],
     )
-    columns = ["line", "run", "round", "mechanism", "sigma", "rate", "steps", "epsilon"]
+    columns = ["line", "run", "round", "mechanism", "sigma", *(["own share"] if secure else []), "rate", "steps", "epsilon"]
     for name, merchant in alike.items():
-        yield table(f"By round: {name}", columns, _round_rows(merchant))
+        yield table(f"By round: {name}", columns, _round_rows(merchant, secure))
     runs = ((name, part) for name, merchant in alike.items() for part in merchant.runs)
     yield table(
         "By run, each alone",
@@ -150,16 +152,17 @@ def _audit(made: PrivacyReport) -> Iterator[RenderableType]:
         yield table("The audit, by attack", ["merchants", "epsilon at least", "confidence", "claimed", "verdict", "method"], rows)
 
 
-def _round_rows(merchant: MerchantPrivacy) -> list[list[Any]]:
+def _round_rows(merchant: MerchantPrivacy, secure: bool) -> list[list[Any]]:
     rows: list[list[Any]] = [
         [
-            r.number, r.run, r.round, r.mechanism, f"{r.noise_multiplier:.4g}", f"{r.sample_rate:g}", r.steps,
+            r.number, r.run, r.round, r.mechanism, f"{r.noise_multiplier:.4g}",
+            *([f"{r.noise_multiplier_alone:.4g}"] if secure else []), f"{r.sample_rate:g}", r.steps,
             "" if r.epsilon is None else f"{r.epsilon:.3f}",
         ]
         for r in merchant.rounds
     ]  # fmt: skip
     if len(rows) > MOST_ROWS:
-        rows[5 : 5 + len(rows) - MOST_ROWS] = [["...", *[""] * 7]]
+        rows[5 : 5 + len(rows) - MOST_ROWS] = [["...", *[""] * (len(rows[0]) - 1)]]
     return rows
 
 

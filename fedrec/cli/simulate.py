@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli.terminal import err, out, print_json, quiet_libraries, round_progress, show_results
+from fedrec.cli.terminal import TrustName, err, out, print_json, quiet_libraries, round_progress, show_results
 from fedrec.config import RunConfig, load_config, parse_overrides
 from fedrec.errors import InputError
 
@@ -84,6 +84,7 @@ def simulate_command(
 
 def demo(
     by: Annotated[By, typer.Option(help="What a merchant is.")] = By.manufacturer,
+    trust: Annotated[TrustName | None, typer.Option(help="Trust model of the run and of every merchant's policy.")] = None,
     config: Config = None,
     settings: Set = None,
     engine: EngineOption = EngineName.inline,
@@ -96,7 +97,8 @@ def demo(
     json: Json = False,
 ) -> None:
     """The same on embedded data: a year of grocery baskets at twelve brand shops."""
-    resolved = load_config(config, parse_overrides(settings or []))
+    overrides = parse_overrides(settings or [])
+    resolved = load_config(config, {**overrides, "trust": trust.value} if trust else overrides)
     _run(
         None if resume else _demo_folder(by, resolved),
         resolved,
@@ -167,12 +169,14 @@ def _demo_folder(by: By, config: RunConfig) -> Path:
     from fedrec.data.demo import build_demo
 
     root = Path(os.environ.get("FEDREC_CACHE", Path.home() / ".cache" / "fedrec"))
-    folder = root / f"demo-{by.value}-epsilon-{config.epsilon:g}-delta-{config.delta:g}"
+    trust = "" if config.trust == "local" else f"-{config.trust}"
+    folder = root / f"demo-{by.value}-epsilon-{config.epsilon:g}-delta-{config.delta:g}{trust}"
     if not folder.exists():
         err.print(f"making the demo's federation folder in {folder}", highlight=False, soft_wrap=True)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            build_demo(temporary, {"epsilon": config.epsilon, "delta": config.delta}, by.value)
+            policy: dict[str, object] = {"epsilon": config.epsilon, "delta": config.delta, "trust": config.trust}
+            build_demo(temporary, policy, by.value)
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

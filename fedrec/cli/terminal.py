@@ -10,18 +10,37 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedrec.config import RunConfig
 
+SECURE_STEPS = {
+    "announce": "announce keys",
+    "share": "share their seeds",
+    "mask_histogram": "count and mask",
+    "mask": "train and mask",
+    "confirm": "confirm who is in the sum",
+    "reveal": "open the sum",
+}
+"""What merchants do in a step of a secure sum."""
 WIDE = 110
 """Columns of the terminal from which the final table shows all metrics."""
 
-__all__ = ["err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "show_results", "table"]
+__all__ = ["TrustName", "err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "show_results", "table"]
+
+
+class TrustName(StrEnum):
+    """The trust models, as an option's choices."""
+
+    local = "local"
+    secure_aggregation = "secure-aggregation"
+
 
 out = Console()
 err = Console(stderr=True)
@@ -71,16 +90,14 @@ def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[st
     if rows:
         out.print(
             table(
-                f"Privacy spent, by each merchant's statement, unit: {config.unit}{simulated}",
+                f"Privacy spent, by each merchant's statement, unit: {config.unit}, trust: {config.trust}{simulated}",
                 ["merchant", "epsilon", "budget", "delta", "accountant", "declared users"],
                 rows,
             )
         )
-        total = sum(p["epsilon"] for p in last.values())
-        out.print(
-            f"A person who is a customer of several merchants is covered by the sum of their epsilons: at most {total:.1f} here.",
-            style="dim",
-        )
+        out.print(_covered(config, sum(p["epsilon"] for p in last.values())), style="dim")
+    if abandoned := [str(line["round"]) for line in lines if "abandoned" in line]:
+        out.print(f"Abandoned, with no sum opened and nothing learned: round {', '.join(abandoned)}.", style="yellow")
     up = [size for line in lines[1:] for size in line["bytes_up"].values()]
     down = [size for line in lines[2:] for size in line["bytes_down"].values()]
     model = results["model_bytes"]
@@ -90,6 +107,20 @@ def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[st
             f"the model has {model:,}: {model / max(up):,.0f} and {model / max(down):,.0f} times more.",
             style="dim",
         )
+
+
+def _covered(config: RunConfig, total: float) -> str:
+    """What the figures of a run's privacy table rest on, and what they mean for a customer of several merchants."""
+    if config.trust == "local":
+        return (
+            f"A person who is a customer of several merchants is covered by the sum of their epsilons: at most {total:.1f} here."
+        )
+    from fedrec.report.trust_words import assumed
+
+    return (
+        f"Under secure aggregation these hold if {assumed(config.dropouts, config.colluders)}. What holds if all other merchants "
+        "collude, and for a customer of several merchants, is weaker: `fedrec privacy report` on the ledgers says by how much."
+    )
 
 
 def quiet_libraries() -> None:
@@ -134,6 +165,7 @@ class _Watcher:
         self.progress = progress
         self.rounds: TaskID | None = None
         self.merchants: TaskID | None = None
+        self.asked_for = ""
         self.started = time.time()
 
     def __call__(self, event: str, fields: dict[str, Any]) -> None:
@@ -158,6 +190,7 @@ class _Watcher:
 
     def _histogram_started(self, merchants: int) -> None:
         self._line(f"popularity: {merchants} private histograms")
+        self.asked_for = "popularity"
         if self.merchants is None:
             self.merchants = self.progress.add_task("merchants", total=merchants)
         self.progress.reset(self.merchants, total=merchants, description="merchants")
@@ -167,8 +200,14 @@ class _Watcher:
             self.rounds = self.progress.add_task("rounds", total=rounds, completed=round - 1)
         if self.merchants is None:
             self.merchants = self.progress.add_task("merchants", total=merchants)
+        self.asked_for = f"round {round}"
         self.progress.update(self.rounds, description=f"rounds ({part})")
-        self.progress.reset(self.merchants, total=merchants, description=f"  merchants, round {round}")
+        self.progress.reset(self.merchants, total=merchants, description=f"  merchants, {self.asked_for}")
+
+    def _secure_step(self, step: str, merchants: int) -> None:
+        if self.merchants is not None:
+            what = f"  merchants, {self.asked_for}: {SECURE_STEPS[step]}"
+            self.progress.reset(self.merchants, total=merchants, description=what)
 
     def _merchant_done(self, done: int) -> None:
         if self.merchants is not None:
@@ -186,6 +225,8 @@ class _Watcher:
         if line["bytes_up"]:
             text += f"  {max(line['bytes_down'].values()) / 1000:.1f} kB down, {max(line['bytes_up'].values()) / 1000:.1f} kB up"
         self._line(text)
+        if "abandoned" in line:
+            self._line(f"    [yellow]abandoned[/yellow], no sum was opened: {escape(line['abandoned'])}")
         for what in ("declined", "refused"):
             for merchant, reason in line[what].items():
                 self._line(f"    {merchant} {what}: {reason}")

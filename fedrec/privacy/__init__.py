@@ -7,7 +7,7 @@ from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
 from fedrec.privacy.mechanism import Gradients, PerRecord, UserDPOptimizer, clipped_sum, noisy_histogram, votes
 from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from fedrec.privacy.planning import NoisePlan, plan_noise
+from fedrec.privacy.noise_plan import NoisePlan, plan_noise
 from fedrec.privacy.policy import Policy
 
 __all__ = [

@@ -1,106 +1,27 @@
-"""How much noise a budget asks for, and what a run can do with it."""
+"""What a run can do with a budget: the noise, the rounds or the sampling rate that fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
-
-from fedrec.config import Part, RunConfig, load_config
+from fedrec.config import RunConfig, load_config
 from fedrec.errors import InputError
 from fedrec.privacy.accountants import epsilon
 from fedrec.privacy.events import SampledGaussian
+from fedrec.privacy.noise_plan import between, gaussian_mu, plan_noise
+from fedrec.privacy.secure_plan import SecurePlan, plan_secure_sum, why_no_secure_sum
 
-__all__ = ["NoisePlan", "Plan", "default_delta", "gaussian_mu", "plan_noise", "solve"]
+__all__ = ["Plan", "default_delta", "solve"]
 
-TOLERANCE = 1e-3
-"""Relative: the planned epsilon is at most the target and at least this close to it."""
 HIDDEN = 384
 """Width of the packaged encoder."""
 FREE = ("noise_multiplier", "rounds", "sample_rate")
 """What `solve` can solve for."""
 MOST_ROUNDS = 10_000
 """As in `RunConfig.rounds`."""
-
-
-@dataclass(frozen=True)
-class NoisePlan:
-    """The noise multiplier of each mechanism of a run, None for one that is not used."""
-
-    histogram: float | None
-    heads: float | None
-    encoder: float | None
-
-    def of(self, part: Part) -> float:
-        """The noise multiplier of a step on `part`."""
-        value = self.heads if part == "heads" else self.encoder
-        if value is None:
-            raise ValueError(f"the run does not train {part}")
-        return value
-
-    def events(self, config: RunConfig) -> list[SampledGaussian]:
-        """What one merchant releases in the whole run."""
-        events = [SampledGaussian(self.histogram)] if self.histogram else []
-        for part in ("heads", "encoder"):
-            if config.rounds_of(part):
-                steps = config.rounds_of(part) * config.local_steps
-                events.append(SampledGaussian(self.of(part), config.sample_rate_of(part), steps))
-        return events
-
-
-def plan_noise(config: RunConfig) -> NoisePlan:
-    """Noise multipliers under which a run spends `config.epsilon`; given ones are kept.
-
-    Shares are of squared Gaussian mu (Dong, Roth, Su, 2022, section 3), which adds up under
-    composition: each mechanism is first set so that alone it spends its share, then all
-    planned ones are scaled together until the accountants meet the target.
-
-    Raises:
-        InputError: the given noise multipliers alone exceed the target, or no noise meets it.
-    """
-    mu = gaussian_mu(config.epsilon, config.delta)
-    has = {part: config.rounds_of(part) > 0 for part in ("heads", "encoder")}
-    rest = 1 - config.histogram_share
-    share = {"encoder": rest * (config.encoder_share if has["heads"] else 1.0) if has["encoder"] else 0.0}
-    share["heads"] = rest - share["encoder"] if has["heads"] else 0.0
-    given: dict[str, float | None] = {
-        "histogram": config.histogram_noise_multiplier,
-        "heads": config.noise_multiplier,
-        "encoder": config.encoder_noise_multiplier or config.noise_multiplier,
-    }
-    start: dict[str, float | None] = {
-        "histogram": 1 / (mu * math.sqrt(config.histogram_share)) if config.histogram_share else None
-    }
-    for part in ("heads", "encoder"):
-        start[part] = _alone(config, part, mu * math.sqrt(share[part])) if has[part] else None
-
-    def plan(factor: float) -> NoisePlan:
-        values = {name: None if value is None else given[name] or _rounded_up(value * factor) for name, value in start.items()}
-        return NoisePlan(values["histogram"], values["heads"], values["encoder"])
-
-    if all(value is None or given[name] for name, value in start.items()):
-        return plan(1.0)
-    if epsilon(plan(1e3).events(config), config.delta).value > config.epsilon:
-        what = "the given noise multipliers alone" if any(given.values()) else "even 1,000 times the usual noise"
-        spent = epsilon(plan(1e3).events(config), config.delta).value
-        raise InputError(
-            f"{what} would spend epsilon {spent:.3g}", where="epsilon", expected=f"at most {config.epsilon:g}",
-            hint="the accountants' own error is 0.01",
-        )  # fmt: skip
-    return plan(_smallest(lambda factor: epsilon(plan(factor).events(config), config.delta).value, config.epsilon))
-
-
-def _rounded_up(sigma: float) -> float:
-    """To six digits, so that a run which is resumed with other threads asks for the same noise, or merchants decline.
-
-    The planned value differs in its last digits with the number of threads.
-    """
-    unit = 10.0 ** (math.floor(math.log10(sigma)) - 5)
-    return float(f"{math.ceil(sigma / unit) * unit:.6g}")
 
 
 @dataclass(frozen=True)
@@ -123,9 +44,12 @@ class Plan:
             sqrt(trainable). An upper bound: it is reached when all users' gradients are clipped
             and point the same way.
         merchants: how many such merchants' updates are averaged.
-        signal_to_noise_of_mean: of that mean; their noise is independent, so sqrt(merchants) better.
+        signal_to_noise_of_mean: of that mean under `trust = "local"`: the noise of each is independent, so
+            sqrt(merchants) better.
         encoder_trainable: trained numbers in a step on the encoder's LoRA.
         encoder_signal_to_noise: of one merchant's step on the encoder with the same noise and lot.
+        secure_aggregation: the same rounds and epsilon under `trust = "secure-aggregation"`; None where it cannot be.
+        no_secure_aggregation: why it cannot be; None where it can.
     """
 
     solved: str
@@ -148,6 +72,8 @@ class Plan:
     signal_to_noise_of_mean: float
     encoder_trainable: int
     encoder_signal_to_noise: float | None
+    secure_aggregation: SecurePlan | None
+    no_secure_aggregation: str | None
 
     def spent_after(self, rounds: Iterable[int], *, histogram: bool = True) -> list[float]:
         """Epsilon after each number of rounds at this plan's noise, with or without the histogram."""
@@ -184,7 +110,7 @@ def solve(
         delta: target; `default_delta` when absent.
         noise_multiplier, rounds, sample_rate: exactly two of them.
         merchants: how many merchants' updates are averaged.
-        settings: others of `RunConfig`: local_steps, histogram_share, rank, min_lot...
+        settings: others of `RunConfig`: local_steps, histogram_share, rank, min_lot, dropouts, colluders...
 
     Raises:
         InputError: a setting is out of range, or nothing fits the budget; it says what was tried.
@@ -222,10 +148,12 @@ def solve(
 
 def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None, solved: str) -> Plan:
     sigma, rate, steps = config.noise_multiplier or math.nan, config.sample_rate, config.rounds * config.local_steps
-    spent = epsilon(_events(histogram, sigma, rate, steps), config.delta)
+    events = _events(histogram, sigma, rate, steps)
+    spent = epsilon(events, config.delta)
     lot, trainable = rate * users, 2 * config.rank * HIDDEN
     encoder = 2 * config.encoder_layers * config.encoder_rank * HIDDEN
     signal_to_noise = lot / (sigma * math.sqrt(trainable))
+    reason = why_no_secure_sum(config, merchants)
     return Plan(
         solved=solved,
         users=users,
@@ -247,6 +175,8 @@ def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None
         signal_to_noise_of_mean=signal_to_noise * math.sqrt(merchants),
         encoder_trainable=encoder,
         encoder_signal_to_noise=lot / (sigma * math.sqrt(encoder)) if encoder else None,
+        secure_aggregation=None if reason else plan_secure_sum(config, events, histogram, merchants, signal_to_noise),
+        no_secure_aggregation=reason,
     )
 
 
@@ -291,7 +221,7 @@ def _largest_rate(config: RunConfig, histogram: float | None, users: int) -> flo
         raise _no_solution(config, histogram, 1 / most, "sample_rate", f"a run with {config.min_lot:g} expected users a step")
     if spent(1.0) <= config.epsilon:
         return 1.0
-    return 1 / _between(spent, config.epsilon, 1.0, most)
+    return 1 / between(spent, config.epsilon, 1.0, most)
 
 
 def _no_solution(config: RunConfig, histogram: float | None, rate: float, where: str, what: str) -> InputError:
@@ -306,65 +236,3 @@ def _no_solution(config: RunConfig, histogram: float | None, rate: float, where:
         expected=f"at most {config.epsilon:g}",
         hint="more noise, a larger budget, or a smaller histogram share",
     )
-
-
-def gaussian_mu(target: float, delta: float) -> float:
-    """The mu for which mu-Gaussian DP is (target, delta)-DP: the exact Gaussian trade-off.
-
-    delta(eps) = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2)  (Balle and Wang, ICML 2018,
-    theorem 8).
-
-    Raises:
-        InputError: mu would be under 1e-4 or over 1e3.
-    """
-
-    def gap(log_mu: float) -> float:
-        mu = math.exp(log_mu)
-        first, second = log_ndtr(-target / mu + mu / 2), target + log_ndtr(-target / mu - mu / 2)
-        return float(first + math.log1p(-math.exp(min(second - first, -1e-15)))) - math.log(delta)
-
-    ends = math.log(1e-4), math.log(1e3)
-    if not gap(ends[0]) < 0 < gap(ends[1]):
-        raise InputError(f"epsilon {target:g} at delta {delta:g} is out of reach of planning", where="epsilon")
-    return math.exp(brentq(gap, *ends))
-
-
-def _alone(config: RunConfig, part: Part, mu: float) -> float:
-    """The noise multiplier at which all rounds of `part` alone are about mu-Gaussian DP."""
-    steps, rate = config.rounds_of(part) * config.local_steps, config.sample_rate_of(part)
-    if rate == 1:
-        return math.sqrt(steps) / mu
-    target = epsilon([SampledGaussian(1 / mu)], config.delta).value
-    return _smallest(lambda sigma: epsilon([SampledGaussian(sigma, rate, steps)], config.delta).value, target, 0.02)
-
-
-def _smallest(spent: Callable[[float], float], target: float, tolerance: float = TOLERANCE) -> float:
-    """The smallest argument (to `tolerance`) at which the falling function `spent` is at most `target`."""
-    low = high = 1.0
-    while spent(high) > target:
-        low, high = high, high * 1.5
-        if high > 1e6:
-            raise InputError(
-                f"no noise reaches epsilon {target:g}: a factor of {low:.0f} on it still counts as {spent(low):.3g}",
-                where="epsilon",
-                hint="the accountants' own error is 0.01: ask for more than that, or for a larger delta",
-            )
-    while low == high or spent(low) <= target:
-        low = low / 1.5
-        if low < 1e-2:
-            return low
-    return _between(spent, target, low, high, tolerance)
-
-
-def _between(spent: Callable[[float], float], target: float, low: float, high: float, tolerance: float = TOLERANCE) -> float:
-    """`_smallest`, known to lie over `low` and not over `high`; five evaluations rather than bisection's fifteen."""
-
-    def gap(log_x: float) -> float:
-        # Epsilon is near a power of noise and rate, so its logarithm is near a line.
-        return math.log(max(spent(math.exp(log_x)), 1e-12) / target)
-
-    # A root to half the tolerance, and half of it on top for the safe side of the root.
-    value = math.exp(brentq(gap, math.log(low), math.log(high), xtol=tolerance / 2) + tolerance / 2)
-    while value < high and spent(value) > target:
-        value *= 1 + tolerance / 2
-    return min(value, high)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,12 @@ from fedrec.config import write_atomically
 from fedrec.privacy import ACCOUNTANTS, Epsilon, Release, SampledGaussian, epsilon
 from fedrec.privacy.accountants import FAST
 from fedrec.report.plots import Series, curves
-from fedrec.report.privacy_attacker import FALSE_POSITIVES, Attacker, attacker
-from fedrec.report.privacy_sources import Audit, Chain, Source, find_sources
+from fedrec.report.privacy_attacker import FALSE_POSITIVES, attacker
+from fedrec.report.privacy_sources import Source, find_sources
+from fedrec.report.privacy_values import MerchantPrivacy, Part, Period, PrivacyReport, Remaining, Round, SameName, SecureTerms
 from fedrec.report.privacy_words import audits, labelled, plain_words, when
 
-__all__ = [
-    "MerchantPrivacy",
-    "Part",
-    "Period",
-    "PrivacyReport",
-    "Remaining",
-    "Round",
-    "SameName",
-    "privacy_report",
-    "remaining_rounds",
-    "to_html",
-    "to_json",
-    "write_privacy_report",
-]
+__all__ = ["privacy_report", "remaining_rounds", "to_html", "to_json", "write_privacy_report"]
 
 MOST_ROUNDS = 10_000
 """The search for how many rounds are left stops here."""
@@ -46,125 +35,11 @@ MOST_PREFIXES = 200
 """Of a longer ledger only so many prefixes, evenly spaced, are composed again: each takes up to a second."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """The releases of one mechanism or one run, composed without the others."""
-
-    name: str
-    releases: int
-    steps: int
-    first: str
-    last: str
-    epsilon: float
-    accountant: str
-
-
-@dataclass(frozen=True)
-class Round:
-    """One line of the ledger; `epsilon` is that of all lines up to it, None where it was not computed again."""
-
-    number: int
-    time: str
-    run: str
-    round: int
-    mechanism: str
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    clip_norm: float
-    epsilon: float | None
-    accountant: str
-    recorded_epsilon: float
-
-
-@dataclass(frozen=True)
-class Period:
-    """A policy's second budget, for any `days` days in a row, and what the last such days spent of it."""
-
-    days: int
-    budget: float
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class Remaining:
-    """How many more rounds like the last one fit in the budget; `capped`: that many and more.
-
-    With a budget per period it is the smaller of both: as if the rounds were asked for now.
-    """
-
-    mechanism: str
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    rounds: int
-    capped: bool
-
-
-@dataclass(frozen=True)
-class MerchantPrivacy:
-    """Everything about one ledger, at the policy's delta; without a policy at the last release's.
-
-    `epsilon` is the tightest of all accountants. The parts, rounds and what remains are by those
-    that are quick enough to decide every release (`accountants.FAST`).
-    """
-
-    merchant: str
-    unit: str
-    budget: float | None
-    delta: float | None
-    epsilon: float
-    accountant: str
-    accountants: dict[str, float]
-    population: int | None
-    period: Period | None
-    simulation: bool | None
-    seed: int | None
-    mechanisms: tuple[Part, ...]
-    rounds: tuple[Round, ...]
-    runs: tuple[Part, ...]
-    remaining: Remaining | None
-    attacker: Attacker
-    chain: Chain
-    audit: Audit | None
-
-    @property
-    def share(self) -> float | None:
-        """Spent over budget, as a fraction."""
-        return self.epsilon / self.budget if self.budget else None
-
-
-@dataclass(frozen=True)
-class SameName:
-    """Several ledgers of one merchant, composed: what its users have spent if the ledgers are about the same users."""
-
-    merchant: str
-    ledgers: int
-    epsilon: float
-    delta: float
-
-
-@dataclass(frozen=True)
-class PrivacyReport:
-    """One report over one merchant or many.
-
-    Attributes:
-        epsilon_sum: covers a person who is a user of every merchant here, at delta `delta_sum`.
-    """
-
-    merchants: tuple[MerchantPrivacy, ...]
-    same_name: tuple[SameName, ...]
-    epsilon_sum: float
-    delta_sum: float
-
-    @property
-    def intact(self) -> bool:
-        """Whether the chain of every ledger is."""
-        return all(merchant.chain.intact for merchant in self.merchants)
-
-
 def privacy_report(sources: Sequence[Source], now: datetime | None = None) -> PrivacyReport:
-    """Compose, compare and bound. The sum over merchants is basic composition (Dwork, Roth, 2014, theorem 3.16).
+    """Compose, compare and bound.
+
+    The sum over merchants is basic composition (Dwork, Roth, 2014, theorem 3.16), where each has noise of its own.
+    For what several merchants released under one noise see `_of_one_person`.
 
     Args:
         now: the end of the period that a policy's `period_epsilon` is for; by default the present.
@@ -178,9 +53,11 @@ def privacy_report(sources: Sequence[Source], now: datetime | None = None) -> Pr
             events = [event for source in group for event in _events(source.releases)]
             same.append(SameName(name, len(group), epsilon(events, delta).value, delta))
     spent = [merchant for merchant in merchants if merchant.rounds]
-    return PrivacyReport(
-        merchants, tuple(same), sum(merchant.epsilon for merchant in spent), sum(merchant.delta or 0 for merchant in spent)
-    )
+    total, delta_sum = sum(merchant.epsilon for merchant in spent), sum(merchant.delta or 0 for merchant in spent)
+    sharing = sum(bool(merchant.secure_terms) for merchant in spent)
+    if sharing > 1:
+        total = epsilon([_of_one_person(release, sharing) for source in sources for release in source.releases], delta_sum).value
+    return PrivacyReport(merchants, tuple(same), total, delta_sum)
 
 
 def remaining_rounds(events: Sequence[SampledGaussian], one: SampledGaussian, budget: float, delta: float) -> int:
@@ -255,6 +132,8 @@ def _merchant(source: Source, now: datetime) -> MerchantPrivacy:
     delta, events = _delta(source), _events(source.releases)
     bounds = _by_accountant(events, delta)
     total = min(bounds.values(), key=lambda bound: bound.value, default=epsilon(events, delta or 1.0))
+    alone = _by_accountant([release.event_alone for release in releases], delta)
+    total_alone = min(alone.values(), key=lambda bound: bound.value, default=total)
     units = {release.unit for release in releases} or ({policy.unit} if policy else {"user"})
     recent = _recent(source, now)
     return MerchantPrivacy(
@@ -265,6 +144,10 @@ def _merchant(source: Source, now: datetime) -> MerchantPrivacy:
         epsilon=total.value,
         accountant=total.accountant,
         accountants={name: bound.value for name, bound in bounds.items()},
+        trust="secure-aggregation" if any(map(_is_secure, releases)) else "local",
+        secure_terms=_secure_terms(releases),
+        epsilon_alone=total_alone.value,
+        accountant_alone=total_alone.accountant,
         population=policy.population if policy else None,
         period=_period(source, recent),
         simulation=source.simulation,
@@ -320,6 +203,29 @@ def _remaining(source: Source, recent: Sequence[SampledGaussian]) -> Remaining |
     return Remaining(last.mechanism, last.noise_multiplier, last.sample_rate, last.steps, count, count == MOST_ROUNDS)
 
 
+def _is_secure(release: Release) -> bool:
+    return release.trust != "local"
+
+
+def _secure_terms(releases: Sequence[Release]) -> tuple[SecureTerms, ...]:
+    """The terms of the secure sums among `releases`, each once."""
+    counts = Counter((one.members, one.dropouts, one.colluders) for one in releases if _is_secure(one))
+    return tuple(SecureTerms(*terms, terms[0] - terms[1] - terms[2], count) for terms, count in counts.items())
+
+
+def _of_one_person(release: Release, merchants: int) -> SampledGaussian:
+    """What is released about a customer of `merchants` that share their noise, as each one's own part of it.
+
+    The noise of a secure sum is the sum of k independent Gaussians with sigma / sqrt(k), one added to the
+    contribution of each of the k merchants; so the sum is a post-processing of k releases with that noise, which
+    compose. Over k = h merchants it is no less than each one's own share.
+    """
+    if not _is_secure(release):
+        return release.event
+    own = max(release.noise_multiplier / math.sqrt(merchants), release.event_alone.noise_multiplier)
+    return replace(release.event, noise_multiplier=own)
+
+
 def _events(releases: Iterable[Release]) -> list[SampledGaussian]:
     return [release.event for release in releases]
 
@@ -349,7 +255,8 @@ def _rounds(releases: Sequence[Release], delta: float | None) -> tuple[Round, ..
         out.append(
             Round(
                 number, r.time, r.run, r.round, r.mechanism, r.noise_multiplier, r.sample_rate, r.steps, r.clip_norm,
-                after.value if after else None, after.accountant if after else "", r.epsilon_after,
+                after.value if after else None, after.accountant if after else "", r.epsilon_after, r.trust,
+                r.event_alone.noise_multiplier,
             )
         )  # fmt: skip
     return tuple(out)

@@ -137,9 +137,9 @@ def _release(line: bytes) -> Release | None:
     """The release of one line, or None where there is none that an accountant could count."""
     try:
         release = Release(**json.loads(line)["release"])
-        _ = release.event
+        _ = release.event, release.event_alone
         sound = 0 < release.delta < 1 and all(isinstance(text, str) for text in (release.run, release.mechanism, release.time))
-        _ = release.round + release.clip_norm + release.epsilon_after
+        _ = release.round + release.clip_norm + release.epsilon_after + release.members + release.dropouts + release.colluders
     except (ValueError, TypeError, KeyError):
         return None
     return release if sound else None

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedrec.report.trust_words import against, all_others_collude, shopping_at_several, trust_model
+
 if TYPE_CHECKING:
-    from fedrec.report.privacy_report import MerchantPrivacy, PrivacyReport
     from fedrec.report.privacy_sources import Audit
+    from fedrec.report.privacy_values import MerchantPrivacy, PrivacyReport
 
 __all__ = ["audits", "labelled", "plain_words", "when"]
 
@@ -45,18 +47,17 @@ def plain_words(report: PrivacyReport) -> list[tuple[str, str]]:
         for same in report.same_name
     ]
     words.append(_simulation(merchants))
+    words += trust_model(report)
     if any(merchant.unit == "event" for merchant in merchants):
         who = "one example (a basket to predict, with its history) of a user, which is weaker than the whole user."
     else:
         who = "each user of a merchant, with everything the user ever did there: whether it was there at all stays uncertain."
+    weaker = all_others_collude(report)
     words += [
         ("Protected", who),
-        (
-            "Against",
-            "the server, the other merchants, and everyone who sees what a merchant sends or the trained model, whatever "
-            "else they know. A merchant trusts only its own process: the noise is added before anything is sent.",
-        ),
-        ("How much", _how_much(spent, len(merchants))),
+        ("Against", against(report)),
+        ("How much", ("against the server, " if weaker else "") + _how_much(spent, len(merchants))),
+        *weaker,
     ]
     for merchant in merchants:
         if merchant.period:
@@ -72,10 +73,7 @@ def plain_words(report: PrivacyReport) -> list[tuple[str, str]]:
         "the catalogue, which is public; the users of the central evaluation set, who consented; when messages are sent; "
         "and the fact of taking part: that a merchant does, and the rounded number of users that it declares.",
     ))  # fmt: skip
-    shops = "A person who shops at k merchants is a user of each, and is covered in total by the sum of the k epsilons and deltas"
-    if len(spent) > 1:
-        shops += f": epsilon {report.epsilon_sum:.3f} at delta {report.delta_sum:g} for one who shops at all {len(spent)} here"
-    words.append(("Several merchants", f"{shops}."))
+    words.append(("Several merchants", shopping_at_several(report)))
     return words
 
 
@@ -114,7 +112,10 @@ def labelled(report: PrivacyReport) -> dict[str, MerchantPrivacy]:
     """One merchant for each group that was asked for the same and so spent the same, by a name that says how many."""
     groups: dict[tuple[object, ...], list[MerchantPrivacy]] = {}
     for merchant in report.merchants:
-        kind = tuple((r.run, r.round, r.mechanism, r.noise_multiplier, r.sample_rate, r.steps) for r in merchant.rounds)
+        kind = tuple(
+            (r.run, r.round, r.mechanism, r.noise_multiplier, r.noise_multiplier_alone, r.sample_rate, r.steps)
+            for r in merchant.rounds
+        )
         groups.setdefault((merchant.delta, merchant.chain.broken_line, kind), []).append(merchant)
     out = {}
     for group in groups.values():

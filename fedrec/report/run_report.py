@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from fedrec.config import RunConfig, write_atomically
 from fedrec.report.plots import curves
+from fedrec.report.trust_words import COMPARED, LOST, SHARES, assumed
 
 __all__ = ["write_report"]
 
@@ -26,6 +27,12 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
         results=results,
         lines=lines,
         privacy=dict(sorted(last.items())),
+        secure=config.trust == "secure-aggregation",
+        assumed=assumed(config.dropouts, config.colluders),
+        shares=SHARES,
+        compared=COMPARED,
+        lost=LOST,
+        abandoned=[line for line in lines if "abandoned" in line],
         total_epsilon=sum(entry["epsilon"] for entry in last.values()),
         k=config.top_k,
         metric_names=(f"ndcg@{config.top_k}", f"hr@{config.top_k}", f"recall@{config.top_k}", "mrr"),
