@@ -62,4 +62,4 @@ def main(grid: Grid, context: Context) -> None:
         notify("finished", reason="all rounds are done")
     except NobodyLeft as reason:
         folder.write_json("ended_early.json", {"round": strategy.state.round, "reason": str(reason), **asdict(strategy.record)})
-        notify("finished", reason=f"every merchant has declined ({reason})")
+        notify("finished", reason=f"too many merchants have declined ({reason})")
