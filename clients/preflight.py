@@ -14,6 +14,7 @@ from clients.merchant import open_merchant
 from clients.site import deployed_site
 from fedrec.config import RunConfig
 from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
+from fedrec.deploy.roster import own_roster
 from fedrec.errors import InputError
 from fedrec.model import load_encoder
 
@@ -40,6 +41,9 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     )
     check_private(folder.key)
     yield "key", f"{folder.key.name}, mode 0600"
+    if policy.trust == "secure-aggregation":
+        roster = own_roster(folder)
+        yield "roster", f"{len(roster.keys)} merchants, this one's key among them, digest {roster.digest}"
     _writable(folder.state)
     yield "disk", f"{shutil.disk_usage(folder.state).free / 1e9:,.1f} GB free for {folder.state.name}/"
     merchant = open_merchant(deployed_site(folder))

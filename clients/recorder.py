@@ -2,7 +2,8 @@
 
 A Flower mod around the ClientApp: it sees each reply as it leaves and writes, on the
 merchant's machine, the name, type, shape and hash of every value, and the statement in
-full. `fedrec privacy wire` prints it.
+full. `fedrec privacy wire` prints it. Keys and shares of a secure sum are recorded by their
+hash only: a share that stays on this machine could still help to open the sum.
 """
 
 from __future__ import annotations
@@ -46,10 +47,8 @@ def _line(message: Message, reply: Message) -> dict[str, Any]:
             entry: dict[str, Any] = {"record": name, "kind": type(record).__name__, "name": key}
             if isinstance(record, ArrayRecord) and isinstance(value, Array):
                 entry |= {"dtype": value.dtype, "shape": list(value.shape), "hash": _hash(value.data)}
-            elif isinstance(value, list):
-                lengths = [len(one) for one in value if isinstance(one, bytes)]
-                shown = {"bytes": lengths} if lengths else {"value": value}  # of shares and signatures only their lengths
-                entry |= {"dtype": "list", "shape": [len(value)], **shown, "hash": _hash(repr(value).encode())}
+            elif isinstance(value, list) and any(isinstance(one, bytes) for one in value):
+                entry |= {"dtype": "bytes", "shape": [len(value)], "hash": _hash(repr(value).encode())}
             else:
                 entry |= {"dtype": type(value).__name__, "shape": [], "value": value, "hash": _hash(str(value).encode())}
             line["values"].append(entry)

@@ -284,6 +284,8 @@ class _Sum:
         }
         path = _path(self.merchant)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for broken in path.parent.glob(f".{path.name}.*"):
+            broken.unlink()  # of a process that was killed as it wrote: it holds seeds that nobody would ever delete
         state = None if self.state is None else self.state.to_json()
         known = {"offer": asdict(self.offer), "state": state, "answers": self.answers}
         write_atomically(path, json.dumps(known).encode(), mode=0o600)

@@ -1,19 +1,49 @@
 """Flower's SuperNode as a child of the merchant's process: it does not outlive it.
 
 Nor does it follow redirects, as Flower's client would: a server could send a merchant's
-signed requests to any address, unencrypted ones included.
+signed requests to any address, unencrypted ones included. And it sends late replies.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partialmethod
+from typing import Any
 
 import httpx
 from flwr.supercore.app_utils import start_parent_process_monitor
 from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+__all__ = ["minding_late_replies"]
+
+LOOP = "flwr.supernode.start_client_internal"
+PULL = "_pull_and_store_message"
+
+
+def minding_late_replies(pull: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Flower's step that takes the next message, made to report one too when there are replies to be sent.
+
+    Flower sends replies only after it took a message, and then those that are there. A run that ends while a node
+    takes its message leaves a reply too many; from then on Flower would send every answer one message late, which
+    for the server is never.
+    """
+
+    def step(*, state: InMemoryNodeState, **others: Any) -> int | None:
+        run_id = pull(state=state, **others)
+        if run_id is not None:
+            return run_id
+        with state.lock_msg_store:
+            waiting = (one for one in state.msg_store.values() if not one.is_retrieved)
+            late = [one.message.metadata.run_id for one in waiting if one.message.metadata.reply_to_message_id]
+        return late[0] if late else None
+
+    return step
+
 
 if __name__ == "__main__":
     httpx.Client.send = partialmethod(httpx.Client.send, follow_redirects=False)  # type: ignore[method-assign,assignment]
+    setattr(sys.modules[LOOP], PULL, minding_late_replies(getattr(sys.modules[LOOP], PULL)))
     start_parent_process_monitor(int(sys.argv.pop(1)))
     flower_supernode()

@@ -11,7 +11,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -33,6 +32,8 @@ from server.strategy import NobodyLeft, PrivateLora, RoundRecord
 
 __all__ = ["STRATEGIES", "SecureLora"]
 
+LISTS = {"announce": ("first", "second", "third", "fourth"), "share": ("first",), "reveal": ("first", "second")}
+"""Which lists a merchant answers a step with, side by side with names."""
 FINAL = ("policy:", "budget:", "secure aggregation:")
 """Declines for these reasons will not be different in the next round."""
 
@@ -209,7 +210,7 @@ class _SecureSum:
             if (step.roster, step.members) != (roster, members):
                 record.refused[name] = "holds another roster than most"
                 continue
-            rows = self._listed(name, step, "first", "second", "third", "fourth")
+            rows = step.listed("first", "second", "third", "fourth")
             if len(rows) != 1 or rows[0][0] != name or reply.statement.population < 1:
                 record.refused[name] = "announces no keys of its own, or no population"
                 continue
@@ -237,7 +238,7 @@ class _SecureSum:
         )
         for _, reply, step in self._ask("share", self._same(names, keys)):
             name = reply.statement.merchant
-            boxes = dict(self._listed(name, step, "first"))
+            boxes = dict(step.listed("first"))
             if len(boxes) < collector.threshold or not set(boxes) <= set(names) - {name}:
                 self.strategy.record.refused[name] = "gives its shares to too few, or to strangers"
                 continue
@@ -278,7 +279,7 @@ class _SecureSum:
         out = {}
         for _, reply, answer in self._ask("reveal", self._same(tuple(signed), step)):
             holder = reply.statement.merchant
-            rows = self._listed(holder, answer, "first", "second")
+            rows = answer.listed("first", "second")
             own = {name: share for name, share, _ in rows if share}
             out[holder] = secure.Revealed(own, {name: share for name, _, share in rows if share})
         return out
@@ -295,18 +296,16 @@ class _SecureSum:
         ]
         self.strategy.expect(messages)
         for node, reply in self.strategy.heard(self.grid.send_and_receive(messages, timeout=self.timeout), self._blamed):
+            name = reply.statement.merchant
             if reply.step is None or reply.step.attempt != self.offer.attempt:
-                self.strategy.record.refused[reply.statement.merchant] = f"{kind}: answers another sum"
-            else:
-                yield node, reply, reply.step
-
-    def _listed(self, name: str, step: Step, *which: str) -> list[tuple[Any, ...]]:
-        """The rows of an answer's lists; none where they do not fit together."""
-        try:
-            return step.listed(*which)
-        except wire.WireError as fault:
-            self.strategy.record.refused[name] = str(fault)
-            return []
+                self.strategy.record.refused[name] = f"{kind}: answers another sum"
+                continue
+            try:
+                reply.step.listed(*LISTS.get(kind, ()))
+            except wire.WireError as error:
+                self.strategy.record.refused[name] = f"{kind}: {error}"
+                continue
+            yield node, reply, reply.step
 
     def _blamed(self, reply: Reply) -> None:
         for name in reply.step.names if reply.step is not None else ():

@@ -68,6 +68,7 @@ TREE = {
     "merchants": 0o755,
     "merchants/a": 0o700,
     "merchants/a/merchant.toml": 0o644,
+    "merchants/a/roster.txt": 0o644,
     "merchants/a/fedrec-merchant.service": 0o644,
     "merchants/a/tls": 0o700,
     "merchants/a/tls/ca.crt": 0o644,
@@ -395,11 +396,13 @@ def test_a_new_key_for_a_merchant(deployment: Deployment) -> None:
     change = rotate_merchant(deployment, "a")
     after = contents(deployment.path)
     changed = {path for path in before if before[path] != after[path]}
-    assert changed == {"merchants/a/tls/node.key", "merchants/a/tls/node.pub", "server/nodes/a.pub"} and set(after) == set(before)
+    rosters = {"merchants/a/roster.txt", "merchants/b/roster.txt"}
+    assert changed == {"merchants/a/tls/node.key", "merchants/a/tls/node.pub", "server/nodes/a.pub"} | rosters
+    assert set(after) == set(before)
     new = flower_key(deployment.merchant("a").key)
     keys = deployment.server.public_keys()
     assert public_line(new) == keys["a"] != public_line(old) and public_line(old) not in keys.values()
-    assert change.restart == ("a",) and set(change.hand_over) == {"server", "a"}
+    assert change.restart == ("a",) and set(change.hand_over) == {"server", "a", "b"}
 
 
 def test_a_new_authority(deployment: Deployment) -> None:

@@ -270,10 +270,10 @@ def test_a_merchant_whose_policy_asks_for_more_declines_before_anyone_pays_for_i
 
 def test_a_run_ends_when_more_decline_for_good_than_may_be_missing(own: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     for name in ("m1", "m2"):
-        set_policy(own, name, colluders=3)
+        set_policy(own, name, epsilon=0.5)
     folder = simulate(own, config_of(tiny_bert_folder, rounds=4, encoder_rounds=0), tmp_path / "run")
     ended = json.loads((folder.path / "ended_early.json").read_text())
-    assert "colluders" in ended["reason"] and len(folder.metrics()) == 1
+    assert ended["reason"].startswith("budget:") and len(folder.metrics()) == 1
     assert ledger_rounds(folder) == {}, "nobody paid for what could not be opened"
 
 
@@ -599,17 +599,6 @@ def test_seeds_are_forgotten_once_the_masks_are_on(federation: Path, tiny_bert_f
     out = tmp_path / "run"
     with stopped_after("mask", federation, tiny_bert_folder, out):
         assert json.loads((out / "replies" / "m0" / "secure.json").read_text())["state"]["seeds"] == ["", "", ""]
-
-
-def test_the_wire_record_holds_no_share(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
-    config = config_of(tiny_bert_folder, rounds=1, encoder_rounds=0)
-    with recorded() as crossed:
-        folder = simulate(federation, config, tmp_path / "run", record_wire=True)
-    lines = [json.loads(line) for line in (folder.path / "privacy" / "wire" / "m0.jsonl").read_text().splitlines()]
-    assert [line["type"].removeprefix("train.") for line in lines[5:]] == STEPS
-    shares = [share for request, reply in crossed if step_of(request) == "reveal" for share in reply.content["secure"]["first"]]
-    text = (folder.path / "privacy" / "wire" / "m0.jsonl").read_text()
-    assert shares and not any(repr(share) in text or share.hex() in text for share in shares)
 
 
 def test_terms_of_another_size_of_federation_are_declined(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:

@@ -114,10 +114,15 @@ def revoke(
     from fedrec.deploy.create import revoke as revoke_key
 
     kept = revoke_key(target, name)
+    note = (
+        f"secure aggregation: {name} counts as a drop-out until every merchant has taken its line out of roster.txt; "
+        "all must hold the same roster (`fedrec merchant roster`)"
+    )
     if json:
-        print_json({"merchant": name, "moved_to": str(kept)})
+        print_json({"merchant": name, "moved_to": str(kept), "notes": [note]})
         return
     _say(f"{name} may take part no more; its public key is kept as {kept}")
+    _say(note)
 
 
 @app.command()

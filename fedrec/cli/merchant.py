@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from fedrec.cli.server import flower_environment
-from fedrec.cli.terminal import out, print_json, quiet_libraries
+from fedrec.cli.terminal import out, print_json, quiet_libraries, table
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Run a merchant's node.", no_args_is_help=True)
+app = typer.Typer(help="Run a merchant's node, and look at what it trusts.", no_args_is_help=True)
 
 
 @app.command()
@@ -23,7 +23,7 @@ def up(
     check: Annotated[bool, typer.Option("--check", help="Only look whether everything is in order.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check policy, key, disk, data, ledger, model and server, then connect and answer until stopped."""
+    """Check policy, key, roster, disk, data, ledger, model and server, then connect and answer until stopped."""
     from fedrec.deploy.layout import MerchantFolder
 
     merchant = MerchantFolder.open(folder)
@@ -50,3 +50,25 @@ def up(
             str(merchant.path), str(merchant.state), merchant.server, str(merchant.ca), str(merchant.key),
         ],
     )  # fmt: skip
+
+
+@app.command()
+def roster(
+    folder: Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml, tls/ and roster.txt.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show whom this merchant knows by which key, for secure aggregation, to compare with the other merchants."""
+    from fedrec.deploy.certificates import key_fingerprint
+    from fedrec.deploy.layout import MerchantFolder
+    from fedrec.deploy.roster import own_roster
+
+    merchant = MerchantFolder.open(folder)
+    held = own_roster(merchant)
+    keys = {name: key_fingerprint(held.keys[name].encode()) for name in sorted(held.keys)}
+    if json:
+        members = [{"name": name, "key": key} for name, key in keys.items()]
+        print_json({"merchant": merchant.settings.name, "path": str(merchant.roster), "digest": held.digest, "members": members})
+        return
+    out.print(table(f"{merchant.roster}", ["merchant", "key"], list(keys.items())))
+    out.print(f"digest {held.digest}", highlight=False, soft_wrap=True)
+    out.print("All merchants must hold this roster. Compare the digest with theirs, not with the server's.", highlight=False)

@@ -140,7 +140,9 @@ def status_of(server: Any) -> dict[str, Any]:
     found["run"] = {"path": str(run.path), "rounds": run.config.rounds, "round": lines[-1]["round"] if lines else None}
     if lines:
         last = lines[-1]
-        found["run"] |= {name: last[name] for name in ("took_part", "declined", "refused", "central")}
+        found["run"] |= {
+            name: last[name] for name in ("took_part", "declined", "refused", "central", "abandoned") if name in last
+        }
     for name in ("stopped", "ended_early"):
         if (run.path / f"{name}.json").exists():
             found["run"][name] = json_module.loads((run.path / f"{name}.json").read_text(encoding="utf-8"))["reason"]
@@ -164,6 +166,8 @@ def show_status(found: dict[str, Any]) -> None:
             out.print(f"  {name.replace('_', ' ')}: {run[name]}", highlight=False, soft_wrap=True)
     if run["round"] is not None:
         out.print(f"  took part: {', '.join(run['took_part']) or 'nobody'}", highlight=False)
+        if "abandoned" in run:
+            out.print(f"  nothing was opened: {run['abandoned']}", highlight=False, soft_wrap=True)
         for what in ("declined", "refused"):
             for merchant, reason in run[what].items():
                 out.print(f"  {merchant} {what}: {reason}", highlight=False, soft_wrap=True)

@@ -32,6 +32,7 @@ __all__ = [
     "key_fingerprint",
     "new_authority",
     "new_node_key",
+    "public_half",
     "read_authority",
     "read_public_key",
     "server_identity",
@@ -205,6 +206,26 @@ def read_public_key(path: Path) -> bytes:
             hint="make a pair with `ssh-keygen -t ecdsa -b 384 -f node.key -N ''` and send node.key.pub",
         )
     return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+
+
+def public_half(key: Path) -> bytes:
+    """The public key of a merchant's private one, as an OpenSSH line without a comment.
+
+    Raises:
+        InputError: the file is missing, open to others, or no private key on a NIST curve without a password.
+    """
+    check_private(key)
+    try:
+        private = serialization.load_ssh_private_key(key.read_bytes(), None)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(key)) from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        private = None  # type: ignore[assignment]
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, _NODE_CURVES):
+        raise InputError(
+            "is no elliptic-curve private key in OpenSSH's format", where=str(key), expected="the node's key, without a password"
+        )
+    return private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
 
 
 def key_fingerprint(line: bytes) -> str:

@@ -33,6 +33,7 @@ from fedrec.deploy.layout import (
     is_merchant_name,
     parse_address,
 )
+from fedrec.deploy.roster import own_roster, roster_of
 from fedrec.deploy.units import CENTRAL_README, DATA_README, merchant_toml, merchant_unit, server_toml, server_unit
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, ServerAddress, read_merchant_file
@@ -142,10 +143,11 @@ def rotate_server(deployment: Deployment, host: str | None = None, days: int = D
 
 
 def rotate_merchant(deployment: Deployment, name: str) -> Change:
-    """A new key pair for one merchant, in its folder and at the server.
+    """A new key pair for one merchant, in its folder, at the server, and in every merchant's roster that is here.
 
     Raises:
-        InputError: the server knows no such merchant, or its folder has been handed over.
+        InputError: the server knows no such merchant, its folder has been handed over, or another's
+            registered key is no good.
     """
     server, merchant = deployment.server, deployment.merchant(name)
     if name not in server.registered():
@@ -158,12 +160,23 @@ def rotate_merchant(deployment: Deployment, name: str) -> Change:
             hint="let the merchant run `ssh-keygen -t ecdsa -b 384 -f node.key -N ''`, keep node.key in its tls/, "
             f"and send node.key.pub, which goes to {server.public_key(name)}",
         )
+    keys, faults = server.read_keys()
+    for other in faults.keys() - {name}:
+        raise faults[other]
     pair = new_node_key(name)
+    roster = roster_of(keys | {name: b" ".join(pair.public.split()[:2])}).text().encode()
+    theirs = {folder.path.name: folder.roster for folder in deployment.merchants()}
+    files = {merchant.key: pair.private, merchant.public_key: pair.public, **dict.fromkeys(theirs.values(), roster)}
     # The public key last: until it is there the old private key is the one that is registered.
-    files = {merchant.key: pair.private, merchant.public_key: pair.public, server.public_key(name): pair.public}
+    files[server.public_key(name)] = pair.public
     _replace(files)
-    hand_over = {"server": [server.public_key(name)], name: [merchant.key, merchant.public_key]}
-    return Change(tuple(files), hand_over, (name,))
+    hand_over = {"server": [server.public_key(name)], name: [merchant.key, merchant.public_key, merchant.roster]}
+    hand_over |= {other: [theirs.get(other, merchant.roster)] for other in keys if other != name}
+    note = (
+        "secure aggregation: every merchant needs the new roster.txt, without a restart; merchants compare its digest "
+        "among each other (`fedrec merchant roster`) and do not take the server's word for it"
+    )
+    return Change(tuple(files), hand_over, (name,), (note,))
 
 
 def rotate_authority(deployment: Deployment, host: str | None = None, days: int = DAYS) -> Change:
@@ -288,8 +301,10 @@ def _build(
         if federation is None:
             _folders(merchant.path / "data")
             _write(merchant.path / "data" / "README.txt", DATA_README.encode())
-        MerchantFolder.open(merchant.path)
-    ServerFolder.open(server.path).public_keys()
+    roster = roster_of(ServerFolder.open(server.path).public_keys()).text().encode()
+    for file in merchants:
+        _write(Deployment(at).merchant(file.name).roster, roster)
+        own_roster(MerchantFolder.open(Deployment(at).merchant(file.name).path))
     load_config(server.run_settings)
 
 

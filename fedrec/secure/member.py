@@ -145,7 +145,7 @@ def announce(terms: Terms, name: str, roster: Roster, node_key: ec.EllipticCurve
     """Fresh seeds, and the announcement to send.
 
     Raises:
-        Refused: this merchant is not in its own roster, or the terms are about another one.
+        Refused: this merchant is not in its own roster or has another key there, or the terms are about another one.
     """
     if name not in roster.keys:
         raise Refused("this merchant is not in its roster")
@@ -156,6 +156,9 @@ def announce(terms: Terms, name: str, roster: Roster, node_key: ec.EllipticCurve
     _, masking = keys.key_pair(seeds[1], MASKING)
     unsigned = Announcement(sealing, masking, own_hash(self_key(seeds[2], terms)), b"")
     signed = replace(unsigned, signature=keys.sign(node_key, unsigned.statement(terms, name)))
+    if not keys.verify(roster.keys[name].encode(), signed.statement(terms, name), signed.signature):
+        # The others would refuse this announcement, and with it the whole sum.
+        raise Refused("this merchant's node key is not the one in its roster")
     return State(terms, name, seeds, signed)
 
 

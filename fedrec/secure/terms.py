@@ -54,7 +54,8 @@ class Roster:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot be read ({error})", where=str(path), expected="the roster of all merchants") from None
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise InputError(f"cannot be read ({why})", where=str(path), expected="the roster of all merchants") from None
         keys: dict[str, str] = {}
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
