@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "clients": LIBRARY,
     "simulations": LIBRARY | {"server", "clients"},
 }
-FLOWER_ALLOWED = {"fedrec/wire.py", "fedrec/cli/terminal.py"}
+FLOWER_ALLOWED = {"fedrec/wire/records.py", "fedrec/wire/messages.py", "fedrec/cli/terminal.py"}
 APPS = {"server/app.py", "clients/app.py"}
 
 MODULES = sorted(

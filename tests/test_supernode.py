@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from clients.supernode import LOOP, PULL, minding_late_replies
+from clients.supernode import LOOP, PULL, SOON, WHILE, Watch, minding_late_replies
 
 from .test_strategy_deployed import identity  # noqa: F401
 
@@ -43,3 +43,19 @@ def test_a_reply_that_is_there_is_sent_though_no_message_came() -> None:
     assert look() == RUN
     assert [one.metadata.message_id for one in state.get_messages_legacy(is_reply=True)] == ["reply"]
     assert look() is None
+
+
+def test_after_a_message_the_next_look_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    now, slept = [100.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", slept.append)
+    watch, found = Watch(), [None, 7, None, None]
+    pull = watch.noting(lambda **_: found.pop(0))
+    for later in (0.0, 0.0, WHILE - 1, WHILE + 1):
+        now[0] = 100.0 + later
+        assert pull() in (None, 7)
+        watch.sleep(3)
+    assert slept == [3, SOON, SOON, 3]
+    assert watch.time is time.time

@@ -1,0 +1,154 @@
+"""Requests and replies as Flower's messages, encoded and decoded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedrec.model.adapter import Arrays
+from fedrec.training.round import RoundTask
+from fedrec.training.update_code import SCALES, buckets
+from fedrec.wire.records import (
+    ARRAYS,
+    PUBLIC,
+    SECURE,
+    STATEMENT,
+    TASK,
+    arrays_of,
+    config_of,
+    finite,
+    from_record,
+    to_record,
+    trained_of,
+    validated,
+)
+from fedrec.wire.values import KEYS, MASKED, Announce, HistogramTask, Reply, Statement, Step, WireError
+
+__all__ = [
+    "decode_announce",
+    "decode_histogram_task",
+    "decode_lists",
+    "decode_reply",
+    "decode_step",
+    "decode_train",
+    "encode_announce",
+    "encode_histogram_task",
+    "encode_reply",
+    "encode_step",
+    "encode_train",
+    "with_step",
+]
+
+
+def encode_train(task: RoundTask, trained: Arrays, public_digest: str, public: Arrays | None) -> RecordDict:
+    """A training request; `public` goes along when the merchant may not have it yet."""
+    records = RecordDict({ARRAYS: to_record(trained), TASK: ConfigRecord({**asdict(task), "public": public_digest})})
+    if public is not None:
+        records[PUBLIC] = to_record(public)
+    return records
+
+
+def decode_train(message: Message) -> tuple[RoundTask, Arrays, str, Arrays | None]:
+    """The request's task, trained arrays, digest of the public part, and that part if it came along.
+
+    Raises:
+        WireError: the request is malformed.
+    """
+    config = dict(message.content[TASK])
+    digest = str(config.pop("public", ""))
+    public = finite(from_record(arrays_of(message, PUBLIC))) if PUBLIC in message.content else None
+    return validated(RoundTask, config), trained_of(from_record(arrays_of(message, ARRAYS))), digest, public
+
+
+def encode_histogram_task(task: HistogramTask, keys: np.ndarray) -> RecordDict:
+    """A request for the popularity of the texts with these keys."""
+    return RecordDict({ARRAYS: to_record({KEYS: keys}), TASK: ConfigRecord(asdict(task))})
+
+
+def decode_histogram_task(message: Message) -> tuple[HistogramTask, np.ndarray]:
+    """The request's task and text keys (uint64).
+
+    Raises:
+        WireError: the request is malformed.
+    """
+    return validated(HistogramTask, dict(message.content[TASK])), from_record(arrays_of(message, ARRAYS))[KEYS]
+
+
+def encode_announce(ask: Announce) -> RecordDict:
+    """A request for keys."""
+    return RecordDict({TASK: ConfigRecord(asdict(ask))})
+
+
+def decode_announce(message: Message) -> Announce:
+    """What keys are asked for.
+
+    Raises:
+        WireError: the request is malformed.
+    """
+    return validated(Announce, dict(message.content[TASK]))
+
+
+def encode_step(run: str, number: int, step: Step) -> RecordDict:
+    """A request for a later step of a secure sum."""
+    return RecordDict({TASK: ConfigRecord({"run": run, "round": number}), SECURE: config_of(step)})
+
+
+def decode_step(message: Message) -> tuple[str, int, Step]:
+    """Run, round and lists of a request.
+
+    Raises:
+        WireError: the request is malformed.
+    """
+    task = message.content[TASK]
+    return str(task["run"]), int(task.get("round", 0)), decode_lists(message)  # type: ignore[arg-type]
+
+
+def decode_lists(message: Message) -> Step:
+    """The lists of a message that has some.
+
+    Raises:
+        WireError: it has none, or they are malformed.
+    """
+    record = message.content.get(SECURE)
+    if not isinstance(record, ConfigRecord):
+        raise WireError(f"record {SECURE!r}: expected the lists of a secure sum")
+    return validated(Step, dict(record))
+
+
+def with_step(content: RecordDict, step: Step) -> RecordDict:
+    """A request with the lists of a secure sum besides; the rest is not copied."""
+    return RecordDict({**content, SECURE: config_of(step)})
+
+
+def encode_reply(reply: Reply) -> RecordDict:
+    """A merchant's answer.
+
+    Raises:
+        WireError: an array is neither float32 nor an int8 code with its scales nor a masked one;
+            nothing else can get in by construction.
+    """
+    for name, value in reply.arrays.items():
+        if name == MASKED and value.dtype == np.uint32 and reply.statement.trust == "secure-aggregation":
+            continue
+        if value.dtype == np.int8:
+            scales = reply.arrays.get(name + SCALES)
+            if scales is None or scales.shape != (buckets(value.size),):
+                raise WireError(f"array {name}: int8 without its scales")
+        elif value.dtype != np.float32:
+            raise WireError(f"array {name}: expected float32, found {value.dtype}")
+    records = RecordDict({ARRAYS: to_record(reply.arrays), STATEMENT: ConfigRecord(asdict(reply.statement))})
+    return records if reply.step is None else with_step(records, reply.step)
+
+
+def decode_reply(message: Message) -> Reply:
+    """What a merchant answered.
+
+    Raises:
+        WireError: the reply holds anything but arrays and a statement.
+    """
+    if not {ARRAYS, STATEMENT} <= set(message.content) <= {ARRAYS, STATEMENT, SECURE}:
+        raise WireError(f"expected the records {ARRAYS} and {STATEMENT}, found {sorted(message.content)}")
+    step = decode_lists(message) if SECURE in message.content else None
+    return Reply(from_record(arrays_of(message, ARRAYS)), validated(Statement, dict(message.content[STATEMENT])), step)

@@ -1,0 +1,176 @@
+"""What requests and replies say, as values: the list of what may be sent.
+
+A reply is checked against that list on the merchant's side, before it leaves, and again by the server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ConfigDict
+
+from fedrec.config import Trust, Unit
+from fedrec.model.adapter import Arrays, digest
+from fedrec.privacy.events import Mechanism
+from fedrec.secure.terms import hashed
+from fedrec.training.round import RoundTask
+
+__all__ = [
+    "HISTOGRAM",
+    "KEYS",
+    "MASKED",
+    "STATEMENT_KEYS",
+    "STEP_KEYS",
+    "UNKNOWN",
+    "Announce",
+    "HistogramTask",
+    "Reply",
+    "Statement",
+    "Step",
+    "WireError",
+    "content_of",
+    "content_of_histogram",
+    "content_of_train",
+]
+
+HISTOGRAM, KEYS, MASKED = "histogram", "keys", "masked"
+UNKNOWN = "?"
+"""The name of a merchant who cannot read its own settings; no merchant's name."""
+
+
+class WireError(ValueError):
+    """A message that holds what it must not, or lacks what it must have."""
+
+
+@dataclass(frozen=True)
+class HistogramTask:
+    """What the server asks for the popularity prior."""
+
+    run: str
+    noise_multiplier: float
+    delta: float
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Statement:
+    """The privacy statement: everything that a reply says besides its noisy arrays.
+
+    `merchant` and `population` are public declarations of the policy; `run` and `round` say what
+    is answered; the rest is the mechanism, and what the ledger adds up to. Nothing here is
+    computed from users' data.
+    """
+
+    merchant: str
+    status: Literal["ok", "declined"]
+    reason: str = ""
+    run: str = ""
+    round: int = 0
+    mechanism: str = ""
+    unit: str = ""
+    trust: Trust = "local"
+    noise_multiplier: float = 0.0
+    noise_multiplier_alone: float = 0.0
+    members: int = 0
+    dropouts: int = 0
+    colluders: int = 0
+    sample_rate: float = 0.0
+    steps: int = 0
+    clip_norm: float = 0.0
+    population: int = 0
+    epsilon_spent: float = 0.0
+    epsilon_budget: float = 0.0
+    delta: float = 0.0
+    accountant: str = ""
+    simulated: bool = False
+
+
+STATEMENT_KEYS = frozenset(Statement.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Asks for fresh keys for a secure sum, and says what it will be asked for: who cannot, declines before anyone pays."""
+
+    run: str
+    round: int
+    attempt: str
+    dropouts: int
+    colluders: int
+    mechanism: Mechanism
+    noise_multiplier: float
+    sample_rate: float
+    clip_norm: float
+    unit: Unit
+    delta: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of a secure sum needs besides arrays: lists by merchant. None of it is computed from users' data.
+
+    Attributes:
+        attempt: the attempt that it belongs to.
+        roster: digest of the roster that the sender holds.
+        members: merchants in it.
+        names: the merchants that the lists are about; in a decline whoever is to blame.
+        first: sealing keys, sealed shares, signatures, or shares of own masks.
+        second: masking keys, or shares of pair masks.
+        third: hashes of own masks.
+        fourth: signatures under the keys.
+        there: who has shared, or who is in the sum.
+        scale: steps of the grid in one unit.
+    """
+
+    __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    attempt: str
+    roster: str = ""
+    members: int = 0
+    names: tuple[str, ...] = ()
+    first: tuple[bytes, ...] = ()
+    second: tuple[bytes, ...] = ()
+    third: tuple[bytes, ...] = ()
+    fourth: tuple[bytes, ...] = ()
+    there: tuple[str, ...] = ()
+    scale: float = 0.0
+
+    def listed(self, *which: str) -> list[tuple[Any, ...]]:
+        """The lists of those names side by side, each as long as `names`.
+
+        Raises:
+            WireError: one is shorter or longer.
+        """
+        lists = [getattr(self, name) for name in which]
+        if any(len(one) != len(self.names) for one in lists) or len(set(self.names)) < len(self.names):
+            raise WireError("Step: lists of different lengths, or a merchant twice")
+        return list(zip(self.names, *lists, strict=True))
+
+
+STEP_KEYS = frozenset(Step.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A merchant's answer: noisy arrays (empty when declined), its statement, and its part in a step of a secure sum."""
+
+    arrays: Arrays
+    statement: Statement
+    step: Step | None = None
+
+
+def content_of_train(task: RoundTask, trained: Arrays, public_digest: str) -> str:
+    """A hash of all that a round's sum depends on, the same at the server and at every merchant."""
+    return hashed([asdict(task), digest(trained), public_digest])
+
+
+def content_of_histogram(task: HistogramTask, keys: np.ndarray) -> str:
+    """The same for the histogram."""
+    return hashed([asdict(task), digest({KEYS: keys})])
+
+
+def content_of(what: str, scale: float) -> str:
+    """The same with the grid that it is rounded to."""
+    return hashed([what, scale])
