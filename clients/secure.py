@@ -177,6 +177,8 @@ class _Sum:
             if STEPS.index(name) != len(one.answers):
                 return merchant.declined(f"secure aggregation: {name} was asked out of turn")
             try:
+                if one.state is not None and one.roster.digest != one.state.terms.roster:
+                    raise secure.Refused("its roster has changed since the sum began")
                 reply = work(one, step)
             except secure.Refused as refused:
                 blamed = (refused.blamed,) if refused.blamed else ()
@@ -230,9 +232,7 @@ class _Sum:
             raise secure.Refused("the request is not the one that was announced")
         if not step.scale > 0 or size < 1:
             raise secure.Refused(f"scale {step.scale:g} is not positive" if size else "there is nothing to add up")
-        if self.roster.digest != terms.roster:
-            raise secure.Refused("its roster has changed since the sum began")
-        state = secure.hold(self.secrets, step.there, dict(step.listed("first")), wire.content_of(content, step.scale))
+        state = secure.hold(self.secrets, step.there, dict(step.listed("first")), wire.content_of(content, step.scale, size))
         lattice = secure.Lattice(size, step.scale, f"round {terms.round}")
         sensitivity = lattice.sensitivity(release.clip_norm)
         try:

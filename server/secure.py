@@ -26,9 +26,12 @@ from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
 from server.run_folder import ServerState
 from server.secure_sum import Abandoned, Ask, Opened, SecureSum
-from server.strategy import NobodyLeft, PrivateLora, RoundRecord
+from server.strategy import NobodyLeft, PrivateLora, RoundRecord, TooFewMerchants
 
 __all__ = ["STRATEGIES", "SecureLora"]
+
+MOST_LOST = 2
+"""So many paid rounds in a row that could not be opened stop the run: merchants' budgets are for life."""
 
 
 class SecureLora(PrivateLora):
@@ -44,6 +47,7 @@ class SecureLora(PrivateLora):
         super().__init__(config, plan, state, trunk)
         self.blamed, self.excluded = {}, set()
         self._opened: Opened | None = None
+        self._lost = 0
 
     def blame(self, name: str, by: str) -> None:
         """`by` could not go on because of `name`."""
@@ -77,7 +81,13 @@ class SecureLora(PrivateLora):
 
         Raises:
             NobodyLeft: so many have declined that no sum can be opened any more.
+            TooFewMerchants: round after round was paid for and could not be opened.
         """
+        if self._lost >= MOST_LOST:
+            raise TooFewMerchants(
+                f"{self._lost} rounds in a row were paid for and could not be opened; see who was refused in metrics.jsonl, "
+                "and resume without them"
+            )
         number = server_round + self.offset
         self.record, self._opened = RoundRecord(), None
         task, public = self.task(number), self.state.public
@@ -90,8 +100,10 @@ class SecureLora(PrivateLora):
             what = wire.content_of_train(task, self.state.trained, digest(public))
             ask = Ask("mask", lambda node: contents[node in self.informed], what, size)
             self._opened = SecureSum(self, grid, offer, self.config.round_timeout).run(nodes, ask)
+            self._lost = 0
         except Abandoned as reason:
             self.record.abandoned = str(reason)
+            self._lost += reason.paid
         return []
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:

@@ -38,7 +38,16 @@ class Opened:
 
 
 class Abandoned(Exception):
-    """A sum that cannot be opened; whoever has masked has paid for it."""
+    """A sum that cannot be opened; whoever has masked has paid for it.
+
+    Args:
+        reason: why not.
+        paid: whether somebody has.
+    """
+
+    def __init__(self, reason: str, paid: bool = False) -> None:
+        super().__init__(reason)
+        self.paid = paid
 
 
 @dataclass(frozen=True)
@@ -77,13 +86,18 @@ class SecureSum:
         terms = collector.terms
         self._shared(collector)
         lattice = secure.Lattice(ask.size, self._scale(terms, ask.size), f"round {terms.round}")
-        collector.content = wire.content_of(ask.content, lattice.scale)
-        self._masked(collector, ask, lattice)
+        collector.content = wire.content_of(ask.content, lattice.scale, lattice.size)
+        try:
+            self._masked(collector, ask, lattice)
+        except Abandoned as reason:
+            raise Abandoned(str(reason), paid=bool(collector.masked)) from None
         self._confirmed(collector)
         try:
             total = collector.open(self._revealed(collector))
-        except (secure.Refused, ValueError) as reason:
-            raise Abandoned(f"the sum does not open: {reason}") from None
+        except secure.Refused as reason:
+            if reason.blamed:
+                self.strategy.excluded.add(reason.blamed)
+            raise Abandoned(f"the sum does not open: {reason}", paid=True) from None
         return Opened(lattice.decode(total), self._capped({name: self.populations[name] for name in collector.survivors}))
 
     def _announced(self, nodes: list[int]) -> secure.Collector:
@@ -118,6 +132,11 @@ class SecureSum:
                 continue
             self.nodes[name], self.populations[name] = node, reply.statement.population
             collector.announced[name] = known
+        seen = Counter(key for one in collector.announced.values() for key in (one.sealing, one.masking))
+        for name, one in list(collector.announced.items()):
+            if seen[one.sealing] + seen[one.masking] > 2:  # nobody can know another's fresh key yet but by agreement
+                record.refused[name] = "announces a key that another announces too"
+                del collector.announced[name]
         if members - len(record.declined) < terms.least:
             self._give_up(record.declined)
         self._enough(collector.announced, terms, "announced keys")
@@ -137,8 +156,8 @@ class SecureSum:
         for _, reply, step in self._ask("share", self._same(names, keys)):
             name = reply.statement.merchant
             boxes = dict(step.listed("first"))
-            if len(boxes) < collector.threshold or not set(boxes) <= set(names) - {name}:
-                self.strategy.record.refused[name] = "gives its shares to too few, or to strangers"
+            if len(boxes) != collector.around.count or not set(boxes) <= set(names) - {name}:
+                self.strategy.record.refused[name] = "gives its shares to others than it should"
                 continue
             collector.sealed[name] = boxes
         self._enough(collector.sealed, collector.terms, "shared their seeds")

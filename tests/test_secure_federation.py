@@ -561,6 +561,37 @@ def test_a_merchant_that_answers_nonsense_does_not_end_the_run(
     assert folder.metrics()[2]["took_part"] == [name for name in MERCHANTS if name != "m2" or not forged]
 
 
+def test_who_makes_paid_rounds_fail_is_left_out_and_a_second_one_stops_the_run(
+    federation: Path, tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """m2 splits another seed than that of its mask: all pay for the round, and then it does not open."""
+    import clients.secure
+    from server.strategy import TooFewMerchants
+
+    honest = clients.secure.secure.share
+
+    def lying(state: Any, *rest: Any) -> Any:
+        if state.name not in liars or state.terms.round == 0:
+            return honest(state, *rest)
+        changed, sealed = honest(replace(state, seeds=(*state.seeds[:2], b"another seed 16 ")), *rest)
+        return replace(changed, seeds=state.seeds), sealed
+
+    monkeypatch.setattr(clients.secure.secure, "share", lying)
+    liars = {"m2"}
+    # With colluders 1 and nobody missing a secret has four shares, of which three give it back: one more than the least.
+    folder = simulate(federation, config_of(tiny_bert_folder, rounds=3, encoder_rounds=0, dropouts=1), tmp_path / "run")
+    first, second = folder.metrics()[1:3]
+    assert "the shares of m2's secret do not fit together" in first["abandoned"]
+    assert "m2" in second["refused"] and second["took_part"] == ["m0", "m1", "m3", "m4"]
+
+    liars = {"m1", "m2"}
+    with pytest.raises(TooFewMerchants, match="2 rounds in a row were paid for"):
+        simulate(federation, config_of(tiny_bert_folder, rounds=5, encoder_rounds=0), tmp_path / "stopped")
+    stopped = RunFolder.open(tmp_path / "stopped")
+    assert [bool(line.get("abandoned")) for line in stopped.metrics()] == [False, True, True]
+    assert ledger_rounds(stopped)["m0"] == [0, 1, 2], "no third round is paid for"
+
+
 def test_a_population_beyond_all_others_is_capped(own: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     set_policy(own, "m3", population=2**40)
     folder = simulate(own, config_of(tiny_bert_folder, rounds=1, encoder_rounds=0), tmp_path / "run")

@@ -554,3 +554,28 @@ def test_keys_for_different_uses_are_different_and_streams_are_long_enough() -> 
     secret = keys.new_seed()
     shares = list(enumerate(keys.split(secret, 3, 5)))
     assert keys.combine(shares[1:4]) == secret != keys.combine(shares[:2])
+
+
+@pytest.mark.parametrize(("members", "dropouts", "colluders"), [(12, 1, 1), (31, 2, 2)])
+def test_a_holder_who_lies_is_passed_over_wherever_it_stands(members: int, dropouts: int, colluders: int) -> None:
+    play = Play(members, dropouts, colluders)
+    for step in (play.announce, play.share, play.mask, play.confirm):
+        step()
+    revealed = play.reveal()
+    for liar in ("m000", f"m{members - 1:03d}"):
+        lies = replace(revealed[liar], own={name: bytes(16) for name in revealed[liar].own})
+        assert np.array_equal(play.collector.open({**revealed, liar: lies}), play.expected())
+
+
+def test_who_shares_something_else_than_its_seeds_is_blamed() -> None:
+    play = Play(7, 1, 1)
+    play.announce()
+    state = play.states["m004"]
+    play.states["m004"] = replace(state, seeds=(state.seeds[0], state.seeds[1], b"another seed 16 "))
+    play.share()
+    play.states["m004"] = replace(play.states["m004"], seeds=state.seeds)
+    play.mask()
+    play.confirm()
+    with pytest.raises(Refused, match="m004") as refused:
+        play.collector.open(play.reveal())
+    assert refused.value.blamed == "m004"

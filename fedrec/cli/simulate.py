@@ -133,6 +133,7 @@ def _run(
     quiet_libraries()
     from fedrec.report.privacy_report import write_privacy_report
     from fedrec.report.run_report import write_report
+    from server.strategy import TooFewMerchants
     from simulations.run import finish, simulate
     from simulations.run import resume as go_on
 
@@ -154,6 +155,9 @@ def _run(
     except KeyboardInterrupt:
         err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}", highlight=False)
         raise
+    except TooFewMerchants as reason:
+        err.print(f"stopped: {reason}; go on with: fedrec simulate --resume --out {folder_path}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     report = write_report(folder.path, folder.config, folder.metrics(), results)
     privacy_report = write_privacy_report(folder.path)[1]
     if json:

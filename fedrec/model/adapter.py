@@ -9,6 +9,7 @@ and the frozen `A` matrices. The *trained* part is what merchants and server exc
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,10 +51,10 @@ def unflat(vector: np.ndarray, like: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """A hash of names, shapes and bytes: equal adapters have equal digests."""
-    state = hashlib.blake2b(digest_size=16)
+    """A hash of names, types, shapes and bytes: equal adapters have equal digests, and others different ones."""
+    header = [[name, arrays[name].dtype.str, list(arrays[name].shape)] for name in sorted(arrays)]
+    state = hashlib.blake2b(json.dumps(header).encode(), digest_size=16)
     for name in sorted(arrays):
-        state.update(f"{name}{arrays[name].shape}".encode())
         state.update(np.ascontiguousarray(arrays[name]).tobytes())
     return state.hexdigest()
 

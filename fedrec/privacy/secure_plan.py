@@ -24,7 +24,7 @@ class SecurePlan:
     Attributes:
         dropouts: merchants that may be missing from a sum.
         colluders: merchants that may tell the server all they know.
-        honest: the fewest others in a sum.
+        honest: the fewest honest merchants, itself included, in a sum.
         noise_multiplier_alone: one merchant's share of the noise of a step.
         noise_multiplier_of_sum: noise in the opened sum, at most, over `clip_norm`: all N shares.
         histogram_noise_multiplier_alone: one merchant's share of the noise of the histogram; None if it is not sent.

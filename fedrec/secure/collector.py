@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations, islice
 
 import numpy as np
 
 from fedrec.secure import keys
-from fedrec.secure.graph import neighbours
+from fedrec.secure.graph import Neighbours, neighbours
 from fedrec.secure.member import MASKING, Announcement, Revealed, own_hash, pair_key, self_key, view
 from fedrec.secure.terms import Refused, Terms
 
 __all__ = ["Collector"]
 
 CHOICES = 200
-"""How many choices of shares are tried before a secret is given up: enough for a few holders who lie."""
+"""How many random choices of shares are tried before a secret is given up: enough for a few holders who lie."""
 
 
 @dataclass
@@ -37,6 +37,13 @@ class Collector:
     content: str = ""
     masked: dict[str, np.ndarray] = field(default_factory=dict)
     signatures: dict[str, bytes] = field(default_factory=dict)
+    _right: set[str] = field(default_factory=set)  # holders whose shares of another secret were right
+
+    @property
+    def around(self) -> Neighbours:
+        """How many hold shares of a seed, and how many of these give it back."""
+        terms = self.terms
+        return neighbours(terms.members, terms.dropouts, terms.colluders, len(self.announced))
 
     @property
     def there(self) -> tuple[str, ...]:
@@ -47,12 +54,6 @@ class Collector:
     def survivors(self) -> tuple[str, ...]:
         """Who is in the sum."""
         return tuple(sorted(self.masked))
-
-    @property
-    def threshold(self) -> int:
-        """How many shares give a seed back."""
-        terms = self.terms
-        return neighbours(terms.members, terms.dropouts, terms.colluders, len(self.announced)).threshold
 
     def sealed_for(self, name: str) -> dict[str, bytes]:
         """The shares that `name` is to hold."""
@@ -65,7 +66,8 @@ class Collector:
             revealed: by who revealed it.
 
         Raises:
-            Refused: too few shares of a merchant's secret came in, or they do not fit together.
+            Refused: too few shares of a merchant's secret came in, or they do not fit together; the merchant is
+                blamed where there were more than its colluders could have spoilt.
         """
         terms, survivors = self.terms, set(self.survivors)
         total = np.zeros_like(next(iter(self.masked.values())))
@@ -89,12 +91,17 @@ class Collector:
 
     def _secret(self, name: str, shares: Mapping[str, bytes], right: Callable[[bytes], bool]) -> bytes:
         """The seed behind the shares; where some of them are wrong, behind the first of many choices that fits."""
-        holders = {holder: place for place, holder in enumerate(sorted(self.sealed[name]))}
-        usable = [(holders[one], value) for one, value in shares.items() if one in holders and len(value) == keys.SEED]
-        if len(usable) < self.threshold:
-            raise Refused(f"{len(usable)} shares of a secret of {name} came in, {self.threshold} are needed")
-        for chosen in islice(combinations(sorted(usable), self.threshold), CHOICES):
-            found = keys.combine(chosen)
+        places = {holder: place for place, holder in enumerate(sorted(self.sealed[name]))}
+        usable = [one for one, value in shares.items() if one in places and len(value) == keys.SEED]
+        threshold = self.around.threshold
+        if len(usable) < threshold:
+            raise Refused(f"{len(usable)} shares of a secret of {name} came in, {threshold} are needed")
+        chosen = sorted(usable, key=lambda one: (one not in self._right, one))[:threshold]
+        for _ in range(CHOICES):
+            found = keys.combine([(places[one], shares[one]) for one in chosen])
             if right(found):
+                self._right |= set(chosen)
                 return found
-        raise Refused(f"the shares of {name}'s secret do not fit together")
+            chosen = random.sample(usable, threshold)
+        blamed = name if len(usable) >= threshold + self.terms.colluders else ""
+        raise Refused(f"the shares of {name}'s secret do not fit together", blamed)

@@ -61,7 +61,9 @@ def key_pair(seed: bytes, *names: bytes) -> tuple[X25519PrivateKey, bytes]:
 
 
 def is_canonical(public: bytes) -> bool:
-    """Whether these are the bytes that `key_pair` would give for a key: X25519 also takes others that mean the same."""
+    """Whether these are bytes that `key_pair` gives. X25519 takes others too, and keys that agree on the same secret
+    exist even among these, which is why every derived key is bound to names.
+    """
     return len(public) == 32 and int.from_bytes(public, "little") < 2**255 - 19
 
 

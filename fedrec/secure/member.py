@@ -73,8 +73,10 @@ class Announcement:
 
     @property
     def usable(self) -> bool:
-        """Whether the keys are in their one form and not of those that agree on zero with everyone."""
-        if not (keys.is_canonical(self.sealing) and keys.is_canonical(self.masking) and len(self.own) == 32):
+        """Whether the keys are two, each in its usual form, and not of those that agree on zero with everyone."""
+        if self.sealing == self.masking or not (
+            keys.is_canonical(self.sealing) and keys.is_canonical(self.masking) and len(self.own) == 32
+        ):
             return False
         probe, _ = keys.key_pair(bytes(keys.SEED))
         try:
@@ -178,7 +180,7 @@ def share(state: State, announced: Mapping[str, Announcement], roster: Roster) -
     _enough(announced, terms, "announced")
     for name, one in announced.items():
         if name not in roster.keys:
-            raise Refused(f"{name} is not in the roster")
+            raise Refused(f"{name} is not in the roster", name)
         if name != state.name and not keys.verify(roster.keys[name].encode(), one.statement(terms, name), one.signature):
             raise Refused(f"the announcement of {name} is not signed by the key in the roster", name)
         if not one.usable:

@@ -39,7 +39,7 @@ class RoundTask:
     """
 
     run: str
-    round: int
+    round: Annotated[int, Field(ge=1)]
     part: Part
     trunk: str
     encoder_layers: Annotated[int, Field(ge=0, le=MOST)]

@@ -171,6 +171,6 @@ def content_of_histogram(task: HistogramTask, keys: np.ndarray) -> str:
     return hashed([asdict(task), digest({KEYS: keys})])
 
 
-def content_of(what: str, scale: float) -> str:
-    """The same with the grid that it is rounded to."""
-    return hashed([what, scale])
+def content_of(what: str, scale: float, size: int) -> str:
+    """The same with the grid that it is rounded to, and how many numbers it has."""
+    return hashed([what, scale, size])
