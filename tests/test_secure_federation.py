@@ -124,6 +124,15 @@ def test_the_same_seed_gives_the_same_run(run: tuple[RunFolder, Crossed], federa
 
 @pytest.mark.slow
 @pytest.mark.integration
+def test_any_worker_goes_on_with_what_another_began(run: tuple[RunFolder, Crossed], federation: Path, tmp_path: Path) -> None:
+    other = simulate(federation, run[0].config, tmp_path / "workers", workers=2)
+    assert [line["took_part"] for line in other.metrics()] == [line["took_part"] for line in run[0].metrics()]
+    for mine, theirs in zip(central(run[0]), central(other), strict=True):
+        assert mine["ndcg@10"] == pytest.approx(theirs["ndcg@10"], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
 def test_both_engines_open_the_same(run: tuple[RunFolder, Crossed], federation: Path, tmp_path: Path) -> None:
     other = simulate(federation, run[0].config, tmp_path / "ray", "flower")
     assert [line["took_part"] for line in other.metrics()] == [line["took_part"] for line in run[0].metrics()]
