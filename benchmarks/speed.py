@@ -32,6 +32,7 @@ PARTS = {
     ),
     "payload": ("Bytes of a round", ["benchmarks.payload"]),
     "serving": ("Recommending", ["benchmarks.serving"]),
+    "secure_sum": ("A secure sum", ["benchmarks.secure_sum"]),
     "deployment": ("A deployed round", ["benchmarks.deployment"]),
 }
 """Title and command of each part, by the name of its files."""
