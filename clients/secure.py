@@ -2,8 +2,8 @@
 
 The steps are those of `fedrec.secure.member`. Each is answered once: a repeated request gets the same
 answer, another one for the same step none. Masking is the release: policy and budget are asked before, and
-the ledger is written before anything is computed from users' data. Seeds and shares are on disk, for their
-owner alone, from the first step to the last, so that a merchant who restarts can still open the sum.
+the ledger is written before anything is computed from users' data. Seeds are on disk until the masks are on, and
+others' shares until the last step, for their owner alone, so that a merchant who restarts can go on.
 """
 
 from __future__ import annotations
