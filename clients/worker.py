@@ -21,9 +21,11 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.app_utils import start_parent_process_monitor
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -38,7 +40,11 @@ log = logging.getLogger("fedrec.merchant")
 
 def answer(client: RuntimeHttpClient, folder: Path) -> None:
     """Take the task's message, answer it, hand the reply over."""
-    message, context, _run, _bundle = pull_task_input(client)
+    try:
+        message, context, _run, _bundle = pull_task_input(client)
+    except (RuntimeError, ObjectPullError, RunNotRunningException) as error:
+        log.info("the request was withdrawn: %s", error or "its run has ended")
+        return
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     forget_merchants()
@@ -78,6 +84,9 @@ def main(folder: Path, address: str, parent: int) -> None:
         )
         try:
             answer(client, folder)
+        except KeyboardInterrupt:
+            # Flower interrupts a process whose task has ended; what was paid for has been kept for a repeated request.
+            log.info("the request was withdrawn: its run has ended")
         finally:
             client.close()
         done.write("done\n")

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from clients.supernode import LOOP, PULL, SOON, WHILE, Watch, minding_late_replies
+from clients.supernode import LOOP, PULL, SOON, WHILE, Watch, forgetting_ended_runs, minding_late_replies
 
 from .test_strategy_deployed import identity  # noqa: F401
 
@@ -43,6 +45,31 @@ def test_a_reply_that_is_there_is_sent_though_no_message_came() -> None:
     assert look() == RUN
     assert [one.metadata.message_id for one in state.get_messages_legacy(is_reply=True)] == ["reply"]
     assert look() is None
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_message_whose_run_ends_while_it_is_fetched_is_forgotten(mended: bool) -> None:
+    store = ObjectStoreFactory().store()
+    state: Any = InMemoryNodeState(store)
+    state.store_run(Run.create_empty(RUN))
+    message = Message(RecordDict(), 1, "train")
+    message.metadata.__dict__.update(_message_id=message.object_id, _run_id=RUN)
+
+    def ended(*_: Any) -> bytes:
+        raise RunNotRunningException
+
+    flowers = getattr(sys.modules[LOOP], PULL)
+    step = forgetting_ended_runs(flowers) if mended else flowers
+    nothing: dict[str, Any] = dict.fromkeys(["node_config", "get_run", "get_fab", "trusted_entities"])
+    found = step(
+        state=state, object_store=store, receive=lambda: (message, get_object_tree(message)),
+        pull_object=ended, confirm_message_received=ended, **nothing,
+    )  # fmt: skip
+    assert found is None
+    (task,) = state.get_tasks()
+    # Without it Flower's worker may take the task, and waits for the rest of the message.
+    assert (state.claim_task(task.task_id) is None) == mended
+    assert bool(state.msg_store) != mended
 
 
 def test_after_a_message_the_next_look_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
