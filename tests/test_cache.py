@@ -48,7 +48,7 @@ def read(cache: TrunkCache, texts: Sequence[str], compute: Any) -> States:
 def assert_right(states: States, texts: Sequence[str]) -> None:
     assert len(states) == len(texts)
     for number, text in enumerate(texts):
-        padded, lengths = states.padded(np.array([number]))
+        padded, lengths = states.padded(np.array([number]), len(state_of(text)))
         assert lengths.tolist() == [len(state_of(text))]
         np.testing.assert_array_equal(padded[0], state_of(text))
 
@@ -141,12 +141,13 @@ def test_padded_states_equal_a_plain_loop(data: st.DataObject, shards: list[list
     )
     texts = np.array(data.draw(st.lists(st.integers(0, len(states) - 1), min_size=1, max_size=12)))
 
-    expected = np.zeros((len(texts), max(states.length[text] for text in texts), HIDDEN), dtype=np.float16)
+    longest = max(int(states.length[text]) for text in texts) + data.draw(st.integers(0, 3))
+    expected = np.zeros((len(texts), longest, HIDDEN), dtype=np.float16)
     for row, text in enumerate(texts):
         for token in range(states.length[text]):
             expected[row, token] = states.shards[states.shard[text]][states.start[text] + token]
 
-    padded, found = states.padded(texts)
+    padded, found = states.padded(texts, longest)
     np.testing.assert_array_equal(padded, expected)
     np.testing.assert_array_equal(found, states.length[texts])
 

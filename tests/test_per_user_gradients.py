@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from fedrec.model import load_encoder
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.encoder import PACKAGED
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
 from fedrec.privacy import SeededNoise, UserDPOptimizer
 from fedrec.training.encoder import EncoderTrainer
@@ -142,6 +145,56 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
             else:
                 slow.append(torch.autograd.grad(loss, trainer.parameters(), retain_graph=True))
     compare(fast, slow)
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+def test_who_else_is_in_the_lot_does_not_change_how_a_gradient_is_rounded(low_precision: bool) -> None:
+    """A lot with and without a user differs in that user's gradient alone; in bf16 too, on a real model."""
+    encoder = load_encoder(PACKAGED, 1, 4, 32, "cpu", 16)
+    catalogue = make_catalogue(50)
+    states = encoder.states(catalogue)
+    rng = np.random.default_rng(0)
+    base = init_base(encoder, states, True, 8, "principal", 0)
+    trained = {name: rng.normal(0, 0.05, a.shape).astype(np.float32) for name, a in init_trained(encoder, True, 8).items()}
+    examples = build_examples(make_histories(60, catalogue, baskets=9), history=6, positions=3, decay=0.3)
+    trainer = EncoderTrainer(encoder, states, np.zeros(50, dtype=np.float32), base, trained, Scoring(10.0, 0.3, 0.0), history=6)
+    trainer.negatives = rng.integers(0, 50, 7)
+    before, encoder.low_precision = encoder.low_precision, low_precision
+    try:
+        whole = flat_gradients(trainer, examples)
+        assert set(np.diff(np.unique(states.length))) >= {1}, "texts of many lengths"
+        for user in range(0, 60, 9):
+            for lot in ([user], sorted({user, 3, 14, 15, 44}), sorted({user, *range(0, 60, 2)})):
+                alone = flat_gradients(trainer, examples.take(np.array(lot)))[lot.index(user)]
+                assert float((alone - whole[user]).norm()) <= 1e-6 * float(whole.norm(dim=1).max())
+    finally:
+        encoder.low_precision = before
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_other_users(tiny_bert_folder: Path) -> None:
+    """A server may choose weights that overflow for one item: whoever bought it counts as zero, and only they."""
+    _, encoder, states, base, trained, scoring, prior, *_ = setup(tiny_bert_folder, 0)
+    broken = 7
+    shard = np.array(states.shards[states.shard[broken]])
+    shard[states.start[broken]] = np.inf
+    states = dataclasses.replace(states, shards=(shard,))
+    catalogue = make_catalogue(len(states), 0)
+    histories = make_histories(30, catalogue, baskets=6)
+    examples = build_examples(histories, history=4, positions=2, decay=0.5)
+    trainer = EncoderTrainer(encoder, states, prior, base, trained, scoring, history=4)
+    trainer.negatives = np.array([item for item in range(len(states)) if item != broken])[:6]
+    bought = np.array([broken in histories.of(user)[0] for user in range(30)])
+    first = int(np.flatnonzero(~bought & (examples.weights.any(axis=(1, 2))))[0])
+    lot = np.arange(first, 30)
+    found = flat_gradients(trainer, examples.take(lot))
+    spoilt = ~found.isfinite().all(dim=1).numpy()
+    assert spoilt.any() and not spoilt[~bought[lot]].any()
+    torch.testing.assert_close(flat_gradients(trainer, examples.take(lot[~spoilt])), found[~spoilt])
+
+
+def flat_gradients(trainer: EncoderTrainer, lot: Examples) -> torch.Tensor:
+    """(records, numbers), all parameters together."""
+    return torch.cat([torch.cat([s.flatten(1) for s in chunk.samples], dim=1) for chunk in trainer.gradients(lot)])
 
 
 def distinct_items(examples: Examples) -> list[int]:

@@ -40,11 +40,11 @@ class States:
     def __len__(self) -> int:
         return len(self.length)
 
-    def padded(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """States of `texts` as (texts, longest, hidden) float16, zeros after the end, and their lengths."""
+    def padded(self, texts: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """States of `texts` as (texts, tokens, hidden) float16, zeros after the end, and their lengths."""
         lengths = self.length[texts]
         hidden = self.shards[0].shape[1]
-        out = np.zeros((len(texts), int(lengths.max()), hidden), dtype=np.float16)
+        out = np.zeros((len(texts), tokens, hidden), dtype=np.float16)
         rows = np.arange(out.shape[1])
         inside = rows < lengths[:, None]
         for number, shard in enumerate(self.shards):

@@ -34,6 +34,8 @@ __all__ = ["PACKAGED", "TARGETS", "TextEncoder", "cache_folder", "load_encoder",
 PACKAGED = "minilm-l6"
 TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
+TOKENS_STEP = 4
+"""A text is padded to a multiple of so many tokens: to a length of its own, whatever else is in its batch."""
 EMBEDDED = 32
 """How many catalogues' embeddings a process keeps."""
 
@@ -181,14 +183,20 @@ class TextEncoder(nn.Module):
         return self._embedded[key]
 
     def batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Rows in batches of similar length, so that little is padded."""
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), self.texts_per_batch):
-            yield order[start : start + self.texts_per_batch]
+        """Rows in batches that are padded to one length, which is each text's own.
+
+        So a text's output does not depend on what it is batched with: in bf16 another padding rounds otherwise,
+        and a user's texts would betray who else is in the lot.
+        """
+        tokens = _padded(lengths)
+        order = np.argsort(tokens, kind="stable")
+        for same in np.split(order, np.flatnonzero(np.diff(tokens[order])) + 1):
+            for start in range(0, len(same), self.texts_per_batch):
+                yield same[start : start + self.texts_per_batch]
 
     def gather(self, states: States, texts: np.ndarray) -> tuple[Tensor, Tensor]:
         """Padded hidden states (texts, tokens, hidden) and the mask of real tokens (texts, tokens)."""
-        padded, lengths = states.padded(texts)
+        padded, lengths = states.padded(texts, int(_padded(states.length[texts]).max()))
         mask = torch.as_tensor(np.arange(padded.shape[1]) < lengths[:, None], device=self.device)
         hidden = torch.from_numpy(padded)
         if self.device.type == "cuda":  # from pinned memory the copy runs beside what the GPU is doing
@@ -254,8 +262,10 @@ class TextEncoder(nn.Module):
         out: list[np.ndarray] = [np.empty(0)] * len(texts)
         with torch.no_grad():
             for rows in self.batches(lengths):
-                ids = nn.utils.rnn.pad_sequence([torch.tensor(encoded[i]) for i in rows], batch_first=True).to(self.device)
-                mask = torch.as_tensor(np.arange(ids.shape[1]) < lengths[rows][:, None], device=self.device)
+                inside = np.arange(_padded(lengths[rows]).max()) < lengths[rows][:, None]
+                padded = np.zeros(inside.shape, dtype=np.int64)
+                padded[inside] = np.concatenate([encoded[i] for i in rows])
+                ids, mask = torch.from_numpy(padded).to(self.device), torch.from_numpy(inside).to(self.device)
                 hidden = self.bert.embeddings(ids)  # (texts, tokens, hidden)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
                     for layer in self.bert.encoder.layer[: self.boundary]:
@@ -267,6 +277,10 @@ class TextEncoder(nn.Module):
                 for i, row, length in zip(rows, hidden.half().cpu().numpy(), lengths_out, strict=True):
                     out[i] = row[:length]
         yield from out
+
+
+def _padded(lengths: np.ndarray) -> np.ndarray:
+    return -(-lengths // TOKENS_STEP) * TOKENS_STEP
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ class PerRecord:
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
         """See `Gradients`."""
         used = weights != 0
-        return [torch.tensordot(weights[used].to(sample), sample[used], dims=1) for sample in self.samples]
+        # In float64: the rounding of a sum depends on all that is in it.
+        return [torch.tensordot(weights[used].double(), sample[used].double(), dims=1) for sample in self.samples]
 
 
 class UserDPOptimizer(DPOptimizer):

@@ -4,9 +4,12 @@ A user expands to several texts: recent history, targets, and negatives drawn fr
 public catalogue. Per-user gradients need three passes: the distinct texts are encoded without a
 graph; each user's loss is differentiated with respect to its own copies of the embeddings;
 and those derivatives are sent back through the top layers. A user's own texts go in batches of
-similar length, where a grad sampler adds up the texts of each user. The negatives are the same
+one length, where a grad sampler keeps each text's part. The negatives are the same
 for all users, so their forward pass is shared and only the way back is taken user by user. The
 result is exact, and memory is bounded by the number of texts in flight.
+
+In bf16 all shapes that a user's numbers are computed in are its own or public, and parts are added up in the
+user's own order: who else is in a lot does not change how a user's gradient is rounded.
 """
 
 from __future__ import annotations
@@ -28,27 +31,19 @@ from fedrec.privacy import PerRecord
 from fedrec.training.examples import Examples
 from fedrec.training.sampled import Pairs, SampledSoftmax, layout
 
-__all__ = ["EncoderTrainer", "UserLinear"]
+__all__ = ["EncoderTrainer", "TextLinear"]
 
 RECORDS_PER_CHUNK = 256
 
 
-class UserLinear(nn.Linear):
-    """A linear layer whose batch is texts while a record is a user of several texts."""
-
-    user: Tensor
-    """(texts,) which record each text in the batch belongs to."""
-    users: int
-    """How many records there are."""
+class TextLinear(nn.Linear):
+    """A linear layer whose gradient is wanted for each text of a batch, in float32."""
 
 
-@register_grad_sampler(UserLinear)
-def _user_gradients(layer: UserLinear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    # Opacus allocates `max_batch_len` rows for the result; its guess is the number of texts.
-    layer.max_batch_len = layer.users  # type: ignore[assignment]
+@register_grad_sampler(TextLinear)
+def _text_gradients(layer: TextLinear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
     per_text = torch.einsum("nto,nti->noi", backprops.float(), activations[0].float())
-    out = per_text.new_zeros(layer.users, *per_text.shape[1:])
-    return {cast(nn.Parameter, layer.weight): out.index_add_(0, layer.user, per_text)}
+    return {cast(nn.Parameter, layer.weight): per_text}
 
 
 class EncoderTrainer:
@@ -70,7 +65,7 @@ class EncoderTrainer:
         self.softmax = SampledSoftmax(prior, base, trained, scoring, encoder.device)
         self.layers = [module for name, module in encoder.top.named_modules() if "lora_B." in name]
         for layer in self.layers:
-            layer.__class__ = UserLinear
+            layer.__class__ = TextLinear
             layer.train()  # Opacus records nothing of a layer in evaluation mode; linear layers do not differ
         self.negatives = np.zeros(0, dtype=np.int64)
 
@@ -125,16 +120,14 @@ class EncoderTrainer:
         watched = GradSampleModule(self.encoder.top, loss_reduction="sum", strict=False)
         try:
             for rows in self.encoder.batches(self.states.length[pairs.text]):
-                for layer in self.layers:
-                    layer.user = torch.as_tensor(pairs.record[rows], device=self.encoder.device)
-                    layer.users = len(total[0])  # type: ignore[assignment]
+                record = torch.as_tensor(pairs.record[rows], device=self.encoder.device)
                 out = self.encoder.run_top(*self.encoder.gather(self.states, pairs.text[rows]))
                 with warnings.catch_warnings():
                     # What enters the top layers is data, so it has no gradient; torch warns of that.
                     warnings.filterwarnings("ignore", message="Full backward hook is firing")
                     out.backward(upstream[torch.as_tensor(rows)])
                 for parameter, sums in zip(self.parameters(), total, strict=True):
-                    sums += parameter.grad_sample  # type: ignore[attr-defined]
+                    sums.index_add_(0, record, parameter.grad_sample)  # type: ignore[attr-defined]
                     parameter.grad_sample = None  # type: ignore[attr-defined]
         finally:
             watched.remove_hooks()

@@ -3,6 +3,9 @@
 The prediction of a target is a softmax of it against negatives, which all records of a step
 share. They are drawn uniformly from the public catalogue and independently of any user, so one
 user's loss depends on no other user's data. Those that a user already has are masked.
+
+It is computed in float64: a product's last bits depend on how many rows it has, and what comes
+out goes into bf16, where a last bit may become the first.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class Pairs:
 
     text: np.ndarray  # (pairs,) item positions
     record: np.ndarray  # (pairs,)
-    history: np.ndarray  # (records, L) pairs
+    history: np.ndarray  # (records, L) pairs, or the number of pairs where there is no event
     weights: np.ndarray  # (records, P, L)
     target: np.ndarray  # (targets,) pairs
 
@@ -43,21 +46,23 @@ class SampledSoftmax:
 
     def __init__(self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device) -> None:
         self.base, self.scoring, self.device = base, scoring, device
-        self.prior = torch.as_tensor(prior, device=device) * scoring.prior_weight
-        self.heads = {role: torch.as_tensor(trained[name], device=device) for role, name in HEAD_B.items() if name in trained}
+        self.prior = self._double(prior) * scoring.prior_weight
+        self.heads = {role: self._double(trained[name]) for role, name in HEAD_B.items() if name in trained}
 
     def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples, negatives: np.ndarray) -> Tensor:
-        """Each record's loss from its own copies of the pooled vectors, shape (records,).
+        """Each record's loss from its own copies of the pooled vectors, float64 of shape (records,).
 
         Args:
             own: (pairs, hidden).
             shared: (records, N, hidden) negatives.
             negatives: (N,) which items they are.
         """
-        e = centred(own, self.base)
+        e = centred(own.double(), self.base)
         history, candidate = self._role(e, "history"), self._role(e, "candidate")
-        against = self._role(centred(shared, self.base), "candidate")
-        weights = torch.as_tensor(pairs.weights, device=self.device)
+        # What stands for no event is nobody's text: a derivative that is not finite must stay with its record.
+        history = torch.cat([history, history.new_zeros(1, history.shape[1])])
+        against = self._role(centred(shared.double(), self.base), "candidate")
+        weights = self._double(pairs.weights)
         users = normalize(torch.bmm(weights, history[torch.as_tensor(pairs.history)]), dim=-1)  # (records, P, hidden)
         others = torch.bmm(users, against.mT)  # (records, P, N)
         others = self.scoring.temperature * others + self.prior[torch.as_tensor(negatives)]
@@ -66,14 +71,16 @@ class SampledSoftmax:
         hits = self.scoring.temperature * hits + self.prior[item]
         masked = torch.as_tensor(_masked(chunk, negatives, pairs.weights.shape[1]), device=self.device)
         logits = torch.cat([hits[:, None], others.masked_fill(masked, -1e9)[record, position]], dim=1)  # (targets, 1 + N)
-        losses = (torch.logsumexp(logits, dim=1) - hits) * torch.as_tensor(chunk.target_weight, device=self.device)
-        return torch.zeros(len(chunk), device=self.device).index_add(0, record, losses)
+        losses = (torch.logsumexp(logits, dim=1) - hits) * self._double(chunk.target_weight)
+        return losses.new_zeros(len(chunk)).index_add(0, record, losses)
 
     def _role(self, e: Tensor, role: str) -> Tensor:
         if role not in self.heads:
             return e
-        a = torch.as_tensor(self.base[HEAD_A], device=self.device)
-        return normalize(e + (e @ a) @ self.heads[role], dim=-1)
+        return normalize(e + (e @ self._double(self.base[HEAD_A])) @ self.heads[role], dim=-1)
+
+    def _double(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, device=self.device).double()
 
 
 def layout(chunk: Examples, history: int) -> Pairs:
@@ -87,7 +94,7 @@ def layout(chunk: Examples, history: int) -> Pairs:
     texts = np.concatenate([chunk.items[record, place], chunk.target[:, 2]])
     width = int(texts.max(initial=0)) + 1
     pairs, pair = np.unique(np.concatenate([record, chunk.target[:, 0]]) * width + texts, return_inverse=True)
-    history_pair = np.zeros(keep.shape, dtype=np.int64)  # pair 0 with weight 0 stands for "no event"
+    history_pair = np.full(keep.shape, len(pairs))
     history_pair[record, place] = pair[: len(record)]
     return Pairs(pairs % width, pairs // width, history_pair, weights.astype(np.float32), pair[len(record) :])
 
