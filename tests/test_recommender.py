@@ -11,7 +11,8 @@ import pytest
 from fedrec.data import CentralData, CentralGroup, Columns, Histories, load_central
 from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
-from fedrec.model import Scoring, log_prior, ranking
+from fedrec.model import Scoring, TextEncoder, log_prior, ranking
+from fedrec.model.adapter import CENTRE
 from fedrec.model.recommender import Recommender
 from fedrec.model.towers import user_vectors
 from server.evaluation import CentralEvaluator
@@ -140,11 +141,16 @@ def test_items_are_embedded_once(recommender: Recommender, monkeypatch: pytest.M
     assert recommender.rank(HISTORY, 30) == before
 
 
-def test_with_an_index_it_ranks_the_same_and_never_the_history(run: RunFolder, recommender: Recommender, tmp_path: Path) -> None:
+def test_with_an_index_it_ranks_the_same_and_never_the_history(
+    run: RunFolder, recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On so few items the index reads everything."""
     recommender.save(tmp_path / "copy")
-    for _ in range(2):  # built and written, then read
-        indexed = Recommender.load(tmp_path / "copy", device="cpu", index=True)
+    for again in range(2):  # built and written, then read
+        with monkeypatch.context() as patched:
+            if again:
+                patched.setattr(TextEncoder, "embed", None)
+            indexed = Recommender.load(tmp_path / "copy", device="cpu", index=True)
         assert indexed.index is not None and (tmp_path / "copy" / "items.faiss").is_file()
         assert indexed.recall(HISTORIES, 10) == 1
         for history, ranked, exact in zip(
@@ -167,6 +173,11 @@ def test_an_index_of_another_adapter_is_built_again(recommender: Recommender, tm
     again = Recommender.load(tmp_path / "copy", device="cpu", index=True)
     assert (tmp_path / "copy" / "items.faiss").read_bytes() != first
     assert again.rank(HISTORY, 5) != recommender.rank(HISTORY, 5)
+    (embedded,) = (tmp_path / "copy").glob("items-*.safetensors")
+    arrays = {**recommender.arrays, CENTRE: recommender.arrays[CENTRE] + 1}
+    Recommender(recommender.encoder, arrays, recommender.settings, table).save(tmp_path / "copy")
+    Recommender.load(tmp_path / "copy", device="cpu", index=True)
+    assert [other for other in (tmp_path / "copy").glob("items-*.safetensors") if other != embedded] and not embedded.exists()
 
 
 def test_a_folder_without_an_adapter_is_an_error(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from fedrec.config import RunConfig, write_atomically
 from fedrec.data import Catalogue, CentralData, Columns
@@ -30,7 +32,7 @@ from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_ve
 __all__ = ["Recommender", "save_recommender"]
 
 COUNT, TEXT = "popularity", "text"
-INDEX = "items.faiss"
+INDEX, EMBEDDED, ITEMS = "items.faiss", "items-{}.safetensors", "items"
 Ranked = list[tuple[str, float]]
 
 
@@ -99,6 +101,7 @@ class Recommender:
         self.table = table
         self.catalogue = Catalogue(tuple(table[Columns.ITEM]), tuple(table[TEXT]))
         self.index: ItemIndex | None = None
+        self._folder: Path | None = None
         self._shelves: dict[str | None, _Shelf] = {}
         self._roles: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -108,8 +111,9 @@ class Recommender:
 
         Args:
             index: search the run's whole catalogue through an approximate index, which pays from
-                about a hundred thousand items on. It is read from the adapter's folder; where
-                there is none yet, or one of another adapter, it is built and written there.
+                about a hundred thousand items on. It and the embedded catalogue are read from the
+                adapter's folder; where there are none yet, or those of another adapter, they are
+                made and written there.
 
         Raises:
             InputError: there is no adapter, its encoder cannot be loaded, or faiss is missing.
@@ -125,6 +129,7 @@ class Recommender:
         )
         recommender = cls(encoder, load_arrays(folder / "fedrec.safetensors"), settings, table)
         if index:
+            recommender._folder = folder
             recommender._open_index(folder / INDEX)
         return recommender
 
@@ -249,20 +254,37 @@ class Recommender:
 
     def _tables(self, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
         """Its items as history and as candidates, (items, hidden) each."""
-        self.encoder.load(self.arrays)
-        e = centred(self.encoder.embed(catalogue), self.arrays)
+        e = centred(self._embedded(catalogue), self.arrays)
         history, candidate = (role_table(e, self.arrays, self.arrays, role).cpu().numpy() for role in ("history", "candidate"))
         return history, candidate
+
+    def _embedded(self, catalogue: Catalogue) -> Tensor:
+        """Its items through the encoder, (items, hidden); the run's own are kept where its index is."""
+        self.encoder.load(self.arrays)
+        if self._folder is None or catalogue is not self.catalogue:
+            return self.encoder.embed(catalogue)
+        path = self._folder / EMBEDDED.format(self._fingerprint().hex())
+        if not path.is_file():
+            older = list(self._folder.glob(EMBEDDED.format("*")))
+            save_arrays({ITEMS: self.encoder.embed(catalogue).cpu().numpy()}, path)
+            for other in older:
+                other.unlink()
+        return torch.from_numpy(load_arrays(path)[ITEMS]).to(self.encoder.device)
 
     def _own_tables(self) -> tuple[np.ndarray, np.ndarray]:
         if self._roles is None:
             self._roles = self._tables(self.catalogue)
         return self._roles
 
-    def _open_index(self, path: Path) -> None:
+    def _fingerprint(self) -> bytes:
+        """Of all that the run's embedded catalogue is made from."""
         state = hashlib.blake2b(digest_size=16)
         for part in (self.encoder.fingerprint, digest(self.arrays), json.dumps(self.settings), self.catalogue.digest):
             state.update(part.encode())
+        return state.digest()
+
+    def _open_index(self, path: Path) -> None:
+        state = hashlib.blake2b(self._fingerprint(), digest_size=16)
         state.update(self.table[COUNT].to_numpy(np.float64).tobytes())
         self.use(ItemIndex.open(path, self._shelf(None).table, state.digest()))
 
