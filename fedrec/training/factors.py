@@ -127,8 +127,10 @@ class HeadGradients:
         """
         table, left, right = self.table, self.left, self.right
         common, rest = self.along[:, : table.common], self.along[:, table.common :]
-        mass = ((left.norm(dim=2) * right.norm(dim=2)).sum(1) + common.abs() @ table.sizes[: table.common]).double()
-        first = (torch.bmm(left, left.mT) * torch.bmm(right, right.mT)).sum((1, 2)).double()
+        rights = torch.bmm(right, right.mT)  # (records, P, P)
+        lengths = left.norm(dim=2) * rights.diagonal(dim1=1, dim2=2).sqrt()
+        mass = (lengths.sum(1) + common.abs() @ table.sizes[: table.common]).double()
+        first = (torch.bmm(left, left.mT) * rights).sum((1, 2)).double()
         second = ((common @ table.gram) * common).sum(1).double()  # of the items that are counted exactly
         if self.own is not None:
             items, along = self.own.items, self.own.along

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
 from fedrec.model.towers import Scoring
@@ -113,12 +114,13 @@ class HeadsTrainer:
 
     def _scores(self, chunk: Examples, history: Table, candidate: Table) -> _Scores:
         items, weights = (torch.as_tensor(value, device=self.offset.device) for value in (chunk.items, chunk.weights))
-        used = history.unit[items]  # (records, L, hidden)
+        used = embedding(items, history.unit)  # (records, L, hidden); several times faster than indexing
         pooled = weights @ used  # (records, P, hidden)
         length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         users = pooled / length
         cosines = users @ candidate.unit.T  # (records, P, items)
-        return _Scores(items, weights, used, length, users, cosines, cosines * self.scoring.temperature + self.offset)
+        logits = torch.add(self.offset, cosines, alpha=self.scoring.temperature)
+        return _Scores(items, weights, used, length, users, cosines, logits)
 
     @torch.no_grad()
     def _gradients(self, chunk: Examples, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
@@ -126,20 +128,22 @@ class HeadsTrainer:
         users, cosines, weights = scores.users, scores.cosines, scores.weights
         at_cosines = _at_logits(scores.logits, chunk).mul_(self.scoring.temperature)  # (records, P, items)
         at_users = at_cosines @ candidate.unit
-        at_pooled = (at_users - users * (users * at_users).sum(-1, keepdim=True)) / scores.length
-
         left = at_cosines @ candidate.scaled  # (records, P, rank)
-        along = at_cosines.mul_(cosines).sum(1)  # (records, items)
+        product = at_cosines.mul_(cosines)
+        # The inner product of `users` and `at_users`, summed over the items instead.
+        right = at_users.addcmul_(users, product.sum(-1, keepdim=True), value=-1)
+        along = product.sum(1)  # (records, items)
         cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2))
         own = strongest(along, _targets(chunk).to(users.device), candidate)
         of_candidate = HeadGradients(left, users, along, cross, own, candidate)
 
-        size = at_pooled.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
-        right = at_pooled / size
-        scaled = history.scaled[scores.items]  # (records, L, rank)
+        size = right.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # (records, P, 1)
+        right = right.div_(size)
+        size = size / scores.length
+        scaled = embedding(scores.items, history.scaled)  # (records, L, rank)
         left = (weights @ scaled) * size
         projected = right @ scores.used.mT  # (records, P, L)
-        own_along = (projected * weights).sum(1) * size[:, 0]  # (records, L)
+        own_along = (projected * weights * size).sum(1)  # (records, L)
         cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1)
         along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
         own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
