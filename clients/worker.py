@@ -24,7 +24,7 @@ from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_htt
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
@@ -38,18 +38,22 @@ __all__ = ["answer", "main"]
 log = logging.getLogger("fedrec.merchant")
 
 
-def answer(client: RuntimeHttpClient, folder: Path) -> None:
-    """Take the task's message, answer it, hand the reply over."""
+def answer(client: RuntimeHttpClient, retries: RetryInvoker, folder: Path) -> None:
+    """Take the task's message, answer it, hand the reply over.
+
+    Args:
+        retries: how often `client` tries, until there is nothing more to send.
+    """
     try:
         message, context, _run, _bundle = pull_task_input(client)
     except (RuntimeError, ObjectPullError, RunNotRunningException) as error:
         log.info("the request was withdrawn: %s", error or "its run has ended")
         return
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
-    heartbeat.start()
     forget_merchants()
     context.node_config = {FOLDER_KEY: str(folder)}
     try:
+        heartbeat.start()
         try:
             reply = app(message, context)
         except Exception:
@@ -58,7 +62,9 @@ def answer(client: RuntimeHttpClient, folder: Path) -> None:
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed"), reply_to=message)
         push_message(client, reply, context)
     finally:
-        heartbeat.stop()  # before the task ends: a heartbeat of a task that has ended interrupts the process
+        retries.max_tries = 1  # where the node is gone a heartbeat would be tried, and waited for, for ever
+        if heartbeat.is_running:
+            heartbeat.stop()  # before the task ends: a heartbeat of a task that has ended interrupts the process
     push_task_output(client, context, SubStatus.COMPLETED, "")
 
 
@@ -79,14 +85,13 @@ def main(folder: Path, address: str, parent: int) -> None:
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
             RuntimeTokenHttpInterceptor(line.strip()),
         ]
-        client = RuntimeHttpClient.from_server_address(
-            address, True, None, interceptors, retry_invoker=make_simple_http_retry_invoker()
-        )
+        retries = make_simple_http_retry_invoker()
+        client = RuntimeHttpClient.from_server_address(address, True, None, interceptors, retry_invoker=retries)
         try:
-            answer(client, folder)
-        except KeyboardInterrupt:
+            answer(client, retries, folder)
+        except (KeyboardInterrupt, RunNotRunningException):
             # Flower interrupts a process whose task has ended; what was paid for has been kept for a repeated request.
-            log.info("the request was withdrawn: its run has ended")
+            log.info("the request was withdrawn: its run has ended, or the node was started anew")
         finally:
             client.close()
         done.write("done\n")

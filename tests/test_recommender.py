@@ -180,6 +180,17 @@ def test_an_index_of_another_adapter_is_built_again(recommender: Recommender, tm
     assert [other for other in (tmp_path / "copy").glob("items-*.safetensors") if other != embedded] and not embedded.exists()
 
 
+def test_an_embedded_catalogue_that_was_cut_short_is_made_again(recommender: Recommender, tmp_path: Path) -> None:
+    recommender.save(tmp_path / "copy")
+    Recommender.load(tmp_path / "copy", device="cpu", index=True)
+    (embedded,) = (tmp_path / "copy").glob("items-*.safetensors")
+    whole = embedded.read_bytes()
+    embedded.write_bytes(whole[:-9])
+    again = Recommender.load(tmp_path / "copy", device="cpu", index=True)
+    assert [item for item, _ in again.rank(HISTORY, 5)] == [item for item, _ in recommender.rank(HISTORY, 5)]
+    assert embedded.read_bytes() == whole
+
+
 def test_a_folder_without_an_adapter_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trained adapter"):
         Recommender.load(tmp_path)

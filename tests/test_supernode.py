@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
+from clients import worker
 from clients.supernode import LOOP, PULL, SOON, WHILE, Watch, forgetting_ended_runs, minding_late_replies
 
 from .test_strategy_deployed import identity  # noqa: F401
@@ -86,3 +89,17 @@ def test_after_a_message_the_next_look_comes_soon(monkeypatch: pytest.MonkeyPatc
         watch.sleep(3)
     assert slept == [3, SOON, SOON, 3]
     assert watch.time is time.time
+
+
+@pytest.mark.parametrize("error", [RunNotRunningException(), ObjectPullError("object", "gone"), RuntimeError("no message")])
+def test_a_request_that_is_withdrawn_while_it_is_fetched_is_answered_to_nobody(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def withdrawn(_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(worker, "pull_task_input", withdrawn)
+    nothing: Any = None
+    with caplog.at_level("INFO", logger="fedrec.merchant"):
+        worker.answer(nothing, nothing, Path())
+    assert "withdrawn" in caplog.text

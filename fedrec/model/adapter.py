@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Write safetensors to a temporary name and rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, temporary)
     temporary.replace(path)
 

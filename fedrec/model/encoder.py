@@ -188,7 +188,7 @@ class TextEncoder(nn.Module):
         So a text's output does not depend on what it is batched with: in bf16 another padding rounds otherwise,
         and a user's texts would betray who else is in the lot.
         """
-        tokens = _padded(lengths)
+        tokens = self._padded(lengths)
         order = np.argsort(tokens, kind="stable")
         for same in np.split(order, np.flatnonzero(np.diff(tokens[order])) + 1):
             for start in range(0, len(same), self.texts_per_batch):
@@ -196,7 +196,7 @@ class TextEncoder(nn.Module):
 
     def gather(self, states: States, texts: np.ndarray) -> tuple[Tensor, Tensor]:
         """Padded hidden states (texts, tokens, hidden) and the mask of real tokens (texts, tokens)."""
-        padded, lengths = states.padded(texts, int(_padded(states.length[texts]).max()))
+        padded, lengths = states.padded(texts, int(self._padded(states.length[texts]).max()))
         mask = torch.as_tensor(np.arange(padded.shape[1]) < lengths[:, None], device=self.device)
         hidden = torch.from_numpy(padded)
         if self.device.type == "cuda":  # from pinned memory the copy runs beside what the GPU is doing
@@ -205,10 +205,13 @@ class TextEncoder(nn.Module):
 
     def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
+        texts = len(hidden)
+        if texts == 1:  # a text alone is rounded otherwise than one of many, and whether it is alone depends on others
+            hidden, mask = hidden.repeat(2, 1, 1), mask.repeat(2, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and self.layers > 0), self._attention():
             for layer in self.top:
                 hidden = layer(hidden, mask[:, None, None, :])
-        return _mean(hidden.float(), mask)
+        return _mean(hidden.float(), mask)[:texts]
 
     def _attention(self) -> AbstractContextManager[None]:
         """Plain products where gradients are asked for, not fused attention.
@@ -232,7 +235,7 @@ class TextEncoder(nn.Module):
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0].float()[real[-1]]  # (tokens, in), without padding
+                x = inputs[0][: len(real[-1])].float()[real[-1]]  # (tokens, in), without padding or a twin
                 moments[name] = moments.get(name, 0) + x.T @ x
 
             return hook
@@ -252,6 +255,9 @@ class TextEncoder(nn.Module):
                 handle.remove()
         return moments
 
+    def _padded(self, lengths: np.ndarray) -> np.ndarray:
+        return np.minimum(-(-lengths // TOKENS_STEP) * TOKENS_STEP, self.bert.config.max_position_embeddings)
+
     def _arrays(self, kind: str) -> Arrays:
         return {name: value.detach().float().cpu().numpy().copy() for name, value in self._lora.items() if kind in name}
 
@@ -262,7 +268,7 @@ class TextEncoder(nn.Module):
         out: list[np.ndarray] = [np.empty(0)] * len(texts)
         with torch.no_grad():
             for rows in self.batches(lengths):
-                inside = np.arange(_padded(lengths[rows]).max()) < lengths[rows][:, None]
+                inside = np.arange(self._padded(lengths[rows]).max()) < lengths[rows][:, None]
                 padded = np.zeros(inside.shape, dtype=np.int64)
                 padded[inside] = np.concatenate([encoded[i] for i in rows])
                 ids, mask = torch.from_numpy(padded).to(self.device), torch.from_numpy(inside).to(self.device)
@@ -277,10 +283,6 @@ class TextEncoder(nn.Module):
                 for i, row, length in zip(rows, hidden.half().cpu().numpy(), lengths_out, strict=True):
                     out[i] = row[:length]
         yield from out
-
-
-def _padded(lengths: np.ndarray) -> np.ndarray:
-    return -(-lengths // TOKENS_STEP) * TOKENS_STEP
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ safetensors, the scoring as JSON and the public catalogue as Parquet.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -264,12 +265,14 @@ class Recommender:
         if self._folder is None or catalogue is not self.catalogue:
             return self.encoder.embed(catalogue)
         path = self._folder / EMBEDDED.format(self._fingerprint().hex())
-        if not path.is_file():
-            older = list(self._folder.glob(EMBEDDED.format("*")))
-            save_arrays({ITEMS: self.encoder.embed(catalogue).cpu().numpy()}, path)
-            for other in older:
-                other.unlink()
-        return torch.from_numpy(load_arrays(path)[ITEMS]).to(self.encoder.device)
+        with contextlib.suppress(InputError):  # there is none yet, or it was cut short
+            return torch.from_numpy(load_arrays(path)[ITEMS]).to(self.encoder.device)
+        older = [other for other in self._folder.glob(EMBEDDED.format("*")) if other != path]
+        embedded = self.encoder.embed(catalogue)
+        save_arrays({ITEMS: embedded.cpu().numpy()}, path)
+        for other in older:
+            other.unlink(missing_ok=True)
+        return embedded
 
     def _own_tables(self) -> tuple[np.ndarray, np.ndarray]:
         if self._roles is None:
@@ -279,12 +282,13 @@ class Recommender:
     def _fingerprint(self) -> bytes:
         """Of all that the run's embedded catalogue is made from."""
         state = hashlib.blake2b(digest_size=16)
-        for part in (self.encoder.fingerprint, digest(self.arrays), json.dumps(self.settings), self.catalogue.digest):
+        for part in (self.encoder.fingerprint, digest(self.arrays), self.catalogue.digest):
             state.update(part.encode())
         return state.digest()
 
     def _open_index(self, path: Path) -> None:
         state = hashlib.blake2b(self._fingerprint(), digest_size=16)
+        state.update(json.dumps(self.settings).encode())
         state.update(self.table[COUNT].to_numpy(np.float64).tobytes())
         self.use(ItemIndex.open(path, self._shelf(None).table, state.digest()))
 

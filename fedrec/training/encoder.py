@@ -8,8 +8,9 @@ one length, where a grad sampler keeps each text's part. The negatives are the s
 for all users, so their forward pass is shared and only the way back is taken user by user. The
 result is exact, and memory is bounded by the number of texts in flight.
 
-In bf16 all shapes that a user's numbers are computed in are its own or public, and parts are added up in the
-user's own order: who else is in a lot does not change how a user's gradient is rounded.
+Who else is in a lot must not change how a user's gradient is rounded, which in bf16 matters. So a text is padded
+to a length of its own, no batch is of one (those of two or more were found to be rounded alike), what is between
+the two passes is computed in float64, and parts are added up in the user's own order.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from fedrec.training.sampled import Pairs, SampledSoftmax, layout
 
 __all__ = ["EncoderTrainer", "TextLinear"]
 
-RECORDS_PER_CHUNK = 256
+RECORDS_PER_CHUNK, FLOATS_SHARED = 256, 4_000_000
+"""Most records that are computed at once, and most numbers of their copies of the negatives: public sizes, so that no
+lot needs more memory than another."""
 
 
 class TextLinear(nn.Linear):
@@ -79,8 +82,9 @@ class EncoderTrainer:
 
     def chunks(self, lot: Examples) -> Iterator[Examples]:
         """The lot in pieces of a bounded number of users."""
-        for start in range(0, len(lot), RECORDS_PER_CHUNK):
-            yield lot.take(np.arange(start, min(start + RECORDS_PER_CHUNK, len(lot))))
+        most = max(1, min(RECORDS_PER_CHUNK, FLOATS_SHARED // max(1, len(self.negatives) * self.encoder.hidden)))
+        for start in range(0, len(lot), most):
+            yield lot.take(np.arange(start, min(start + most, len(lot))))
 
     def gradients(self, lot: Examples) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
@@ -110,9 +114,12 @@ class EncoderTrainer:
             for start in range(0, len(upstream), step):
                 users = slice(start, start + step)
                 back = upstream[users, torch.as_tensor(rows)]
+                count = len(back)
+                if count == 1:  # as in `run_top`
+                    back = back.repeat(2, 1, 1)
                 found = torch.autograd.grad(out, parameters, back, retain_graph=True, is_grads_batched=True)
                 for sums, gradient in zip(total, found, strict=True):
-                    sums[users] += gradient
+                    sums[users] += gradient[:count]
         return total
 
     def _own(self, upstream: Tensor, pairs: Pairs, total: list[Tensor]) -> None:
@@ -127,7 +134,7 @@ class EncoderTrainer:
                     warnings.filterwarnings("ignore", message="Full backward hook is firing")
                     out.backward(upstream[torch.as_tensor(rows)])
                 for parameter, sums in zip(self.parameters(), total, strict=True):
-                    sums.index_add_(0, record, parameter.grad_sample)  # type: ignore[attr-defined]
+                    sums.index_add_(0, record, parameter.grad_sample[: len(record)])  # type: ignore[attr-defined]
                     parameter.grad_sample = None  # type: ignore[attr-defined]
         finally:
             watched.remove_hooks()

@@ -151,7 +151,7 @@ class HeadGradients:
         """sum over records of weights[u] times the outer products, (rank, hidden), and times `along`, (items,)."""
         used = weights != 0
         if not used.all():  # a row that is not finite would spoil the sum even with weight 0
-            return self._take(used).sums(weights[used])
+            return self.take(used).sums(weights[used])
         left = (self.left * weights[:, None, None]).flatten(0, 1)
         along = weights @ self.along
         if self.own is not None:
@@ -164,7 +164,8 @@ class HeadGradients:
         first = torch.einsum("upr,upd->urd", self.left, self.right)
         return first - torch.einsum("uj,jr,jd->urd", along, self.table.scaled, self.table.unit)
 
-    def _take(self, used: Tensor) -> HeadGradients:
+    def take(self, used: Tensor) -> HeadGradients:
+        """Those of some records, (records,) bool."""
         own = self.own and Own(self.own.items[used], self.own.along[used])
         return HeadGradients(self.left[used], self.right[used], self.along[used], self.cross[used], own, self.table)
 

@@ -124,6 +124,11 @@ class HeadsTrainer:
 
     @torch.no_grad()
     def _gradients(self, chunk: Examples, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
+        if len(chunk) == 1:
+            # A record alone is rounded otherwise than one of many, which hostile weights can make much of.
+            first = torch.tensor([True, False], device=self.offset.device)
+            of_history, of_candidate = self._gradients(_with_twin(chunk), history, candidate)
+            return of_history.take(first), of_candidate.take(first)
         scores = self._scores(chunk, history, candidate)
         users, cosines, weights = scores.users, scores.cosines, scores.weights
         at_cosines = _at_logits(scores.logits, chunk).mul_(self.scoring.temperature)  # (records, P, items)
@@ -167,6 +172,12 @@ class _Scores:
     users: Tensor
     cosines: Tensor
     logits: Tensor
+
+
+def _with_twin(chunk: Examples) -> Examples:
+    """The one record and another one with nothing to predict."""
+    weights = np.concatenate([chunk.weights, np.zeros_like(chunk.weights)])
+    return Examples(chunk.items.repeat(2, axis=0), weights, chunk.target, chunk.target_weight, chunk.seen)
 
 
 def _targets(chunk: Examples) -> Tensor:
