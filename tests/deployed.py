@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from fedrec.deploy.processes import running
 from fedrec.privacy import Ledger
 from server.run_folder import RunFolder
 
+from .helpers import make_federation
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = [sys.executable, "-m", "fedrec.cli.main"]
 FAST = {
@@ -39,6 +42,15 @@ FAST = {
     "rank": 4,
     "encoder_rank": 2,
 }
+
+
+QUIET = 1e-5
+"""A noise multiplier that is as good as none; the policy of these merchants allows it."""
+RICH = {"epsilon": 1e15, "min_noise_multiplier": QUIET / 10, "max_rounds": 1000}
+LONG = {"local_steps": 400}
+"""A round of some seconds, so that it can be interrupted."""
+NOISY = {"noise_multiplier": 200.0, "histogram_noise_multiplier": 200.0}
+"""So much noise that a round costs next to nothing."""
 
 
 def free_ports() -> int:
@@ -108,6 +120,7 @@ class Deployed:
             "COLUMNS": "200",
         }
         self._runs = 0
+        self._up: list[psutil.Process | None] = []
 
     def fedrec(self, *arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
@@ -116,12 +129,20 @@ class Deployed:
         )
 
     def up(self) -> None:
-        """Start whatever is not up."""
+        """Start whatever is not up; where nobody has stopped since the last time, there is nothing to ask."""
+        if self._up and self._started() == self._up:
+            return
         done = self.fedrec("deploy", "up", str(self.deployment.path))
         assert done.returncode == 0, done.stderr
+        self._up = self._started()
+        assert None not in self._up
+
+    def _started(self) -> list[psutil.Process | None]:
+        return [running(pid) for pid in (self.server.pid, *(self.merchant(name).pid for name in self.names))]
 
     def down(self) -> None:
         """Stop it all."""
+        self._up = []
         self.fedrec("deploy", "down", str(self.deployment.path))
 
     def merchant(self, name: str) -> MerchantFolder:
@@ -138,18 +159,24 @@ class Deployed:
         state = None if run is None else run.load()
         return [one.round for one in ledger.releases() if state is None or one.run == state.run]
 
+    def others(self, *names: str) -> list[str]:
+        """Everybody but these."""
+        return [name for name in self.names if name not in names]
+
     def kill(self, name: str) -> None:
         """SIGKILL for a merchant's whole family, as when its machine loses power."""
         process = running(self.merchant(name).pid)
         assert process is not None
         for one in [process, *process.children(recursive=True)]:
             one.kill()
+        until(lambda: running(self.merchant(name).pid) is None)
 
     def kill_server(self) -> None:
         """SIGKILL for the SuperLink."""
         process = running(self.server.pid)
         assert process is not None
         process.kill()
+        until(lambda: running(self.server.pid) is None)
 
     def start(self, script: str = "", **settings: Any) -> tuple[subprocess.Popen[str], RunFolder]:
         """Start a run in the background; `script` names a test module that runs in place of the program."""
@@ -179,6 +206,11 @@ class Deployed:
     def log_of(self, name: str) -> str:
         """What a merchant's node wrote."""
         return self.merchant(name).log.read_text()
+
+    def has_sent(self, name: str, kind: str) -> bool:
+        """Whether the last that a merchant's node sent is an answer of this kind, by what it wrote."""
+        lines = [line for line in self.log_of(name).splitlines() if "Sending: " in line or "Sent successfully" in line]
+        return len(lines) > 1 and f"Sending: {kind} message" in lines[-2] and "Sent successfully" in lines[-1]
 
     def sent(self, name: str, run: RunFolder) -> dict[str, Any]:
         """The last update that a merchant sent in a run, as it is kept for a repeated request."""
@@ -215,3 +247,17 @@ def copy_of(federation: Path, target: Path) -> Path:
     """A federation folder to be changed."""
     shutil.copytree(federation, target)
     return target
+
+
+@contextlib.contextmanager
+def four_merchants(folder: Path, bert: Path) -> Iterator[Deployed]:
+    """A deployment that is up: Parquet, CSV, SQLite, and a catalogue of its own for each."""
+    federation = make_federation(folder, merchants=4, users=60, own_catalogues=True)
+    to_csv(federation / "merchants" / "m1")
+    to_sqlite(federation / "merchants" / "m2")
+    deployed = Deployed(folder / "deployed", federation, bert, folder / "cache")
+    deployed.up()
+    try:
+        yield deployed
+    finally:
+        deployed.down()

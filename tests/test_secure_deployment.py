@@ -1,6 +1,6 @@
 """Secure aggregation as it will be run: real processes over TLS, of which some are killed between two steps.
 
-Like `test_deployment.py` for one process: `pytest -m deployment -n 0`.
+Like `test_deployment.py` a file for one process: `pytest -m deployment -n 2 --dist loadfile`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def all_have(step: str, shop: Deployed, run: RunFolder) -> tuple[int, list[str]]
     """The moment at which the last merchant keeps its answer to `step`, and nobody can have been asked for the next.
 
     Returns:
-        The round, and the merchants in the order of their answers: that of the first has left long since.
+        The round, and the merchants in the order of their answers: those of the first two have left.
     """
     until(lambda: lines_of(run), 120, "round 0")
     state = run.load()
@@ -90,6 +90,8 @@ def all_have(step: str, shop: Deployed, run: RunFolder) -> tuple[int, list[str]]
             if list(one["answers"])[-1] == step and name not in order:
                 order.append(name)
         if len(order) == len(shop.names):
+            # A node looks for what its worker has answered twice a second, and the server for what nodes have sent.
+            until(lambda: all(shop.has_sent(name, f"train.{step}") for name in order[:2]), what=f"{step} sent")
             return known[0], order
         assert time.monotonic() < deadline, f"not all have answered {step}"
         time.sleep(0.01)
