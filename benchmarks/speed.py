@@ -47,11 +47,11 @@ def run(name: str, folder: Path) -> None:
     figures, text = folder / f"{name}.json", folder / f"{name}.md"
     if figures.exists() and text.exists():
         return
-    err.print(f"{name} ...", highlight=False)
+    err.print(f"{name} ...")
     command = [sys.executable, "-W", "ignore", "-m", *PARTS[name][1], "--json", str(figures)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        err.print(done.stderr[-2000:], markup=False)
+        sys.stderr.write(done.stderr[-2000:])
         raise SystemExit(done.returncode)
     write_atomically(text, done.stdout.encode())
 

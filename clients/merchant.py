@@ -35,6 +35,7 @@ from fedrec.privacy import (
     over_budget,
     votes,
 )
+from fedrec.text import line
 from fedrec.training import Examples, RoundTask, build_examples, encode_update, merged, round_sum, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
@@ -261,7 +262,7 @@ class Merchant:
 
     def declined(self, reason: str) -> Reply:
         """A normal answer that releases nothing."""
-        return Reply({}, Statement(self.name, "declined", reason, population=self.policy.population))
+        return Reply({}, Statement(self.name, "declined", line(reason), population=self.policy.population))
 
     def _release(self, release: Release, delta: float, compute: Callable[[NoiseSource], Arrays]) -> Reply:
         """Policy, budget, ledger, and only then the computation."""

@@ -29,6 +29,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExec
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedrec.errors import InputError
+from fedrec.text import log_visibly
 
 __all__ = ["Connection", "Executor", "main", "run_node"]
 
@@ -213,6 +214,7 @@ def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
 
 def main(folder: str, state: str, server: str, ca: str, key: str) -> int:
     """The process's exit status: 0 told to stop, 1 turned away, 2 cannot start."""
+    log_visibly()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

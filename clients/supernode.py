@@ -21,6 +21,8 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
+from fedrec.text import log_visibly
+
 __all__ = ["Watch", "forgetting_ended_runs", "minding_late_replies"]
 
 LOOP = "flwr.supernode.start_client_internal"
@@ -103,5 +105,6 @@ if __name__ == "__main__":
     loop, watch = sys.modules[LOOP], Watch()
     setattr(loop, PULL, watch.noting(minding_late_replies(forgetting_ended_runs(getattr(loop, PULL)))))
     setattr(loop, CLOCK, watch)
+    log_visibly()
     start_parent_process_monitor(int(sys.argv.pop(1)))
     flower_supernode()

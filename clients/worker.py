@@ -32,6 +32,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from clients.app import app
 from clients.merchant import forget_merchants
 from clients.site import FOLDER_KEY
+from fedrec.text import log_visibly
 
 __all__ = ["answer", "main"]
 
@@ -75,6 +76,7 @@ def main(folder: Path, address: str, parent: int) -> None:
         address: the node's runtime API on this machine.
         parent: the process whose end is this one's end too.
     """
+    log_visibly()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     start_parent_process_monitor(parent)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedrec.data.source import DataSource
 from fedrec.errors import InputError
 from fedrec.privacy import Policy
+from fedrec.text import MerchantName
 
 __all__ = ["MERCHANT_FILE", "MerchantFile", "ModelSettings", "ServerAddress", "read_merchant_file"]
 
@@ -47,7 +48,7 @@ class MerchantFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: MerchantName
     """The merchant's public name."""
     privacy: Policy
     data: DataSource = DataSource()

@@ -18,7 +18,7 @@ from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.run_folder import RunFolder
 from server.secure import STRATEGIES
-from server.start import first_state, load_encoder_for, write_line
+from server.start import first_state, load_encoder_for, round_line
 from server.strategy import NobodyLeft
 
 app = ServerApp()
@@ -39,20 +39,23 @@ def main(grid: Grid, context: Context) -> None:
     if "prior.counts" not in state.public:
         folder.save(state)  # the run's id, before anything is paid for under it
         prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
-        strategy.state = state = replace(state, public={**state.public, **prior})
-        line = evaluator.line(state.public, state.trained)
-        write_line(folder, 0, None, record, {**line, "baselines": evaluator.baselines(state.public, state.trained)})
+        public = {**state.public, **prior}
+        strategy.state = state = replace(state, public=public)
+        found = {**evaluator.line(public, state.trained), "baselines": evaluator.baselines(public, state.trained)}
+        line = round_line(0, None, record, found)
+        folder.add_metrics(line)
         folder.save(state)
+        notify("round_done", **line)
 
     def evaluate(server_round: int, _: ArrayRecord) -> MetricRecord | None:
         if server_round == 0:
             return None  # written above, or by the run that this one goes on with
-        line = evaluator.line(strategy.state.public, strategy.state.trained)
-        write_line(folder, strategy.state.round, config.part(strategy.state.round), strategy.record, line)
-        save_recommender(
-            folder.path / "adapter", config, encoder, central, strategy.state.public, strategy.state.trained, line["scoring"]
-        )
-        folder.save(strategy.state)
+        now = strategy.state
+        line = round_line(now.round, config.part(now.round), strategy.record, evaluator.line(now.public, now.trained))
+        folder.add_metrics(line)
+        save_recommender(folder.path / "adapter", config, encoder, central, now.public, now.trained, line["scoring"])
+        folder.save(now)
+        notify("round_done", **line)  # after all of it is on disk: what was shown counts
         return MetricRecord({name: float(value) for name, value in line["central"].items()})
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ __all__ = ["notify", "watching"]
 
 Watcher = Callable[[str, dict[str, Any]], None]
 _watchers: list[Watcher] = []
+_failed: list[Watcher] = []
+
+log = logging.getLogger("fedrec.server")
 
 
 @contextmanager
@@ -20,9 +24,16 @@ def watching(watcher: Watcher) -> Iterator[None]:
         yield
     finally:
         _watchers.remove(watcher)
+        if watcher in _failed:
+            _failed.remove(watcher)
 
 
 def notify(event: str, **fields: Any) -> None:
-    """Tell the watchers."""
+    """Tell the watchers. What one of them cannot show is logged once, and stops no run."""
     for watcher in list(_watchers):
-        watcher(event, fields)
+        try:
+            watcher(event, fields)
+        except Exception:
+            if watcher not in _failed:
+                _failed.append(watcher)
+                log.exception("%s of the run cannot be shown; the run goes on", event)

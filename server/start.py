@@ -13,7 +13,7 @@ from server.progress import notify
 from server.run_folder import RunFolder, ServerState
 from server.strategy import RoundRecord
 
-__all__ = ["first_state", "load_encoder_for", "write_line"]
+__all__ = ["first_state", "load_encoder_for", "round_line"]
 
 
 def load_encoder_for(config: RunConfig) -> TextEncoder:
@@ -40,9 +40,9 @@ def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -
     return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring)
 
 
-def write_line(folder: RunFolder, number: int, part: Part | None, record: RoundRecord, line: dict[str, Any]) -> None:
-    """Append a round to `metrics.jsonl` and tell the watchers."""
-    full = {
+def round_line(number: int, part: Part | None, record: RoundRecord, central: dict[str, Any]) -> dict[str, Any]:
+    """A round's line of `metrics.jsonl`, with what was evaluated centrally."""
+    return {
         "round": number,
         "part": part or "histogram",
         "seconds": round(time.time() - record.started, 3),
@@ -53,7 +53,5 @@ def write_line(folder: RunFolder, number: int, part: Part | None, record: RoundR
         "bytes_up": record.bytes_up,
         "privacy": record.privacy,
         **({"abandoned": record.abandoned} if record.abandoned else {}),
-        **line,
+        **central,
     }
-    folder.add_metrics(full)
-    notify("round_done", **full)

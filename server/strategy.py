@@ -22,6 +22,7 @@ from fedrec.aggregation import apply_update, plausible_norm, update_fault, weigh
 from fedrec.config import RunConfig, UpdateCode
 from fedrec.model import Arrays, digest, of_part
 from fedrec.privacy import NoisePlan
+from fedrec.text import line
 from fedrec.training import CodeError, RoundTask, decode_update
 from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
@@ -51,14 +52,21 @@ class TooFewMerchants(Exception):
     """Not enough merchants came within `wait_timeout`: the run stops at its last checkpoint."""
 
 
+class _Reasons(dict[str, str]):
+    """A reason by merchant. Some hold what a merchant wrote, such as the name of an array: each is one short line."""
+
+    def __setitem__(self, merchant: str, reason: str) -> None:
+        super().__setitem__(merchant, line(reason))
+
+
 @dataclass
 class RoundRecord:
     """What happened in a round, by merchant."""
 
     started: float = field(default_factory=time.time)
     took_part: list[str] = field(default_factory=list)
-    declined: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=_Reasons)
+    refused: dict[str, str] = field(default_factory=_Reasons)
     bytes_down: dict[str, int] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
     privacy: dict[str, dict[str, float | str]] = field(default_factory=dict)

@@ -24,6 +24,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedrec.text import log_visibly
+
 __all__ = ["Job", "Workers"]
 
 Job = tuple[Message, Context]
@@ -145,6 +147,7 @@ def _work(connection: Connection, number: int, threads: int) -> None:
     """Answer until the other end of the pipe is closed, be it by death."""
     for category in (DeprecationWarning, FutureWarning):  # of other packages, which would come between the progress bars
         warnings.simplefilter("ignore", category)
+    log_visibly()
     from clients.app import app
 
     torch.set_num_threads(threads)

@@ -61,4 +61,4 @@ def split(
         return
     out.print(table(f"{target}", list(summary.columns), summary.to_numpy().tolist()))
     run = f"fedrec simulate {target}" + ("" if trust is TrustName.local else f" --set trust={trust.value}")
-    out.print(f"next: {run}", style="dim", highlight=False, soft_wrap=True)
+    out.print(f"next: {run}", style="dim", soft_wrap=True)

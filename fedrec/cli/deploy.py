@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedrec.cli.console import waiting_for
 from fedrec.cli.server import flower_environment, show_status, status_of
-from fedrec.cli.terminal import err, out, print_json, quiet_libraries, table
+from fedrec.cli.terminal import out, print_json, quiet_libraries, table
 from fedrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def up(
     if processes.running(server.pid) is None:
         processes.start([*program, "server", "up", str(server.path)], server.log, server.pid)
     waiting = time.monotonic() + timeout
-    with err.status("starting the server") as status:
+    with waiting_for("starting the server") as show:
         _until(lambda: _found(deployment)["up"], waiting, {"the server": (server.pid, server.log)})
         nodes = {}
         for merchant in deployment.merchants():
@@ -154,7 +155,7 @@ def up(
         def missing() -> list[str]:
             connected = {one["merchant"] for one in _found(deployment)["merchants"] if one["online"]}
             left = sorted(nodes.keys() - connected)
-            status.update(f"waiting for {', '.join(left)}" if left else "all are connected")
+            show(f"waiting for {', '.join(left)}" if left else "all are connected")
             return left
 
         _until(lambda: not missing(), waiting, nodes)
@@ -231,4 +232,4 @@ def _identity(certificate: Path) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print(text, soft_wrap=True)

@@ -5,6 +5,7 @@ Exit status: 0 done, 2 wrong use or bad input, 1 a failure of the program, 130 i
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -13,8 +14,9 @@ from fedrec.cli import data, deploy, merchant, privacy, results, server, simulat
 from fedrec.cli.privacy_audit import audit
 from fedrec.cli.privacy_report import report
 from fedrec.cli.privacy_wire import wire
-from fedrec.cli.terminal import err
+from fedrec.cli.terminal import err, styled
 from fedrec.errors import InputError
+from fedrec.text import log_visibly
 
 __all__ = ["app", "run"]
 
@@ -51,14 +53,17 @@ def main(version: bool = typer.Option(False, "--version", help="Print the versio
 
 def run() -> None:
     """Entry point: errors as one line, interruptions as 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of what the terminal's encoding lacks
+    log_visibly()
     try:
         status = app(standalone_mode=False)
     except InputError as error:
-        err.print("[bold red]error[/bold red]", end=" ")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        _say(str(error))
         status = 2
     except PermissionError as error:
-        err.print(f"[bold red]error[/bold red] {error.filename}: {error.strerror}; run this as its owner", soft_wrap=True)
+        _say(f"{error.filename}: {error.strerror}; run this as its owner")
         status = 2
     except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted")
@@ -67,9 +72,14 @@ def run() -> None:
         # typer carries its own copy of click, so its usage errors are known by their shape.
         if not hasattr(error, "format_message"):
             raise
-        err.print(f"[bold red]error[/bold red] {error.format_message()}", highlight=False)
+        if message := error.format_message():  # none where the help was asked for by giving no argument
+            _say(" ".join(message.split()))
         status = getattr(error, "exit_code", 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say(error: str) -> None:
+    err.print(styled(("error", "bold red"), " ", error), soft_wrap=True)
 
 
 if __name__ == "__main__":

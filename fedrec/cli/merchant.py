@@ -36,7 +36,7 @@ def up(
     for what, finding in checks(merchant):
         found[what] = finding
         if not json:
-            out.print(f"{what:<7} {finding}", highlight=False, soft_wrap=True)
+            out.print(f"{what:<7} {finding}", soft_wrap=True)
     if json:
         print_json({"merchant": merchant.settings.name, **found})
     if check:
@@ -70,5 +70,5 @@ def roster(
         print_json({"merchant": merchant.settings.name, "path": str(merchant.roster), "digest": held.digest, "members": members})
         return
     out.print(table(f"{merchant.roster}", ["merchant", "key"], list(keys.items())))
-    out.print(f"digest {held.digest}", highlight=False, soft_wrap=True)
-    out.print("All merchants must hold this roster. Compare the digest with theirs, not with the server's.", highlight=False)
+    out.print(f"digest {held.digest}", soft_wrap=True)
+    out.print("All merchants must hold this roster. Compare the digest with theirs, not with the server's.")

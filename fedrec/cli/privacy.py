@@ -85,7 +85,7 @@ def plan(
         _print(solved, delta_given=delta is not None)
     if plot is not None:
         _draw(solved, plot)
-        err.print(f"epsilon against rounds: {plot}", style="dim", highlight=False)
+        err.print(f"epsilon against rounds: {plot}", style="dim")
 
 
 def _print(plan: Plan, delta_given: bool) -> None:
@@ -127,7 +127,7 @@ def _print(plan: Plan, delta_given: bool) -> None:
     if plan.solved == "sample_rate" and plan.sample_rate == 1 and plan.epsilon_spent < 0.98 * plan.epsilon:
         notes.append("every user takes part in every step and the budget is not used up: less noise would fit")
     for note in notes:
-        out.print(note, style="dim", highlight=False)
+        out.print(note, style="dim")
 
 
 def _print_trust_models(plan: Plan) -> None:
@@ -162,13 +162,13 @@ def _print_trust_models(plan: Plan) -> None:
         rows.insert(2, (f"noise in the sum of {many} histograms, at most", f"{local:.4g}", shared))
     out.print(table("The two trust models at the same epsilon and rounds", ["", "local", "secure-aggregation"], rows))
     if secure is None:
-        out.print(f"secure aggregation is not possible here: {plan.no_secure_aggregation}", highlight=False)
+        out.print(f"secure aggregation is not possible here: {plan.no_secure_aggregation}")
         return
     assumed = (
         f"secure-aggregation trusts that at least {secure.honest} of the {many} merchants are honest and in every sum "
         f"that is opened: {secure.dropouts} may be missing, {secure.colluders} may tell the server all they know"
     )
-    out.print(assumed, style="dim", highlight=False)
+    out.print(assumed, style="dim")
 
 
 def _four(value: float | None) -> str:

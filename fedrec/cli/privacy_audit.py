@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fedrec.cli.terminal import err, out, print_json, quiet_libraries, table
+from fedrec.cli.console import TaskID, progress_bars
+from fedrec.cli.terminal import out, print_json, quiet_libraries, table
 from fedrec.config import RunConfig, load_config, parse_overrides, write_atomically
 from fedrec.errors import InputError
 
@@ -84,15 +84,14 @@ def _show(found: CanaryAudit, membership: Membership, config: RunConfig, target:
     ):
         rows.append([f"  members found at {share} false alarms", f"{rate:.2%}", f"the claim allows {bound:.2%}"])
     out.print(table(title, ["attack", "found", ""], rows))
-    out.print(_verdict(found), highlight=False)
+    out.print(_verdict(found))
     out.print(
         f"The membership attack had {membership.members:,} members and {membership.non_members:,} others, so its rates at so few "
         "false positives are rough. Attacked were the rounds on the heads, with the whole budget in them and noise from a seed; "
         "neither the histogram nor the encoder's LoRA.",
         style="dim",
-        highlight=False,
     )
-    out.print(f"written: {target}", highlight=False, soft_wrap=True)
+    out.print(f"written: {target}", soft_wrap=True)
 
 
 def _verdict(found: CanaryAudit) -> str:
@@ -117,7 +116,6 @@ def _verdict(found: CanaryAudit) -> str:
 def _progress() -> Iterator[None]:
     from server.progress import watching
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
 
     def watch(event: str, fields: dict[str, Any]) -> None:
@@ -127,5 +125,5 @@ def _progress() -> Iterator[None]:
                 bars[attack] = progress.add_task(NAMES[attack], total=fields["rounds"])
             progress.update(bars[attack], completed=fields["round"])
 
-    with Progress(*columns, console=err) as progress, watching(watch):
+    with progress_bars() as progress, watching(watch):
         yield

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.text import Text
 
+from fedrec.cli.console import Console, RenderableType, styled
 from fedrec.cli.terminal import out, table
 from fedrec.config import write_atomically
 
@@ -51,7 +50,7 @@ def report(
         _write(to_html(made), target or Path(HTML_NAME))
     elif target:
         page = io.StringIO()
-        _print(made, Console(file=page, width=120))
+        _print(made, Console(file=page))
         _write(page.getvalue(), target)
     else:
         _print(made, out)
@@ -69,12 +68,12 @@ def _write(text: str, target: Path | None) -> None:
         from fedrec.errors import InputError
 
         raise InputError(f"cannot be written ({error.strerror})", where=str(target)) from None
-    out.print(f"report: {target}", highlight=False, soft_wrap=True)
+    out.print(f"report: {target}", soft_wrap=True)
 
 
 def _print(made: PrivacyReport, console: Console) -> None:
     for part in _text(made):
-        console.print(part, highlight=False)
+        console.print(part)
 
 
 def _text(made: PrivacyReport) -> Iterator[RenderableType]:
@@ -83,7 +82,7 @@ def _text(made: PrivacyReport) -> Iterator[RenderableType]:
 
     for label, sentence in plain_words(made):
         alarm = label in ("Warning", "This is a simulation")
-        yield Text.assemble((f"{label}: ", "bold red" if alarm else "bold"), sentence)
+        yield styled((f"{label}: ", "bold red" if alarm else "bold"), sentence)
     yield ""
     secure = any(merchant.secure_terms for merchant in made.merchants)
     alone = ["if all others collude"] if secure else []
@@ -171,7 +170,7 @@ def _bar(share: float | None) -> str:
     if share is None:
         return ""
     filled = min(10, round(10 * share))
-    return f"{'█' * filled}{'░' * (10 - filled)} {100 * share:.0f}%"
+    return f"{'#' * filled}{'.' * (10 - filled)} {100 * share:.0f}%"
 
 
 def _accountants(merchant: MerchantPrivacy) -> str:

@@ -46,11 +46,11 @@ def up(folder: Folder) -> None:
 
     identity = server_identity(server.certificate)
     settings = server.settings
-    out.print(f"address: {settings.address}, listening on {settings.listen} port {settings.port} (TLS)", highlight=False)
+    out.print(f"address: {settings.address}, listening on {settings.listen} port {settings.port} (TLS)")
     out.print(
-        f"certificate: until {identity.not_after:%Y-%m-%d}, SHA-256 {identity.fingerprint}", highlight=False, soft_wrap=True
+        f"certificate: until {identity.not_after:%Y-%m-%d}, SHA-256 {identity.fingerprint}", soft_wrap=True
     )
-    out.print(f"merchants with a key: {', '.join(server.registered()) or 'none yet'}", highlight=False)
+    out.print(f"merchants with a key: {', '.join(server.registered()) or 'none yet'}")
     serve(server)
 
 
@@ -92,17 +92,17 @@ def run_command(
                 run = start(server, load_config(config or default, parse_overrides(settings or [])), path)
             results = write_results(run, server.path, simulation=False)
     except KeyboardInterrupt:
-        err.print(f"interrupted; {again}", highlight=False, soft_wrap=True)
+        err.print(f"interrupted; {again}", soft_wrap=True)
         raise
     except TooFewMerchants as reason:
-        err.print(f"stopped: {reason}; {again}", highlight=False, soft_wrap=True)
+        err.print(f"stopped: {reason}; {again}", soft_wrap=True)
         raise typer.Exit(1) from None
     report = write_report(run.path, run.config, run.metrics(), results)
     if json:
         print_json({"run": str(run.path), **results})
         return
     show_results(run.config, results, run.metrics())
-    out.print(f"report: {report}", highlight=False, soft_wrap=True)
+    out.print(f"report: {report}", soft_wrap=True)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def status_of(server: Any) -> dict[str, Any]:
 def show_status(found: dict[str, Any]) -> None:
     """`status_of` for a person."""
     if not found["up"]:
-        out.print(f"DOWN: {found['reason']}", highlight=False, soft_wrap=True)
+        out.print(f"DOWN: {found['reason']}", soft_wrap=True)
     else:
         rows = [[one["merchant"], "yes" if one["online"] else "no", one["last_seen"] or "never"] for one in found["merchants"]]
         out.print(table(f"Merchants at {found['address']}", ["merchant", "connected", "last connected (UTC)"], rows))
@@ -160,19 +160,19 @@ def show_status(found: dict[str, Any]) -> None:
     if run is None:
         out.print("no run yet", style="dim")
         return
-    out.print(f"run {run['path']}: round {run['round']} of {run['rounds']}", highlight=False, soft_wrap=True)
+    out.print(f"run {run['path']}: round {run['round']} of {run['rounds']}", soft_wrap=True)
     for name in ("stopped", "ended_early"):
         if name in run:
-            out.print(f"  {name.replace('_', ' ')}: {run[name]}", highlight=False, soft_wrap=True)
+            out.print(f"  {name.replace('_', ' ')}: {run[name]}", soft_wrap=True)
     if run["round"] is not None:
-        out.print(f"  took part: {', '.join(run['took_part']) or 'nobody'}", highlight=False)
+        out.print(f"  took part: {', '.join(run['took_part']) or 'nobody'}")
         if "abandoned" in run:
-            out.print(f"  nothing was opened: {run['abandoned']}", highlight=False, soft_wrap=True)
+            out.print(f"  nothing was opened: {run['abandoned']}", soft_wrap=True)
         for what in ("declined", "refused"):
             for merchant, reason in run[what].items():
-                out.print(f"  {merchant} {what}: {reason}", highlight=False, soft_wrap=True)
+                out.print(f"  {merchant} {what}: {reason}", soft_wrap=True)
         figures = {name: value for name, value in run["central"].items() if not name.endswith(("_low", "_high"))}
-        out.print("  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()), highlight=False)
+        out.print("  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
 def _last_run(runs: Path) -> Path:

@@ -153,10 +153,10 @@ def _run(
                 )
             results = finish(folder, reference)
     except KeyboardInterrupt:
-        err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}", highlight=False)
+        err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}")
         raise
     except TooFewMerchants as reason:
-        err.print(f"stopped: {reason}; go on with: fedrec simulate --resume --out {folder_path}", highlight=False, soft_wrap=True)
+        err.print(f"stopped: {reason}; go on with: fedrec simulate --resume --out {folder_path}", soft_wrap=True)
         raise typer.Exit(1) from None
     report = write_report(folder.path, folder.config, folder.metrics(), results)
     privacy_report = write_privacy_report(folder.path)[1]
@@ -164,8 +164,8 @@ def _run(
         print_json({"run": str(folder.path), **results})
         return
     show_results(folder.config, results, folder.metrics())
-    out.print(f"report: {report}", highlight=False, soft_wrap=True)
-    out.print(f"privacy report: {privacy_report}", highlight=False, soft_wrap=True)
+    out.print(f"report: {report}", soft_wrap=True)
+    out.print(f"privacy report: {privacy_report}", soft_wrap=True)
 
 
 def _demo_folder(by: By, config: RunConfig) -> Path:
@@ -176,7 +176,7 @@ def _demo_folder(by: By, config: RunConfig) -> Path:
     trust = "" if config.trust == "local" else f"-{config.trust}"
     folder = root / f"demo-{by.value}-epsilon-{config.epsilon:g}-delta-{config.delta:g}{trust}"
     if not folder.exists():
-        err.print(f"making the demo's federation folder in {folder}", highlight=False, soft_wrap=True)
+        err.print(f"making the demo's federation folder in {folder}", soft_wrap=True)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             policy: dict[str, object] = {"epsilon": config.epsilon, "delta": config.delta, "trust": config.trust}

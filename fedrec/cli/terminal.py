@@ -8,16 +8,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-
+from fedrec.cli.console import Progress, RenderableType, TaskID, err, out, progress_bars, stacked, styled, table
 from fedrec.config import RunConfig
 
 SECURE_STEPS = {
@@ -32,7 +28,10 @@ SECURE_STEPS = {
 WIDE = 110
 """Columns of the terminal from which the final table shows all metrics."""
 
-__all__ = ["TrustName", "err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "show_results", "table"]
+__all__ = [
+    "TrustName", "err", "metrics_table", "out", "print_json", "quiet_libraries", "round_progress", "show_results", "styled",
+    "table",
+]  # fmt: skip
 
 
 class TrustName(StrEnum):
@@ -42,38 +41,22 @@ class TrustName(StrEnum):
     secure_aggregation = "secure-aggregation"
 
 
-out = Console()
-err = Console(stderr=True)
-
-
 def print_json(value: object) -> None:
     """JSON for machines, on standard output."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    made = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
-        made.add_row(*(str(value) for value in row))
-    return made
-
-
-def metrics_table(results: dict[str, Any], k: int) -> Table:
+def metrics_table(results: dict[str, Any], k: int) -> RenderableType:
     """The final table of a run, each figure with its 95% interval."""
 
-    def cell(row: dict[str, Any], name: str) -> str:
-        return f"{row[name]:.4f}\n{row[name + '_low']:.4f}-{row[name + '_high']:.4f}"
+    def cell(row: dict[str, Any], name: str) -> object:
+        return stacked(f"{row[name]:.4f}", f"{row[name + '_low']:.4f}-{row[name + '_high']:.4f}")
 
     names = (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")[: 4 if out.width >= WIDE else 2]
     rows = [[row["name"], "yes" if row["private"] else "NO", *(cell(row, name) for name in names)] for row in results["rows"]]
     users = int(results["rows"][0]["users"])
     title = f"Central evaluation: {users:,} held-out users, full catalogue, 95% intervals"
-    made = table(title, ["", "private", *(name.upper() for name in names)], rows)
-    made.show_lines = True
-    return made
+    return table(title, ["", "private", *(name.upper() for name in names)], rows, lines=True)
 
 
 def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[str, Any]]) -> None:
@@ -146,15 +129,7 @@ def round_progress() -> Iterator[None]:
     """Show a run's rounds and merchants as they go, with the time that is left."""
     from server.progress import watching
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=err, transient=False, speed_estimate_period=600) as progress, watching(_Watcher(progress)):
+    with progress_bars(left=True) as progress, watching(_Watcher(progress)):
         yield
 
 
@@ -173,8 +148,8 @@ class _Watcher:
         if handler is not None:
             handler(**fields)
 
-    def _line(self, text: str) -> None:
-        self.progress.console.print(f"[dim]{time.time() - self.started:6.0f} s[/dim]  {text}", highlight=False)
+    def _line(self, *parts: str | tuple[str, str]) -> None:
+        self.progress.console.print(styled((f"{time.time() - self.started:6.0f} s", "dim"), "  ", *parts))
 
     def _data(self, what: str) -> None:
         self._line(what)
@@ -226,7 +201,7 @@ class _Watcher:
             text += f"  {max(line['bytes_down'].values()) / 1000:.1f} kB down, {max(line['bytes_up'].values()) / 1000:.1f} kB up"
         self._line(text)
         if "abandoned" in line:
-            self._line(f"    [yellow]abandoned[/yellow], no sum was opened: {escape(line['abandoned'])}")
+            self._line("    ", ("abandoned", "yellow"), f", no sum was opened: {line['abandoned']}")
         for what in ("declined", "refused"):
             for merchant, reason in line[what].items():
                 self._line(f"    {merchant} {what}: {reason}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+
+from fedrec.text import visible
 
 __all__ = ["Series", "curves"]
 
@@ -48,16 +52,20 @@ def curves(
         bands: name to lower and upper values at the same x.
         levels: name to the height of a horizontal line.
     """
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedrec", "font.family": "sans-serif", "font.size": 9}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "fedrec", "font.family": "sans-serif", "font.size": 9}
+    # Names are text: no formula between two dollars, and no warning of glyphs that the page's own font may have.
+    with matplotlib.rc_context({**settings, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(7.2, 3.1), layout="constrained")
         axes = figure.subplots()
+        lines: list[Line2D] = []
         for number, (name, (xs, ys)) in enumerate(series.items()):
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(xs, ys, marker="o", markersize=3, linewidth=1.6, color=colour, label=name)
+            lines += axes.plot(xs, ys, marker="o", markersize=3, linewidth=1.6, color=colour)
             if bands and name in bands:
                 axes.fill_between(xs, *bands[name], color=colour, alpha=0.18, linewidth=0)
-        for number, (name, value) in enumerate((levels or {}).items()):
-            axes.axhline(value, linestyle="--", linewidth=1.2, color=COLOURS[(len(series) + number) % len(COLOURS)], label=name)
+        for number, value in enumerate((levels or {}).values(), len(series)):
+            lines.append(axes.axhline(value, linestyle="--", linewidth=1.2, color=COLOURS[number % len(COLOURS)]))
         if decorate:
             decorate(axes)
         axes.set_xlabel(x, color=INK)
@@ -67,9 +75,9 @@ def curves(
         for spine in axes.spines.values():
             spine.set_color(INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        many = len(series) + len(levels or {})
-        if many > 1:
-            axes.legend(fontsize=7.5, labelcolor=INK, frameon=False, ncols=1 if many < 6 else 4, loc="best")
+        if len(lines) > 1:
+            names, ncols = [visible(name) for name in (*series, *(levels or {}))], 1 if len(lines) < 6 else 4
+            axes.legend(lines, names, fontsize=7.5, labelcolor=INK, frameon=False, ncols=ncols, loc="best")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -15,17 +15,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from fedrec.config import write_atomically
 from fedrec.privacy import ACCOUNTANTS, Epsilon, Release, SampledGaussian, epsilon
 from fedrec.privacy.accountants import FAST
+from fedrec.report.pages import page
 from fedrec.report.plots import Series, curves
 from fedrec.report.privacy_attacker import FALSE_POSITIVES, attacker
 from fedrec.report.privacy_sources import Source, find_sources
 from fedrec.report.privacy_values import MerchantPrivacy, Part, Period, PrivacyReport, Remaining, Round, SameName, SecureTerms
-from fedrec.report.privacy_words import audits, labelled, plain_words, when
+from fedrec.report.privacy_words import audits, labelled, plain_words
 
 __all__ = ["privacy_report", "remaining_rounds", "to_html", "to_json", "write_privacy_report"]
 
@@ -98,10 +98,9 @@ def to_json(report: PrivacyReport) -> dict[str, Any]:
 
 def to_html(report: PrivacyReport) -> str:
     """The report as one self-contained page."""
-    environment = Environment(loader=PackageLoader("fedrec.report", "."), autoescape=select_autoescape(["html"]))
-    environment.filters["when"] = when
     svg = _curve(report)
-    return environment.get_template("privacy.html").render(
+    return page(
+        "privacy.html",
         report=report,
         words=plain_words(report),
         labelled=labelled(report),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from fedrec.config import RunConfig, write_atomically
+from fedrec.report.pages import page
 from fedrec.report.plots import curves
 from fedrec.report.trust_words import COMPARED, LOST, SHARES, assumed
 
@@ -17,11 +17,11 @@ __all__ = ["write_report"]
 
 def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> Path:
     """Write `report.html` into the run folder and return its path."""
-    environment = Environment(loader=PackageLoader("fedrec.report", "."), autoescape=select_autoescape(["html"]))
     last: dict[str, dict[str, Any]] = {}
     for line in lines:
         last |= line["privacy"]
-    html = environment.get_template("run.html").render(
+    html = page(
+        "run.html",
         config=config,
         settings=config.model_dump(exclude_none=True),
         results=results,

@@ -16,6 +16,7 @@ from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring, centred
 from fedrec.privacy import Gradients, NoiseSource, UserDPOptimizer, clipped_sum
+from fedrec.text import RunId
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.examples import Examples
 from fedrec.training.heads import HeadsTrainer
@@ -38,7 +39,7 @@ class RoundTask:
     weights decline instead of training something else.
     """
 
-    run: str
+    run: RunId
     round: Annotated[int, Field(ge=1)]
     part: Part
     trunk: str

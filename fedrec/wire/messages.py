@@ -24,7 +24,7 @@ from fedrec.wire.records import (
     trained_of,
     validated,
 )
-from fedrec.wire.values import KEYS, MASKED, Announce, HistogramTask, Reply, Statement, Step, WireError
+from fedrec.wire.values import KEYS, MASKED, Announce, HistogramTask, Reply, Statement, Step, Turn, WireError
 
 __all__ = [
     "decode_announce",
@@ -101,8 +101,8 @@ def decode_step(message: Message) -> tuple[str, int, Step]:
     Raises:
         WireError: the request is malformed.
     """
-    task = message.content[TASK]
-    return str(task["run"]), int(task.get("round", 0)), decode_lists(message)  # type: ignore[arg-type]
+    asked = validated(Turn, {name: value for name, value in message.content[TASK].items() if name in ("run", "round")})
+    return asked.run, asked.round, decode_lists(message)
 
 
 def decode_lists(message: Message) -> Step:

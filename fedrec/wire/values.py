@@ -6,15 +6,16 @@ A reply is checked against that list on the merchant's side, before it leaves, a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from fedrec.config import Trust, Unit
 from fedrec.model.adapter import Arrays, digest
 from fedrec.privacy.events import Mechanism
 from fedrec.secure.terms import hashed
+from fedrec.text import Line, MerchantName, RunId
 from fedrec.training.round import RoundTask
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Reply",
     "Statement",
     "Step",
+    "Turn",
     "WireError",
     "content_of",
     "content_of_histogram",
@@ -38,6 +40,8 @@ __all__ = [
 HISTOGRAM, KEYS, MASKED = "histogram", "keys", "masked"
 UNKNOWN = "?"
 """The name of a merchant who cannot read its own settings; no merchant's name."""
+Declared = Annotated[str, Field(pattern=r"^(\?|[A-Za-z0-9][A-Za-z0-9._-]{0,63})$")]
+Answered = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
 
 
 class WireError(ValueError):
@@ -48,7 +52,7 @@ class WireError(ValueError):
 class HistogramTask:
     """What the server asks for the popularity prior."""
 
-    run: str
+    run: RunId
     noise_multiplier: float
     delta: float
     unit: Unit
@@ -63,13 +67,13 @@ class Statement:
     computed from users' data.
     """
 
-    merchant: str
+    merchant: Declared
     status: Literal["ok", "declined"]
-    reason: str = ""
-    run: str = ""
+    reason: Line = ""
+    run: Answered = ""
     round: int = 0
-    mechanism: str = ""
-    unit: str = ""
+    mechanism: Line = ""
+    unit: Line = ""
     trust: Trust = "local"
     noise_multiplier: float = 0.0
     noise_multiplier_alone: float = 0.0
@@ -83,7 +87,7 @@ class Statement:
     epsilon_spent: float = 0.0
     epsilon_budget: float = 0.0
     delta: float = 0.0
-    accountant: str = ""
+    accountant: Line = ""
     simulated: bool = False
 
 
@@ -94,9 +98,9 @@ STATEMENT_KEYS = frozenset(Statement.__dataclass_fields__)
 class Announce:
     """Asks for fresh keys for a secure sum, and says what it will be asked for: who cannot, declines before anyone pays."""
 
-    run: str
+    run: RunId
     round: int
-    attempt: str
+    attempt: RunId
     dropouts: int
     colluders: int
     mechanism: Mechanism
@@ -126,15 +130,15 @@ class Step:
 
     __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
-    attempt: str
-    roster: str = ""
+    attempt: RunId
+    roster: Line = ""
     members: int = 0
-    names: tuple[str, ...] = ()
+    names: tuple[MerchantName, ...] = ()
     first: tuple[bytes, ...] = ()
     second: tuple[bytes, ...] = ()
     third: tuple[bytes, ...] = ()
     fourth: tuple[bytes, ...] = ()
-    there: tuple[str, ...] = ()
+    there: tuple[MerchantName, ...] = ()
     scale: float = 0.0
 
     def listed(self, *which: str) -> list[tuple[Any, ...]]:
@@ -147,6 +151,14 @@ class Step:
         if any(len(one) != len(self.names) for one in lists) or len(set(self.names)) < len(self.names):
             raise WireError("Step: lists of different lengths, or a merchant twice")
         return list(zip(self.names, *lists, strict=True))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which round of which run a later step of a secure sum is about; 0 is the histogram."""
+
+    run: RunId
+    round: int = 0
 
 
 STEP_KEYS = frozenset(Step.__dataclass_fields__)
