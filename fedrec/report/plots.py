@@ -76,7 +76,9 @@ def curves(
             spine.set_color(INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1:
-            names, ncols = [visible(name) for name in (*series, *(levels or {}))], 1 if len(lines) < 6 else 4
+            ncols, most = (1, 64) if len(lines) < 6 else (4, 24)
+            shown = [visible(name) for name in (*series, *(levels or {}))]
+            names = [name if len(name) <= most else f"{name[: most - 3]}..." for name in shown]
             axes.legend(lines, names, fontsize=7.5, labelcolor=INK, frameon=False, ncols=ncols, loc="best")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
