@@ -199,11 +199,11 @@ def _leave_out_times(rows: _Rows) -> None:
 
     hint = "a number may be seconds, milliseconds or a date: convert it where the table is made"
     rows.leave_out(times.str.fullmatch(NUMBER).astype(bool), C.TIME, "timestamp is a number", found, **advice, hint=hint)
-    text = rows.frame[C.TIME]
-    # pandas would also read `now` and `today`.
+    # pandas would also read `now`, and with one time in nanoseconds it holds no year before 1677 in any row.
+    text = rows.frame[C.TIME].str.replace(r"(\.\d{6})\d+", r"\1", regex=True)
     text = text.where(text.str.match(r"\s*\d").astype(bool))
     parsed = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
-    rows.leave_out(parsed.isna(), C.TIME, "timestamp is not ISO 8601", found, **advice)
+    rows.leave_out(~parsed.dt.year.between(1, 9999), C.TIME, "timestamp is not ISO 8601", found, **advice)
     rows.frame = rows.frame.assign(**{C.TIME: parsed[rows.frame.index].astype("datetime64[us]")})
 
 
