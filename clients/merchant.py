@@ -104,6 +104,8 @@ def open_merchant(site: Site) -> Merchant:
     if site.seed is None:
         _check_name(site, settings.name)
     merchant = Merchant(settings.name, load_merchant(site.merchant, settings.data), settings.privacy, site)
+    for left_out in merchant.data.left_out:
+        log.info("merchant %s: %s", merchant.name, left_out)
     users = sum(len(other.data.histories) for other in (merchant, *_open.values()))
     if len(_open) < OPEN or (len(_open) < SMALL and users <= SMALL_USERS):
         _open[site] = merchant

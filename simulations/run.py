@@ -31,20 +31,21 @@ __all__ = ["check_federation", "finish", "resume", "simulate"]
 SITE = "site.json"
 
 
-def check_federation(federation: Path, config: RunConfig | None = None) -> dict[str, MerchantData]:
+def check_federation(federation: Path, config: RunConfig | None = None, *, strict: bool = False) -> dict[str, MerchantData]:
     """Read every table of a federation folder, so that bad data stops a run before it starts.
 
     Args:
         config: also check that every merchant is large enough for these settings, and that enough of them
             accept the trust model.
+        strict: refuse the first row that would be left out.
 
     Raises:
         InputError: the first thing that is wrong.
     """
-    return dict(_checked(federation, config))
+    return dict(_checked(federation, config, strict))
 
 
-def _checked(federation: Path, config: RunConfig | None) -> Iterator[tuple[str, MerchantData]]:
+def _checked(federation: Path, config: RunConfig | None, strict: bool = False) -> Iterator[tuple[str, MerchantData]]:
     """Merchant after merchant: a run that only wants to know never holds the data of two."""
     if config is not None and config.trust == "secure-aggregation":
         _check_terms(federation, config)
@@ -54,7 +55,7 @@ def _checked(federation: Path, config: RunConfig | None) -> Iterator[tuple[str, 
         if settings.name in names:
             raise InputError(f"the name {settings.name!r} is there twice", where=str(folder / "merchant.toml"))
         names.add(settings.name)
-        yield settings.name, load_merchant(folder, settings.data)
+        yield settings.name, load_merchant(folder, settings.data, strict=strict)
         for part in ("heads", "encoder") if config else ():
             lot = config.sample_rate_of(part) * settings.privacy.population  # type: ignore[union-attr]
             if config.rounds_of(part) and lot < config.min_lot:  # type: ignore[union-attr]
@@ -66,7 +67,7 @@ def _checked(federation: Path, config: RunConfig | None) -> Iterator[tuple[str, 
                     expected=f"at least min_lot = {config.min_lot:g}",  # type: ignore[union-attr]
                     hint=f"raise {name} or leave the merchant out",
                 )
-    load_central(federation)
+    load_central(federation, strict=strict)
 
 
 def _check_terms(federation: Path, config: RunConfig) -> None:

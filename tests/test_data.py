@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.data import Catalogue, Columns, Histories, load_central, load_merchant, merchant_folders
+from fedrec.data.reading import read_table
 from fedrec.data.split import public_population, split_source
-from fedrec.data.tables import check_events
+from fedrec.data.tables import check_events, check_items
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
 
@@ -155,7 +156,7 @@ BAD_TABLES = {
     "an event without an item": ("events", EVENTS + "1,,2026-01-01\n", ("events.csv", "column item_id", "line 5", "empty")),
     "an event without a time": ("events", EVENTS + "1,7,\n", ("events.csv", "column timestamp", "line 5", "empty")),
     "an item id of blanks": ("items", ITEMS + "  ,grey mug,\n", ("items.csv", "column item_id", "line 5", "empty")),
-    "an item without a title": ("items", ITEMS + "9,,acme\n", ("items.csv", "column title", "line 5", "empty")),
+    "an item without any text": ("items", ITEMS + "9,, \n", ("items.csv", "column title", "line 5", "empty", "title or brand")),
     "a file of no bytes": ("items", "", ("items.csv", "cannot be read")),
 }  # fmt: skip
 
@@ -164,7 +165,7 @@ BAD_TABLES = {
 def test_a_bad_table_is_named_by_file_column_and_line(case: str, tmp_path: Path) -> None:
     broken, content, named = BAD_TABLES[case]
     write_csv(tmp_path, **{broken: content})
-    message = fault(lambda: load_merchant(tmp_path))
+    message = fault(lambda: load_merchant(tmp_path, strict=True))
     assert all(part in message for part in named), message
 
 
@@ -177,7 +178,7 @@ def test_a_fault_in_parquet_is_named_by_row(column: str, value: str | None, name
     events = pd.read_parquet(folder / "events.parquet")
     events.loc[2, column] = value
     events.to_parquet(folder / "events.parquet")
-    message = fault(lambda: load_merchant(folder))
+    message = fault(lambda: load_merchant(folder, strict=True))
     assert "events.parquet" in message and f"column {column}" in message and named in message
 
 
@@ -322,7 +323,7 @@ BAD_SOURCES = {
 def test_a_bad_source_is_named_and_nothing_is_written(case: str, source: Path, tmp_path: Path) -> None:
     change, named = BAD_SOURCES[case]
     bad = edited(source, tmp_path / "bad", change)
-    message = fault(lambda: split_source(bad, tmp_path / "out", 0.2, POLICY))
+    message = fault(lambda: split_source(bad, tmp_path / "out", 0.2, POLICY, strict=True))
     assert all(part in message for part in named), message
     assert not (tmp_path / "out").exists()
 
@@ -378,7 +379,7 @@ def test_an_event_on_another_merchants_item_is_refused(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", merchants=2, own_catalogues=True)
     items = pd.read_parquet(source / "items.parquet")
     items[(items["merchant"] == "m0") | (items["item_id"] != "i3")].to_parquet(source / "items.parquet", index=False)
-    message = fault(lambda: split_source(source, tmp_path / "out", 0.3, POLICY))
+    message = fault(lambda: split_source(source, tmp_path / "out", 0.3, POLICY, strict=True))
     assert "'i3'" in message and "m1" in message and "events.parquet" in message
     assert not (tmp_path / "out").exists()
 
@@ -403,10 +404,13 @@ def test_catalogues_with_the_same_texts_have_the_same_keys_and_digest() -> None:
     assert left.digest != Catalogue(("a", "b"), ("tea", "red mug")).digest
 
 
-def test_events_keep_the_order_of_the_file() -> None:
+def test_events_keep_the_order_of_the_file(tmp_path: Path) -> None:
     catalogue = make_catalogue(9)
     events = make_events(10, catalogue, 4).sample(frac=1, random_state=1)
-    checked = check_events(events, Path("events.csv"), catalogue.index, "items.csv")
+    pd.DataFrame({"item_id": catalogue.item_ids, "title": catalogue.texts}).to_csv(tmp_path / "items.csv", index=False)
+    events.to_csv(tmp_path / "events.csv", index=False)
+    items = check_items(read_table(tmp_path / "items.csv"), "items.csv")
+    checked, _ = check_events(read_table(tmp_path / "events.csv"), items)
     assert checked[Columns.USER].tolist() == events[Columns.USER].tolist()
 
 

@@ -249,13 +249,13 @@ def test_signs_of_parameters_mean_nothing_in_a_query(shop: Shop, tmp_path: Path)
 def test_a_result_in_parts_is_the_same(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_merchant(tmp_path, shop.source())
     fetched: list[int] = []
-    convert = sql._column
-    monkeypatch.setattr(sql, "_column", lambda *arguments: fetched.append(len(arguments[1])) or convert(*arguments))
+    convert = sql.as_text
+    monkeypatch.setattr(sql, "as_text", lambda *arguments: fetched.append(len(arguments[0])) or convert(*arguments))
     monkeypatch.setattr(sql, "ROWS", 2)
     assert_equal(load_merchant(tmp_path, shop.source()), whole)
     assert set(fetched) == {2, 1}
     odd = f"{EVENTS_SQL} UNION ALL SELECT 'u', '7', NULL, 1, NULL"
-    assert "column timestamp, row 4: is empty" in fault(lambda: load_merchant(tmp_path, shop.source(events=odd)))
+    assert "column timestamp, row 4: is empty" in fault(lambda: load_merchant(tmp_path, shop.source(events=odd), strict=True))
 
 
 @pytest.mark.integration
@@ -337,7 +337,7 @@ BAD_RESULTS = {
 @pytest.mark.parametrize("case", BAD_RESULTS)
 def test_a_bad_result_is_named_by_query_column_and_row(case: str, shop: Shop, tmp_path: Path) -> None:
     broken, query, named = BAD_RESULTS[case]
-    message = fault(lambda: load_merchant(tmp_path, shop.source(**{broken: query})))
+    message = fault(lambda: load_merchant(tmp_path, shop.source(**{broken: query}), strict=True))
     assert message.startswith(f"{tmp_path / 'merchant.toml'}, ")
     assert all(part in message for part in named), message
     assert "\n" not in message and "[SQL" not in message
@@ -710,8 +710,14 @@ def test_the_command_checks_a_database(
     with pytest.raises(SystemExit) as stopped:
         main.run()
     assert not stopped.value.code
-    assert json.loads(capsys.readouterr().out)["merchants"] == [{"merchant": "shop", "users": 2, "events": 3, "items": 3}]
+    row = {"merchant": "shop", "users": 2, "events": 3, "items": 3, "left_out": 0}
+    assert json.loads(capsys.readouterr().out)["merchants"] == [row]
     shop.run("INSERT INTO products VALUES ('9', NULL, NULL)")
+    with pytest.raises(SystemExit) as stopped:
+        main.run()
+    assert not stopped.value.code
+    assert json.loads(capsys.readouterr().out)["merchants"] == [row | {"left_out": 1}]
+    monkeypatch.setattr(sys, "argv", ["fedrec", "data", "check", str(folder), "--strict"])
     with pytest.raises(SystemExit) as stopped:
         main.run()
     assert stopped.value.code == 2

@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedrec.cli.terminal import TrustName, out, print_json, table
 from fedrec.errors import InputError
 
+if TYPE_CHECKING:
+    from fedrec.data import LeftOut
+
 __all__ = ["app"]
 
 app = typer.Typer(help="Check data, and turn a tidy pair of tables into a federation folder.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse the first row that would be left out, unless it is a return.")]
 
 
 @app.command()
-def check(path: Annotated[Path, typer.Argument(help="A merchant folder or a federation folder.")], json: Json = False) -> None:
-    """Read and validate everything in a folder; the first fault is named by file or query, column and row."""
-    from fedrec.data import load_merchant
+def check(
+    path: Annotated[Path, typer.Argument(help="A merchant folder or a federation folder.")],
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Read and validate everything in a folder; a fault, and what is left out, is named by file or query, column and row."""
+    from fedrec.data import load_central, load_merchant
     from fedrec.merchant import read_merchant_file
     from simulations.run import check_federation
 
     if not path.is_dir():
         raise InputError("no such folder", where=str(path), expected="a merchant folder or a federation folder")
     if (path / "merchants").is_dir():
-        merchants = check_federation(path)
+        merchants = check_federation(path, strict=strict)
+        left_out = {"central": load_central(path).left_out}
     else:
         settings = read_merchant_file(path / "merchant.toml")
-        merchants = {settings.name: load_merchant(path, settings.data)}
+        merchants = {settings.name: load_merchant(path, settings.data, strict=strict)}
+        left_out = {}
+    left_out = {name: data.left_out for name, data in merchants.items()} | left_out
     rows = [
-        {"merchant": name, "users": len(data.histories), "events": len(data.histories.items), "items": len(data.catalogue)}
+        {
+            "merchant": name,
+            "users": len(data.histories),
+            "events": len(data.histories.items),
+            "items": len(data.catalogue),
+            "left_out": sum(one.rows for one in data.left_out),
+        }
         for name, data in merchants.items()
     ]
     if json:
-        print_json({"path": str(path), "ok": True, "merchants": rows})
+        reasons = [{"of": name, **asdict(one)} for name, found in left_out.items() for one in found]
+        print_json({"path": str(path), "ok": True, "merchants": rows, "left_out": reasons})
         return
-    out.print(table(f"{path}: no fault found", list(rows[0]), [list(row.values()) for row in rows]))
+    fault = any(one.fault for found in left_out.values() for one in found)
+    title = f"{path}: some rows cannot be used" if fault else f"{path}: no fault found"
+    out.print(table(title, list(rows[0]), [list(row.values()) for row in rows]))
+    _print_left_out(left_out)
     out.print("users and events here are the merchant's own figures; they are not sent to anyone", style="dim")
 
 
@@ -50,15 +73,26 @@ def split(
     epsilon: Annotated[float, typer.Option(help="Budget in every merchant's policy.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta in every merchant's policy.")] = 1e-5,
     trust: Annotated[TrustName, typer.Option(help="Weakest trust model that every merchant's policy accepts.")] = TrustName.local,
+    strict: Strict = False,
     json: Json = False,
 ) -> None:
     """Turn `events` + `items` into merchants and held-out central users."""
     from fedrec.data.split import split_source
 
-    summary = split_source(source, target, holdout, {"epsilon": epsilon, "delta": delta, "trust": trust.value})
+    left_out: list[LeftOut] = []
+    policy = {"epsilon": epsilon, "delta": delta, "trust": trust.value}
+    summary = split_source(source, target, holdout, policy, strict=strict, tell=left_out.append)
     if json:
-        print_json({"path": str(target), "merchants": summary.to_dict(orient="records")})
+        reasons = [{"of": "source", **asdict(one)} for one in left_out]
+        print_json({"path": str(target), "merchants": summary.to_dict(orient="records"), "left_out": reasons})
         return
     out.print(table(f"{target}", list(summary.columns), summary.to_numpy().tolist()))
+    _print_left_out({str(source): left_out})
     run = f"fedrec simulate {target}" + ("" if trust is TrustName.local else f" --set trust={trust.value}")
     out.print(f"next: {run}", style="dim", soft_wrap=True)
+
+
+def _print_left_out(left_out: Mapping[str, Iterable[LeftOut]]) -> None:
+    for name, found in left_out.items():
+        for one in found:
+            out.print(f"{name}: {one}", soft_wrap=True)

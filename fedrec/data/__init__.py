@@ -5,6 +5,7 @@ from fedrec.data.folders import CentralData, CentralGroup, MerchantData, load_ce
 from fedrec.data.histories import Histories
 from fedrec.data.schema import Columns
 from fedrec.data.source import DataSource
+from fedrec.data.tables import LeftOut
 
 __all__ = [
     "Catalogue",
@@ -13,6 +14,7 @@ __all__ = [
     "Columns",
     "DataSource",
     "Histories",
+    "LeftOut",
     "MerchantData",
     "load_central",
     "load_merchant",

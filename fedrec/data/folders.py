@@ -17,9 +17,10 @@ import pandas as pd
 
 from fedrec.data.catalogue import Catalogue, ambiguous_id
 from fedrec.data.histories import Histories
+from fedrec.data.reading import find_table, read_table
 from fedrec.data.schema import Columns as C
 from fedrec.data.source import DataSource
-from fedrec.data.tables import check_events, check_items, check_merchants, find_table, read_table
+from fedrec.data.tables import LeftOut, check_events, check_items
 from fedrec.errors import InputError
 
 __all__ = ["CentralData", "CentralGroup", "MerchantData", "load_central", "load_merchant", "merchant_folders"]
@@ -30,10 +31,15 @@ SHARED = "all"
 
 @dataclass(frozen=True)
 class MerchantData:
-    """A merchant's catalogue (public) and its users' histories (private)."""
+    """A merchant's catalogue (public) and its users' histories (private).
+
+    Attributes:
+        left_out: the rows that could not be used, by reason; they leave the merchant as little as its events do.
+    """
 
     catalogue: Catalogue
     histories: Histories
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class CentralData:
 
     catalogue: Catalogue
     groups: tuple[CentralGroup, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def merchant_folders(federation: Path) -> list[Path]:
@@ -79,62 +86,59 @@ def merchant_folders(federation: Path) -> list[Path]:
     return found
 
 
-def load_merchant(folder: Path, source: DataSource | None = None) -> MerchantData:
-    """Read and check a merchant's tables.
+def load_merchant(folder: Path, source: DataSource | None = None, *, strict: bool = False) -> MerchantData:
+    """Read and check a merchant's tables; a row that cannot be used is left out and counted.
+
+    So one user's bad row fails nobody, and the server cannot see that there is one.
 
     Args:
         folder: the merchant folder.
         source: where its tables are, by default in the folder itself.
+        strict: refuse the first row that would be left out, unless it is a return.
 
     Raises:
         InputError: naming file or query, column and row; or the database cannot be read.
     """
     source = source or DataSource()
-    if source.url is not None:
-        return _from_database(folder, source)
-    tables = folder / (source.path or "")
-    items_path, events_path = find_table(tables, "items"), find_table(tables, "events")
-    catalogue = Catalogue.from_table(check_items(read_table(items_path), items_path))
-    events = check_events(read_table(events_path), events_path, catalogue.index, items_path.name)
-    return MerchantData(catalogue, Histories.from_table(events, catalogue))
+    if source.url is None:
+        tables = folder / (source.path or "")
+        paths = find_table(tables, "items"), find_table(tables, "events")
+        items = check_items(read_table(paths[0]), paths[0].name, strict=strict)
+        sold, events = items.frame, read_table(paths[1])
+    else:
+        from fedrec.data.sql import read_queries
+
+        products, events = read_queries(source, folder)
+        items = check_items(products, "the result of [data] items", strict=strict)
+        # A database may answer in another order every time, and what is cached for a catalogue is for one order.
+        sold = items.frame.sort_values(C.ITEM, ignore_index=True)
+    catalogue = Catalogue.from_table(sold)
+    checked, left_out = check_events(events, items, strict=strict)
+    return MerchantData(catalogue, Histories.from_table(checked, catalogue), items.left_out + left_out)
 
 
-def _from_database(folder: Path, source: DataSource) -> MerchantData:
-    from fedrec.data.sql import place_of, read_queries
-
-    items, events = read_queries(source, folder)
-    # A database may answer in another order every time, and what is cached for a catalogue is for one order.
-    items = check_items(items, place_of(folder, "items")).sort_values(C.ITEM, ignore_index=True)
-    catalogue = Catalogue.from_table(items)
-    events = check_events(events, place_of(folder, "events"), catalogue.index, "the result of [data] items")
-    return MerchantData(catalogue, Histories.from_table(events, catalogue))
-
-
-def load_central(federation: Path) -> CentralData:
-    """Read and check `central/`.
+def load_central(federation: Path, *, strict: bool = False) -> CentralData:
+    """Read and check `central/`, as `load_merchant` does a merchant's tables.
 
     Raises:
         InputError: naming file, column and row.
     """
     folder = federation / "central"
     items_path, events_path = find_table(folder, "items"), find_table(folder, "events")
-    items, events = read_table(items_path), read_table(events_path)
-    own_catalogues = C.MERCHANT in items.columns
-    key = (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,)
-    items = check_items(items, items_path, key)
-    if (ambiguous := ambiguous_id(items)) is not None:
+    table = read_table(items_path)
+    own_catalogues = C.MERCHANT in table.columns
+    items = check_items(table, items_path.name, (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,), strict=strict)
+    if (ambiguous := ambiguous_id(items.frame)) is not None:
         raise InputError(
             f"item_id {ambiguous!r} has different texts at different merchants",
             where=f"{items_path}, column {C.ITEM}",
             expected="an id that means one thing",
             hint="put the merchant's name before the id, here and in the events",
         )
-    catalogue = Catalogue.from_table(items.drop_duplicates(C.ITEM))
-    events = check_events(events, events_path, catalogue.index, items_path.name)
-    if own_catalogues:
-        events = check_merchants(events, events_path, items)
-    groups = tuple(_central_groups(items, events, catalogue, own_catalogues))
-    return CentralData(catalogue, groups)
+    catalogue = Catalogue.from_table(items.frame.drop_duplicates(C.ITEM))
+    events, left_out = check_events(read_table(events_path), items, merchants=own_catalogues, strict=strict)
+    groups = tuple(_central_groups(items.frame, events, catalogue, own_catalogues))
+    return CentralData(catalogue, groups, items.left_out + left_out)
 
 
 def _central_groups(

@@ -12,8 +12,9 @@ import tomli_w
 
 from fedrec.config import write_atomically
 from fedrec.data.catalogue import ambiguous_id
+from fedrec.data.reading import find_table, read_table, write_table
 from fedrec.data.schema import Columns as C
-from fedrec.data.tables import check_events, check_items, check_merchants, find_table, read_table, write_table
+from fedrec.data.tables import LeftOut, check_events, check_items
 from fedrec.errors import InputError
 
 __all__ = ["public_population", "split_source", "write_federation"]
@@ -31,7 +32,15 @@ def public_population(users: int) -> int:
     return max(1, round(round(users / step) * step))
 
 
-def split_source(source: Path, out: Path, holdout: float, policy: dict[str, object]) -> pd.DataFrame:
+def split_source(
+    source: Path,
+    out: Path,
+    holdout: float,
+    policy: dict[str, object],
+    *,
+    strict: bool = False,
+    tell: Callable[[LeftOut], object] = lambda _: None,
+) -> pd.DataFrame:
     """Turn `events` (with a `merchant` column) and `items` in `source` into a federation folder.
 
     Args:
@@ -40,6 +49,8 @@ def split_source(source: Path, out: Path, holdout: float, policy: dict[str, obje
         out: folder to make; it must not exist or be empty.
         holdout: share of each merchant's users who go to `central/` with all of their events.
         policy: the `[privacy]` table of every `merchant.toml`; `population` is added.
+        strict: refuse the first row that would be left out, unless it is a return.
+        tell: is told what was left out, before anything is written.
 
     Returns:
         One row a merchant: users, events, items, held-out users, population.
@@ -48,12 +59,13 @@ def split_source(source: Path, out: Path, holdout: float, policy: dict[str, obje
         InputError: bad tables, or `out` is not empty.
     """
     items_path, events_path = find_table(source, "items"), find_table(source, "events")
-    items, events = read_table(items_path), read_table(events_path)
-    own_catalogues = C.MERCHANT in items.columns
-    items = check_items(items, items_path, (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,))
-    events = check_events(events, events_path, pd.Index(items[C.ITEM].unique()), items_path.name)
-    events = check_merchants(events, events_path, items if own_catalogues else None)
-    return write_federation(items, events, out, holdout, policy)
+    table = read_table(items_path)
+    own_catalogues = C.MERCHANT in table.columns
+    items = check_items(table, items_path.name, (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,), strict=strict)
+    events, left_out = check_events(read_table(events_path), items, merchants=True, strict=strict)
+    for one in items.left_out + left_out:
+        tell(one)
+    return write_federation(items.frame, events, out, holdout, policy)
 
 
 def write_federation(

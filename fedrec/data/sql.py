@@ -8,21 +8,20 @@ said: never the URL, a query's parameters or a password.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
-from uuid import UUID
 
-import pandas as pd
+import pyarrow as pa
 from sqlalchemy import URL, Connection, NullPool, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from fedrec.data.schema import Columns as C
+from fedrec.data.reading import Table
+from fedrec.data.schema import known_columns
 from fedrec.data.source import DataSource
+from fedrec.data.text import as_text
 from fedrec.errors import InputError
 
 __all__ = ["place_of", "read_queries"]
@@ -33,16 +32,13 @@ ROWS = 50_000
 TRANSACTION = {"postgresql": {"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"}}
 """How a dialect's transaction is made read-only, and both queries see the shop at one moment."""
 
-TEXT = frozenset({C.USER, C.ITEM, *C.TEXT})
-AS_TEXT = (str, int, float, Decimal, UUID, date)
-
 
 def place_of(folder: Path, key: str) -> str:
     """What an error calls a setting of the `[data]` table."""
     return f"{folder / 'merchant.toml'}, [data] {key}"
 
 
-def read_queries(source: DataSource, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_queries(source: DataSource, folder: Path) -> tuple[Table, Table]:
     """The results of the queries `items` and `events`; ids and texts are text, as in a CSV file.
 
     Args:
@@ -120,44 +116,30 @@ def _url(url: URL, folder: Path, password: str | None) -> URL:
     return url if password is None else url.set(password=password)
 
 
-def _read(connection: Connection, query: str, where: str, password: str | None) -> pd.DataFrame:
+def _read(connection: Connection, query: str, where: str, password: str | None) -> Table:
     # As it is written: neither `%` nor `:name` stands for a parameter. The rows are streamed, on PostgreSQL
     # from a cursor of the server, which takes one SELECT and no second statement that could end the transaction.
     options = {"no_parameters": True, "stream_results": True, "max_row_buffer": ROWS}
-    frames: list[pd.DataFrame] = []
+
+    def place(row: int) -> str:
+        return f"row {row + 1}"  # a database client numbers a result from 1
+
+    chunks: dict[str, list[pa.Array]] = defaultdict(list)
     try:
         result = connection.exec_driver_sql(query, execution_options=options)
         if not result.returns_rows:
             raise InputError("the query has no result", where=where, expected="a SELECT")
-        columns = list(result.keys())
-        if twice := sorted({name for name in columns if columns.count(name) > 1}):
-            raise InputError(f"column {twice[0]!r} is there twice", where=where, hint="rename one of them with AS")
+        names = list(result.keys())
+        known = known_columns(names, where, "rename one of them with AS")
         for number, rows in enumerate(result.partitions(ROWS)):
-            values = zip(columns, zip(*rows, strict=True), strict=True)
-            frames.append(pd.DataFrame({name: _column(name, column, where, number * ROWS) for name, column in values}))
+            values = dict(zip(names, zip(*rows, strict=True), strict=True))
+            for name in known:
+                at = lambda row, name=name, before=number * ROWS: f"{where}, column {name}, {place(before + row)}"  # noqa: E731
+                chunks[name] += as_text(values[name], name, at).chunks
     except SQLAlchemyError as error:
         raise InputError(f"the query failed ({_reason(error, password)})", where=where) from None
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-
-
-def _column(name: str, values: Sequence[Any], where: str, before: int) -> pd.Series:
-    """A column whose types are those of a table from a file.
-
-    Left alone, pandas would make floats of whole numbers where a value is missing, and of
-    decimals: 7 would become `7.0`, and two long ids could become one.
-    """
-    if name == C.TIME:  # a number is read as the same digits in a CSV file would be
-        return pd.Series([v if v is None or isinstance(v, str | date) else str(v) for v in values], dtype=object)
-    if name not in TEXT:
-        return pd.Series(values, dtype=object)
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, AS_TEXT):
-            raise InputError(
-                f"a value of the type {type(value).__name__} is not text",
-                where=f"{where}, column {name}, row {before + row + 1}",
-                hint="convert it in the query",
-            )
-    return pd.Series([None if value is None else str(value) for value in values], dtype="string")
+    columns = {name: pa.chunked_array(chunks[name], pa.large_string()) for name in known}
+    return Table(pa.table(columns).to_pandas(), where, tuple(names), place)
 
 
 def _reason(error: Exception, password: str | None) -> str:

@@ -1,184 +1,239 @@
-"""Reading the tables of a merchant folder, with errors that name file, column and row."""
+"""Checking tables: what cannot be used is left out and counted by reason, or refused by table, column and row."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pandas as pd
 
+from fedrec.data.reading import Table
 from fedrec.data.schema import Columns as C
 from fedrec.errors import InputError
 
-__all__ = ["check_events", "check_items", "check_merchants", "find_table", "read_table", "write_table"]
+__all__ = ["Items", "LeftOut", "check_events", "check_items"]
 
-SUFFIXES = (".parquet", ".csv")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """A merchant's name is the name of its folder too."""
 
-Table = Path | str
-"""What an error calls a table: its file, or the setting that holds its query."""
+MISSING = ("\\N", "NULL")
+"""What databases write for a missing value: no id and no time, but in a text it is a text."""
+NUMBER = r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*"
+NEGATIVE = "\\s*[-\u2212][\\d.,]*[1-9]"
 
 
-def find_table(folder: Path, name: str) -> Path:
-    """The one file `name.parquet` or `name.csv` in `folder`.
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a table that were left out for one reason; the merchant's own business, and never sent.
+
+    Attributes:
+        table: `items` or `events`.
+        reason: why, in words that hold nothing of a row.
+        rows: how many.
+        first: the place of the first of them.
+        fault: whether the row is wrong: a return is not, it only is no purchase.
+    """
+
+    table: str
+    reason: str
+    rows: int
+    first: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        return f"left out {self.rows} of the {self.table}, {self.reason}; the first: {self.first}"
+
+
+@dataclass(frozen=True)
+class Items:
+    """A checked catalogue.
+
+    Attributes:
+        frame: its rows.
+        key: the columns that name an item.
+        textless: the keys of the items that were left out because they have no text.
+        name: what an error calls it.
+        left_out: what was left out.
+    """
+
+    frame: pd.DataFrame
+    key: tuple[str, ...]
+    textless: pd.Index
+    name: str
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def keys(self) -> pd.Index:
+        """The items' keys, in the order of the rows."""
+        return _keys(self.frame, self.key)
+
+
+def check_items(table: Table, name: str, key: tuple[str, ...] = (C.ITEM,), *, strict: bool = False) -> Items:
+    """Validate a catalogue: columns there, ids present and unique, a text in every row.
+
+    Args:
+        name: what an error about the events calls the catalogue.
+        key: the columns that name an item.
+        strict: refuse a row that would be left out.
 
     Raises:
-        InputError: there is none, or there are both.
+        InputError: a fault of the whole table, an id that is there twice, or no row that can be used.
     """
-    found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
-    if not found:
-        raise InputError(f"there is no {name}.parquet or {name}.csv", where=str(folder))
-    if len(found) > 1:
-        raise InputError(f"there are both {name}.parquet and {name}.csv", where=str(folder), hint="keep one of them")
-    return found[0]
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read CSV or Parquet; ids stay text, so that `007` is not 7.
-
-    Raises:
-        InputError: the file is not what its name says.
-    """
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except Exception as error:  # pandas and pyarrow raise many kinds
-        raise InputError(f"cannot be read ({error})", where=str(path), expected=f"a {path.suffix[1:]} table") from None
-
-
-def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write Parquet to a temporary name and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    frame.to_parquet(temporary, index=False)
-    temporary.replace(path)
-
-
-def check_items(frame: pd.DataFrame, table: Table, key: tuple[str, ...] = (C.ITEM,)) -> pd.DataFrame:
-    """Validate a catalogue: columns there, ids unique and present, a title in every row.
-
-    Raises:
-        InputError: the first thing that is wrong, with its row.
-    """
-    _require(frame, C.ITEM_REQUIRED, table)
-    if frame.empty:
-        raise InputError("the catalogue is empty", where=str(table))
-    frame = frame.copy()
-    for column in (*C.ITEM_REQUIRED, *(name for name in key if name != C.ITEM)):
-        _forbid_blank(frame, column, table)
-        frame[column] = frame[column].astype(str)
+    table.require(C.ITEM_REQUIRED)
+    if table.frame.empty:
+        raise InputError("the catalogue is empty", where=table.name)
+    rows = _Rows(table, "items", strict)
+    for column in key:
+        rows.leave_out_blank(column)
+    columns = [column for column in C.TEXT if column in rows.frame]
+    bare = pd.concat([rows.frame[column].fillna("").str.strip().eq("") for column in columns], axis=1).all(axis=1)
+    textless = _keys(rows.frame[bare], key)
+    rows.leave_out(
+        bare, C.TITLE, "the item has no text", lambda row: "is empty, and the item has no other text",
+        expected=f"a text in {' or '.join(columns)}",
+    )  # fmt: skip
+    frame, left_out = rows.result()
     repeated = frame.duplicated(list(key))
     if repeated.any():
-        row = int(repeated.to_numpy().argmax())
+        row = int(repeated.idxmax())
         raise InputError(
-            f"item_id {frame[C.ITEM].iloc[row]!r} is there twice", where=_at(table, C.ITEM, row), expected="unique item ids"
+            f"item_id {frame[C.ITEM][row]!r} is there twice", where=table.at(C.ITEM, row), expected="unique item ids"
         )
-    return frame.reset_index(drop=True)
+    return Items(frame.reset_index(drop=True), key, textless, name, left_out)
 
 
-def check_events(frame: pd.DataFrame, table: Table, item_ids: pd.Index, catalogue: str) -> pd.DataFrame:
-    """Validate events: columns there, ids present, timestamps that parse, items that exist.
+def check_events(
+    table: Table, items: Items, *, merchants: bool = False, strict: bool = False
+) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
+    """Validate events: columns there, ids present, timestamps that parse, items that exist; returns are no purchases.
 
     Args:
-        item_ids: the ids of the catalogue.
-        catalogue: what to call the catalogue in an error.
+        items: the checked catalogue.
+        merchants: the events need a column `merchant`, whose values can name a folder.
+        strict: refuse a row that would be left out; a return is left out in any case.
 
     Returns:
-        The events with `timestamp` parsed, in the order of the table.
+        The events in the order of the table, `timestamp` as datetime64[us] in UTC without a zone; and what was
+        left out of them.
 
     Raises:
-        InputError: the first thing that is wrong, with its row.
+        InputError: a fault of the whole table, or no row that can be used.
     """
-    _require(frame, C.EVENT_REQUIRED, table)
-    if frame.empty:
-        raise InputError("there are no events", where=str(table), expected="at least one row")
-    frame = frame.copy()
-    for column in C.EVENT_REQUIRED:
-        _forbid_blank(frame, column, table)
-    frame[C.USER], frame[C.ITEM] = frame[C.USER].astype(str), frame[C.ITEM].astype(str)
-    if not pd.api.types.is_datetime64_any_dtype(frame[C.TIME]):
-        parsed = pd.to_datetime(frame[C.TIME], errors="coerce", format="ISO8601", utc=True)
-        if parsed.isna().any():
-            row = int(parsed.isna().to_numpy().argmax())
-            raise InputError(
-                f"{frame[C.TIME].iloc[row]!r} is not a timestamp",
-                where=_at(table, C.TIME, row),
-                expected="ISO 8601, such as 2026-01-31 or 2026-01-31T09:30:00",
-            )
-        frame[C.TIME] = parsed
-    unknown = ~frame[C.ITEM].isin(item_ids)
-    if unknown.any():
-        row = int(unknown.to_numpy().argmax())
-        raise InputError(
-            f"item_id {frame[C.ITEM].iloc[row]!r} is not in {catalogue} ({int(unknown.sum())} such events)",
-            where=_at(table, C.ITEM, row),
-            hint="add the items to the catalogue or remove the events",
-        )
-    return frame.reset_index(drop=True)
+    table.require((*C.EVENT_REQUIRED, C.MERCHANT) if merchants else C.EVENT_REQUIRED)
+    if table.frame.empty:
+        raise InputError("there are no events", where=table.name, expected="at least one row")
+    rows = _Rows(table, "events", strict)
+    _leave_out_returns(rows)
+    for column in (C.MERCHANT, *C.EVENT_REQUIRED) if merchants else C.EVENT_REQUIRED:
+        rows.leave_out_blank(column)
+    if merchants:
+        _check_merchants(rows.frame, table)
+    _leave_out_times(rows)
+    _leave_out_unknown(rows, items)
+    frame, left_out = rows.result()
+    return frame.reset_index(drop=True), left_out
 
 
-def check_merchants(events: pd.DataFrame, table: Table, items: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Validate the `merchant` column of checked events: there, a name in every row.
+class _Rows:
+    """The rows of a table that can be used so far, by their number in the table."""
 
-    Args:
-        items: a checked catalogue with a `merchant` column; every item must be its merchant's.
+    def __init__(self, table: Table, what: str, strict: bool) -> None:
+        self.frame, self._table, self._what, self._strict = table.frame, table, what, strict
+        self._left_out: list[tuple[LeftOut, InputError]] = []
 
-    Returns:
-        The events with `merchant` as text.
+    def leave_out(
+        self, bad: pd.Series, column: str, reason: str, found: Callable[[int], str],
+        *, fault: bool = True, expected: str | None = None, hint: str | None = None,
+    ) -> None:  # fmt: skip
+        """Leave out the rows that are `bad`, or refuse the first of them."""
+        if not bad.any():
+            return
+        row, where = int(bad.idxmax()), self._table.at(column, int(bad.idxmax()))
+        error = InputError(found(row), where=where, expected=expected, hint=hint)
+        if fault and self._strict:
+            raise error
+        self._left_out.append((LeftOut(self._what, reason, int(bad.sum()), where, fault), error))
+        self.frame = self.frame[~bad]
 
-    Raises:
-        InputError: the first thing that is wrong, with its row.
-    """
-    if C.MERCHANT not in events.columns:
-        raise InputError("column 'merchant' is missing", where=str(table), expected="the merchant of every event")
-    _forbid_blank(events, C.MERCHANT, table)
-    events = events.assign(**{C.MERCHANT: events[C.MERCHANT].astype(str)})
+    def leave_out_blank(self, column: str) -> None:
+        """Leave out the rows that have no value here."""
+        values = self.frame[column]
+        if pd.api.types.is_datetime64_any_dtype(values):
+            blank = values.isna()
+        else:
+            blank = values.isna() | values.str.strip().eq("") | values.isin(MISSING)
+
+        def found(row: int) -> str:
+            return f"is empty: {values[row]} is a database's missing value" if values[row] in MISSING else "is empty"
+
+        self.leave_out(blank, column, f"{column} is empty", found, expected="a value")
+
+    def result(self) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
+        """What is left, and what is not."""
+        if self.frame.empty:
+            most, error = max(self._left_out, key=lambda one: one[0].rows)
+            found = f"{error.found}; nothing is left of the {self._what}, {most.rows} of {len(self._table.frame)} for this reason"
+            raise InputError(found, where=error.where, expected=error.expected, hint=error.hint)
+        return self.frame, tuple(one for one, _ in self._left_out)
+
+
+def _leave_out_returns(rows: _Rows) -> None:
+    if C.EVENT in rows.frame:
+        returned = rows.frame[C.EVENT].str.strip().str.lower().eq("return")
+        rows.leave_out(returned, C.EVENT, "event is a return", lambda row: "is a return", fault=False)
+    if C.QUANTITY in rows.frame:
+        negative = rows.frame[C.QUANTITY].str.match(NEGATIVE, na=False).astype(bool)
+        rows.leave_out(negative, C.QUANTITY, "quantity is negative", lambda row: "is negative, so a return", fault=False)
+
+
+def _leave_out_times(rows: _Rows) -> None:
+    """Parse the column `timestamp`; a number is none, whatever pandas would make of it."""
+    advice = {"expected": "ISO 8601, such as 2026-01-31 or 2026-01-31T09:30:00"}
+    times = rows.frame[C.TIME]
+    if pd.api.types.is_datetime64_any_dtype(times):
+        return
+
+    def found(row: int) -> str:
+        return f"{times[row]!r} is not a timestamp"
+
+    hint = "a number may be seconds, milliseconds or a date: convert it where the table is made"
+    rows.leave_out(times.str.fullmatch(NUMBER).astype(bool), C.TIME, "timestamp is a number", found, **advice, hint=hint)
+    # pandas would also read `now`, and with one time in nanoseconds it holds no year before 1677 in any row.
+    text = rows.frame[C.TIME].str.replace(r"(\.\d{6})\d+", r"\1", regex=True)
+    text = text.where(text.str.match(r"\s*\d").astype(bool))
+    parsed = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
+    rows.leave_out(~parsed.dt.year.between(1, 9999), C.TIME, "timestamp is not ISO 8601", found, **advice)
+    rows.frame = rows.frame.assign(**{C.TIME: parsed[rows.frame.index].astype("datetime64[us]")})
+
+
+def _leave_out_unknown(rows: _Rows, items: Items) -> None:
+    frame = rows.frame
+    textless = pd.Series(_keys(frame, items.key).isin(items.textless), index=frame.index)
+    unknown = pd.Series(~_keys(frame, items.key).isin(items.keys), index=frame.index) & ~textless
+
+    def found(row: int) -> str:
+        whose = f"one of merchant {frame[C.MERCHANT][row]}'s items" if C.MERCHANT in items.key else f"in {items.name}"
+        return f"item_id {frame[C.ITEM][row]!r} is not {whose} ({int(unknown.sum())} such events)"
+
+    def has_no_text(row: int) -> str:
+        return f"item_id {frame[C.ITEM][row]!r} has no text in {items.name} ({int(textless.sum())} such events)"
+
+    rows.leave_out(textless, C.ITEM, "the item has no text", has_no_text, hint="give the item a title")
+    hint = "add the items to the catalogue or remove the events"
+    rows.leave_out(unknown[rows.frame.index], C.ITEM, "the item is not in the catalogue", found, hint=hint)
+
+
+def _check_merchants(events: pd.DataFrame, table: Table) -> None:
     bad = {name for name in events[C.MERCHANT].unique() if not NAME.fullmatch(name)}
     if bad:
-        row = int(events[C.MERCHANT].isin(bad).to_numpy().argmax())
+        row = int(events[C.MERCHANT].isin(bad).idxmax())
         raise InputError(
-            f"{events[C.MERCHANT].iloc[row]!r} cannot name a merchant",
-            where=_at(table, C.MERCHANT, row),
+            f"{events[C.MERCHANT][row]!r} cannot name a merchant",
+            where=table.at(C.MERCHANT, row),
             expected="letters, digits, dots, dashes and underscores",
         )
-    if items is not None:
-        columns = [C.MERCHANT, C.ITEM]
-        unknown = ~pd.MultiIndex.from_frame(events[columns]).isin(pd.MultiIndex.from_frame(items[columns]))
-        if unknown.any():
-            row = int(unknown.argmax())
-            name, item = events[columns].iloc[row]
-            raise InputError(
-                f"item_id {item!r} is not one of merchant {name}'s items ({int(unknown.sum())} such events)",
-                where=_at(table, C.ITEM, row),
-                hint="add the items to the catalogue or remove the events",
-            )
-    return events
 
 
-def _require(frame: pd.DataFrame, columns: tuple[str, ...], table: Table) -> None:
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise InputError(
-            f"column {missing[0]!r} is missing; found {', '.join(map(str, frame.columns))}",
-            where=str(table),
-            expected=f"the columns {', '.join(columns)}",
-        )
-
-
-def _forbid_blank(frame: pd.DataFrame, column: str, table: Table) -> None:
-    blank = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
-    if blank.any():
-        raise InputError("is empty", where=_at(table, column, int(blank.to_numpy().argmax())), expected="a value")
-
-
-def _at(table: Table, column: str, row: int) -> str:
-    # Counted as the tool counts in which one looks: a CSV's first data row is line 2, Parquet's
-    # is row 0, and a database client numbers a result from 1.
-    if isinstance(table, str):
-        return f"{table}, column {column}, row {row + 1}"
-    place = f"line {row + 2}" if table.suffix == ".csv" else f"row {row}"
-    return f"{table}, column {column}, {place}"
+def _keys(frame: pd.DataFrame, key: tuple[str, ...]) -> pd.Index:
+    return pd.Index(frame[key[0]]) if len(key) == 1 else pd.MultiIndex.from_frame(frame[list(key)])
