@@ -130,7 +130,8 @@ class Ledger:
         """The releases up to the first line that is broken, without a look at the head; and whether there is no such line."""
         out: list[Release] = []
         try:
-            out.extend(release for release, _ in _verified(split(read_file(self.path) or b"")[0], self.path))
+            for release, _ in _verified(split(read_file(self.path) or b"")[0], self.path):
+                out.append(release)
         except LedgerError:
             return out, False
         return out, True
@@ -283,17 +284,15 @@ class Ledger:
 
     def _lines(self) -> list[tuple[Release, str]]:
         head = self._read_head()  # before the ledger, which another process may be writing
-        content = read_file(self.path)
-        lines, _ = split(content or b"")
-        known, out = self._checked
-        if not (content or b"").startswith(known):
-            known, out = b"", []
-        out = [*out, *_verified(lines[len(out) :], self.path, out)]
-        # A last line without its newline is not among them: what follows it begins with one.
-        whole = (content or b"").rfind(b"\n") + 1
-        self._checked = (content or b"")[:whole], out[: (content or b"").count(b"\n")]
+        found = read_file(self.path)
+        content = found or b""
+        known, out = self._checked if content.startswith(self._checked[0]) else (b"", [])
+        out = [*out, *_verified(split(content[len(known) :])[0], self.path, out)]
+        # A last line without its newline is not known: what follows it begins with one.
+        whole = content.rfind(b"\n") + 1
+        self._checked = content[:whole], out[: content.count(b"\n")]
         if head is not None:
-            self._compare(head, out, missing=content is None)
+            self._compare(head, out, missing=found is None)
         elif self.head_path and any(release.head_kept for release, _ in out):
             hint = f"put it back, or say in merchant.toml under [ledger] where it is; {HINT}"
             raise LedgerError(f"the ledger's head, {self.head_path}, is missing", where=str(self.path), hint=hint)
