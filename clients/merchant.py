@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from clients.interrupts import put_off
+from clients.losses import SUFFIX, open_ledger, refusal
 from clients.site import Site, site_of
 from fedrec import wire
-from fedrec.config import write_atomically
+from fedrec.config import make_folder, write_atomically
 from fedrec.data import MerchantData, load_merchant
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, read_merchant_file
@@ -25,7 +26,6 @@ from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays, digest, of_part
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
 from fedrec.privacy import (
-    Ledger,
     NoiseSource,
     Policy,
     Release,
@@ -47,7 +47,6 @@ OPEN, SMALL, SMALL_USERS = 16, 128, 20_000
 """How many merchants' data a process keeps: so many, or more where they are small and have no more users in all. Those that
 came first: a simulation asks them in turn, and would find the last ones always gone."""
 PUBLIC = "public.part"
-SUFFIX = ".ledger.jsonl"
 FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
 
 
@@ -81,7 +80,10 @@ def safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
     try:
         site = site_of(context)
         name = read_merchant_file(site.merchant / MERCHANT_FILE).name
-        return answer(open_merchant(site))
+        merchant = open_merchant(site)
+        if site.seed is None and (lost := refusal(merchant.ledger, site, name)):
+            raise lost
+        return answer(merchant)
     except Exception as error:
         log.exception("merchant %s: the request failed", name)
         return Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
@@ -139,7 +141,7 @@ class Merchant:
     site: Site
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.site.ledger / f"{self.name}{SUFFIX}", self.policy.delta)
+        self.ledger = open_ledger(self.site, self.name, self.policy.delta)
         self._examples: tuple[tuple[object, ...], Examples] | None = None
 
     def held(self, public: Arrays | None) -> Arrays | None:
@@ -149,7 +151,7 @@ class Merchant:
         """
         path = self.site.replies / self.name / PUBLIC
         if public is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_atomically(path, save(public))
             return public
         return load_file(path) if path.exists() else None
@@ -334,9 +336,9 @@ class Merchant:
     def _store(self, release: Release, reply: Reply) -> None:
         """Keep the reply, so that a repeated request gets the same bytes; only the last is needed."""
         path = self._path(release)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         older = [other for other in path.parent.glob("*.safetensors") if other != path]
-        statement = {"statement": json.dumps(asdict(reply.statement)), "run": release.run}
+        statement = {"statement": json.dumps(asdict(reply.statement)), "run": release.run, "head": self.ledger.head().to_json()}
         write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in reply.arrays.items()}, statement))
         for other in older:
             other.unlink()

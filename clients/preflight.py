@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from clients.losses import refusal
 from clients.merchant import open_merchant
 from clients.site import deployed_site
-from fedrec.config import RunConfig
+from fedrec.config import RunConfig, make_folder
 from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
 from fedrec.deploy.roster import own_roster
 from fedrec.errors import InputError
@@ -53,9 +54,15 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
         f"{len(data.histories):,} users, {len(data.histories.items):,} events, {len(data.catalogue):,} items; none of it is sent",
     )
     with ledger.locked():
-        releases = ledger.releases()
-        spent = ledger.spent().value if releases else 0.0
-    yield "ledger", f"{len(releases)} releases, chain intact, epsilon {spent:.3f} of {policy.epsilon:g} spent"
+        if lost := refusal(ledger, merchant.site, merchant.name):
+            raise lost
+        standing = ledger.adopt()
+        releases, spent = ledger.releases(), ledger.spent().value
+    accepted = "".join(f"; {text}" for text in dict.fromkeys(release.accepted for release in releases) if text)
+    yield (
+        "ledger",
+        f"{len(releases)} releases, chain intact, epsilon {spent:.3f} of {policy.epsilon:g} spent; {standing}{accepted}",
+    )
     shape, model = RunConfig(), settings.model
     encoder = load_encoder(
         model.encoder, shape.encoder_layers, shape.encoder_rank, shape.max_tokens, model.device, model.texts_per_batch
@@ -69,7 +76,7 @@ def _writable(state: Path) -> None:
     """Write a file and flush it: a disk that is full shows here and not in the middle of a round."""
     probe = state / f".probe-{uuid.uuid4().hex}"
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        make_folder(state)
         try:
             with probe.open("wb") as file:
                 file.write(b"\0" * 4096)

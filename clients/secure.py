@@ -22,9 +22,10 @@ from flwr.app import Context, Message
 from pydantic import TypeAdapter
 
 from clients.interrupts import put_off
+from clients.losses import SECURE
 from clients.merchant import Merchant, safely
 from fedrec import secure, wire
-from fedrec.config import Trust, write_atomically
+from fedrec.config import Trust, make_folder, write_atomically
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest, flat
 from fedrec.privacy import NoiseSource, Release, discrete_gaussian, multiplier, noise_share, over_budget
@@ -283,11 +284,12 @@ class _Sum:
             "arrays": {key: base64.b64encode(value.tobytes()).decode() for key, value in reply.arrays.items()},
         }
         path = _path(self.merchant)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         for broken in path.parent.glob(f".{path.name}.*"):
             broken.unlink()  # of a process that was killed as it wrote: it holds seeds that nobody would ever delete
         state = None if self.state is None else self.state.to_json()
-        known = {"offer": asdict(self.offer), "state": state, "answers": self.answers}
+        head = self.merchant.ledger.head().to_json()
+        known = {"offer": asdict(self.offer), "state": state, "answers": self.answers, "head": head}
         write_atomically(path, json.dumps(known).encode(), mode=0o600)
         return reply
 
@@ -310,4 +312,4 @@ def _against_policy(merchant: Merchant, ask: Announce) -> str | None:
 
 
 def _path(merchant: Merchant) -> Path:
-    return merchant.site.replies / merchant.name / "secure.json"
+    return merchant.site.replies / merchant.name / SECURE

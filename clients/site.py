@@ -41,6 +41,7 @@ class Site:
         node_key: the private key that other merchants know this one by, for secure aggregation.
         roster: this merchant's list of all of them.
         wire_log: where to record what is sent, None for nowhere.
+        ledger_head: the folder of the ledger's head, None for the one beside the ledger's.
     """
 
     merchant: Path
@@ -51,6 +52,7 @@ class Site:
     node_key: Path
     roster: Path
     wire_log: Path | None = None
+    ledger_head: Path | None = None
 
 
 def site_of(context: Context) -> Site:
@@ -92,4 +94,6 @@ def deployed_site(folder: MerchantFolder) -> Site:
         InputError: `merchant.toml` cannot be read.
     """
     settings = read_merchant_file(folder.settings_file)
-    return Site(folder.path, folder.ledger, folder.replies, settings.model, None, folder.key, folder.roster, folder.wire_log)
+    return Site(
+        folder.path, folder.ledger, folder.replies, settings.model, None, folder.key, folder.roster, folder.wire_log, folder.head
+    )  # fmt: skip

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedrec.errors import InputError
 
-__all__ = ["RunConfig", "load_config", "parse_overrides", "save_config", "write_atomically"]
+__all__ = ["RunConfig", "flush_folder", "load_config", "make_folder", "parse_overrides", "save_config", "write_atomically"]
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
@@ -225,13 +225,30 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or a power cut could bring the old file back
-        finally:
-            os.close(folder)
+        flush_folder(path.parent)  # or a power cut could bring the old file back
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its missing parents, so that a power cut takes none of them away.
+
+    Raises:
+        OSError: it cannot be made, or something else is in its place.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Flush a folder to disk: the names in it, not what the files hold."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _explain(error: ValidationError) -> str:

@@ -16,7 +16,7 @@ from fedrec.errors import InputError
 from fedrec.privacy import Policy
 from fedrec.text import MerchantName
 
-__all__ = ["MERCHANT_FILE", "MerchantFile", "ModelSettings", "ServerAddress", "read_merchant_file"]
+__all__ = ["MERCHANT_FILE", "LedgerSettings", "MerchantFile", "ModelSettings", "ServerAddress", "read_merchant_file"]
 
 MERCHANT_FILE = "merchant.toml"
 
@@ -43,6 +43,16 @@ class ServerAddress(BaseModel):
     """Host and port."""
 
 
+class LedgerSettings(BaseModel):
+    """The `[ledger]` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    head: Path | None = None
+    """Folder of the ledger's head, best on another disk; a relative path starts at the merchant folder. Beside the ledger's
+    folder when absent."""
+
+
 class MerchantFile(BaseModel):
     """`merchant.toml`."""
 
@@ -53,6 +63,7 @@ class MerchantFile(BaseModel):
     privacy: Policy
     data: DataSource = DataSource()
     model: ModelSettings = ModelSettings()
+    ledger: LedgerSettings = LedgerSettings()
     server: ServerAddress | None = None
 
 

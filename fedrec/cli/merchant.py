@@ -72,3 +72,47 @@ def roster(
     out.print(table(f"{merchant.roster}", ["merchant", "key"], list(keys.items())))
     out.print(f"digest {held.digest}", soft_wrap=True)
     out.print("All merchants must hold this roster. Compare the digest with theirs, not with the server's.")
+
+
+@app.command()
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")],
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss", help="Go on although lines are lost: the most that anything left proves counts, or the whole budget."
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what the ledger says was spent, and whether its head agrees. Exit status 2 if the ledger is refused."""
+    from clients.losses import accept, counted, open_ledger, records, refusal
+    from clients.site import deployed_site
+    from fedrec.deploy.layout import MerchantFolder
+
+    merchant = MerchantFolder(folder.resolve())
+    name, policy = merchant.settings.name, merchant.settings.privacy
+    site = deployed_site(merchant)
+    held = open_ledger(site, name, policy.delta)
+    aside = accept(held, site, name) if accept_loss else None
+    lost = refusal(held, site, name)
+    found: dict[str, object] = {"merchant": name, "ledger": str(held.path), "head": str(held.head_path)}
+    releases = held.intact()[0] if lost else held.releases()
+    found |= {"lines": len(releases), "budget": policy.epsilon, "delta": policy.delta}
+    if lost:
+        left = records(held, site, name)
+        found |= {"state": f"refused: {lost}", "left": [record.what for record in left]}
+        found["accept_loss"] = "counts the whole budget" if counted(left) is None else "counts the most that what is left proves"
+    else:
+        found |= {"state": held.standing(), "epsilon": held.spent().value}
+        found["accepted"] = list(dict.fromkeys(release.accepted for release in releases if release.accepted))
+    if aside:
+        found["set_aside"] = str(aside)
+    if json:
+        print_json(found)
+    else:
+        for key, value in found.items():
+            for text in value if isinstance(value, list) else [value]:
+                out.print(f"{key.replace('_', ' '):<11} {text}", soft_wrap=True)
+    if lost:
+        raise lost

@@ -117,9 +117,9 @@ def _text(made: PrivacyReport) -> Iterator[RenderableType]:
     yield table("What still fits in the budget", ["merchant", "more rounds like the last"], left)
     yield from _attack(alike)
     yield table(
-        "The ledger's chain (lines cut off at its very end leave an intact, shorter chain)",
-        ["merchant", "chain", "lines", "torn end"],
-        [[m.merchant, _chain(m), m.chain.lines, _torn(m)] for m in made.merchants],
+        "The ledger's chain (without its head, lines cut off at the very end leave an intact, shorter chain)",
+        ["merchant", "chain", "lines", "head", "torn end"],
+        [[m.merchant, _chain(m), m.chain.lines, "found" if m.chain.head else "none", _torn(m)] for m in made.merchants],
     )
     yield from _audit(made)
 

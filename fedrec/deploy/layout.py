@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from fedrec.deploy.certificates import check_private, read_public_key
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
+from fedrec.privacy import head_folder
 
 __all__ = [
     "DEFAULT_PORT",
@@ -384,6 +385,11 @@ class MerchantFolder:
     def ledger(self) -> Path:
         """Folder of the privacy ledger. It belongs to the data and outlives runs and servers."""
         return self.state / "privacy"
+
+    @property
+    def head(self) -> Path:
+        """Folder of the ledger's head."""
+        return self.path / (self.settings.ledger.head or head_folder(self.ledger))
 
     @property
     def replies(self) -> Path:

@@ -67,6 +67,11 @@ _MODEL = {
     "device": '"auto", "cpu", or a torch device.',
     "texts_per_batch": "Most texts in flight in the encoder: what bounds memory.",
 }
+_LEDGER = (
+    "# Folder for the count and hash of your ledger's lines, best on another disk: a ledger that was cut or deleted is",
+    "# noticed by it. Without this setting it is state/privacy-head.",
+    '# head = "/mnt/other-disk/fedrec"',
+)
 _UNSET = "SET THIS before the first run; 1000 is a guess."
 
 
@@ -95,6 +100,9 @@ def merchant_toml(file: MerchantFile, *, guessed: bool) -> str:
     lines += ["", "[model]"]
     for key, value in file.model.model_dump().items():
         lines += [f"# {_MODEL[key]}", _key(key, value)]
+    lines += ["", "[ledger]", *_LEDGER]
+    if file.ledger.head is not None:
+        lines.append(_key("head", str(file.ledger.head)))
     if file.server is not None:
         lines += ["", "[server]", "# Host and port that your node connects to; it opens no port of its own."]
         lines.append(_key("address", file.server.address))

@@ -5,6 +5,7 @@ from fedrec.privacy.budget import over_budget
 from fedrec.privacy.discrete import discrete_gaussian, multiplier, noise_share
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
+from fedrec.privacy.ledger_head import head_file, head_folder
 from fedrec.privacy.mechanism import Gradients, PerRecord, UserDPOptimizer, clipped_sum, noisy_histogram, votes
 from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from fedrec.privacy.noise_plan import NoisePlan, plan_noise
@@ -29,6 +30,8 @@ __all__ = [
     "clipped_sum",
     "discrete_gaussian",
     "epsilon",
+    "head_file",
+    "head_folder",
     "multiplier",
     "noise_share",
     "noisy_histogram",

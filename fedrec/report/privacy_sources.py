@@ -14,12 +14,16 @@ from typing import Any
 
 from fedrec.errors import InputError
 from fedrec.merchant import MerchantFile, read_merchant_file
-from fedrec.privacy import Ledger, LedgerError, Release
+from fedrec.privacy import Ledger, LedgerError, Release, head_file, head_folder
+from fedrec.privacy.ledger_chain import split
+from fedrec.privacy.ledger_head import HEAD_SUFFIX, read_file
 
 __all__ = ["Audit", "Chain", "Source", "find_sources", "read_ledger"]
 
 SUFFIX = ".ledger.jsonl"
 POLICY_FILE, SITE_FILE, AUDIT_FILE = "merchant.toml", "site.json", "audit.json"
+DEPLOYED = Path("state", "privacy")
+"""Where a deployed merchant's node keeps its ledger."""
 ANY_DELTA = 0.5
 """Reading a ledger checks its chain; the delta it is opened with plays no part in that."""
 
@@ -35,6 +39,7 @@ class Chain:
         reason: what is wrong with that line.
         torn_end: the last line breaks off; nothing was released for it.
         set_aside: the file that holds torn ends of the past, or empty.
+        head: the file that counts the lines, or empty where none was found: then none that is missing at the end is noticed.
     """
 
     path: str = ""
@@ -43,6 +48,7 @@ class Chain:
     reason: str = ""
     torn_end: bool = False
     set_aside: str = ""
+    head: str = ""
 
     @property
     def intact(self) -> bool:
@@ -108,25 +114,30 @@ def find_sources(paths: list[Path]) -> list[Source]:
     return list(found.values())
 
 
-def read_ledger(path: Path) -> tuple[tuple[Release, ...], Chain]:
+def read_ledger(path: Path, head: Path | None = None) -> tuple[tuple[Release, ...], Chain]:
     """All readable releases of a ledger file, oldest first, and the state of its chain.
+
+    Args:
+        head: the file of its head, which need not be there; the usual place when absent.
 
     Raises:
         InputError: the file cannot be read, or nothing in it is a ledger line.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="a ledger") from None
-    whole = content.rfind(b"\n") + 1
-    lines = content[:whole].splitlines()
+    head = head or head_file(path)
+    content = read_file(path)
+    if content is None and not head.is_file():
+        raise InputError("no such file", where=str(path), expected="a ledger")
+    lines, torn = split(content or b"")
     releases = [release for release in map(_release, lines) if release]
     if (lines and not releases) or (content and not lines and not path.name.endswith(SUFFIX)):
         raise InputError("no line of it is a ledger line", where=str(path), expected=f"a ledger, *{SUFFIX}")
     aside = path.with_suffix(".torn")
-    chain = Chain(str(path.resolve()), len(lines), torn_end=whole < len(content), set_aside=str(aside) if aside.exists() else "")
+    chain = Chain(
+        str(path.resolve()), len(lines), torn_end=bool(torn), set_aside=str(aside) if aside.exists() else "",
+        head=str(head) if head.is_file() else "",
+    )  # fmt: skip
     try:
-        Ledger(path, ANY_DELTA).releases()
+        Ledger(path, ANY_DELTA, head if head.is_file() else None).releases()
     except LedgerError as error:
         line = re.search(r"line (\d+)$", error.where or "")
         chain = replace(chain, broken_line=int(line[1]) if line else 1, reason=error.found)
@@ -138,9 +149,10 @@ def _release(line: bytes) -> Release | None:
     try:
         release = Release(**json.loads(line)["release"])
         _ = release.event, release.event_alone
-        sound = 0 < release.delta < 1 and all(isinstance(text, str) for text in (release.run, release.mechanism, release.time))
+        texts = (release.run, release.mechanism, release.time, release.accepted)
+        sound = 0 < release.delta < 1 and all(isinstance(text, str) for text in texts)
         _ = release.round + release.clip_norm + release.epsilon_after + release.members + release.dropouts + release.colluders
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return None
     return release if sound else None
 
@@ -166,8 +178,13 @@ def _sources(path: Path) -> list[Source]:
 
 
 def _ledgers(folder: Path) -> list[Path]:
-    """In the folder, in a run's `privacy/`, or where a deployed merchant's node keeps it."""
-    return sorted(path for where in ("", "privacy/", "state/privacy/") for path in folder.glob(f"{where}*{SUFFIX}"))
+    """In the folder, in a run's `privacy/`, or where a deployed merchant's node keeps it; also those whose head alone is left."""
+    found = set()
+    for place in (folder, folder / "privacy", folder / DEPLOYED):
+        found.update(place.glob(f"*{SUFFIX}"))
+        heads = head_folder(place.resolve()).glob(f"*{HEAD_SUFFIX}")
+        found.update(place / f"{head.name.removesuffix(HEAD_SUFFIX)}{SUFFIX}" for head in heads)
+    return sorted(found)
 
 
 def _ledgers_elsewhere(site: dict[str, Any]) -> list[Path]:
@@ -186,17 +203,22 @@ def _merchant_source(folder: Path) -> Source:
     if len(ledgers) > 1:
         names = ", ".join(path.name for path in ledgers)
         raise InputError(f"there is more than one ledger: {names}", where=str(folder), hint="give the ledgers one by one")
+    if not ledgers and settings.ledger.head:
+        ledger = folder / DEPLOYED / f"{settings.name}{SUFFIX}"
+        ledgers = [ledger] if head_file(ledger, folder / settings.ledger.head).is_file() else []
     if ledgers:
         return _ledger_source(ledgers[0])
     return Source(settings.name, (), Chain(), settings)
 
 
 def _ledger_source(path: Path, site: dict[str, Any] | None = None) -> Source:
-    releases, chain = read_ledger(path)
     home = path.resolve().parent
     site = site or _site(home) or _site(home.parent)
     name = path.name.removesuffix(SUFFIX)
-    settings = _policy(home, name, site)
+    policy = _policy(home, name, site)
+    settings = read_merchant_file(policy) if policy else None
+    apart = policy.parent / settings.ledger.head if policy and settings and settings.ledger.head and not site else None
+    releases, chain = read_ledger(path, head_file(path, apart))
     merchant = settings.name if settings else name
     return Source(
         merchant=merchant,
@@ -209,15 +231,15 @@ def _ledger_source(path: Path, site: dict[str, Any] | None = None) -> Source:
     )
 
 
-def _policy(home: Path, name: str, site: dict[str, Any] | None) -> MerchantFile | None:
+def _policy(home: Path, name: str, site: dict[str, Any] | None) -> Path | None:
     """The policy in the merchant folder of a ledger, or in the federation folder that a run names."""
     candidates = [folder / POLICY_FILE for folder in (home, home.parent, home.parent.parent)]
     if site and "federation" in site:
         federation = Path(site["federation"]) / "merchants"
         candidates += [federation / name / POLICY_FILE, *sorted(federation.glob(f"*/{POLICY_FILE}"))]
     for path in candidates:
-        if path.is_file() and ((settings := read_merchant_file(path)).name == name or not site):
-            return settings
+        if path.is_file() and (not site or read_merchant_file(path).name == name):
+            return path
     return None
 
 

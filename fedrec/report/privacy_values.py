@@ -103,6 +103,7 @@ class MerchantPrivacy:
         epsilon_alone: what still holds if every other merchant tells the server all it knows; a line
             under `local` counts as it does in `epsilon`.
         accountant_alone: the one that gave it.
+        accepted: what a person accepted as lost, and what counts in its place.
     """
 
     merchant: str
@@ -126,6 +127,7 @@ class MerchantPrivacy:
     remaining: Remaining | None
     attacker: Attacker
     chain: Chain
+    accepted: tuple[str, ...]
     audit: Audit | None
 
     @property

@@ -29,6 +29,7 @@ def plain_words(report: PrivacyReport) -> list[tuple[str, str]]:
         for m in merchants
         if not m.chain.intact
     ]
+    words += [("Warning", f"the ledger of {m.merchant} was begun anew: {text}.") for m in merchants for text in m.accepted]
     words += [
         (
             "Warning",
