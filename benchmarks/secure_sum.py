@@ -30,7 +30,7 @@ from benchmarks.rounds import engine, write_merchants
 from benchmarks.rounds import measure as measure_run
 from fedrec import secure
 from fedrec.config import RunConfig, save_config
-from fedrec.privacy import SystemNoise, discrete_gaussian, noise_share
+from fedrec.privacy import SystemNoise, discrete_gaussian, noise_share, noisy
 from server.run_folder import RunFolder
 
 __all__ = ["main", "measure", "table"]
@@ -98,7 +98,7 @@ def merchant(members: int, repeats: int) -> dict[str, float]:
         statement = secure.member.confirmation(state)
         signed = {name: secure.keys.sign(node_keys[name], statement) for name in names[1:]} | {"m0": own}
         clock("signatures", lambda: secure.reveal(state, signed, roster))  # noqa: B023
-        clock("plain", lambda: noise.normal((NUMBERS,), SIGMA))  # noqa: B023
+        clock("plain", lambda: noisy(vector, SIGMA, CLIP, noise))  # noqa: B023
         clock.done()
     return {name: statistics.median(values) for name, values in spent.items()}
 

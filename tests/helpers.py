@@ -41,6 +41,15 @@ def naive_ranks(scores: np.ndarray, masked: list[int], relevant: list[int]) -> l
     return out
 
 
+def last_positions(items: np.ndarray, baskets: np.ndarray, most: int) -> list[tuple[int, np.ndarray]]:
+    """A user's last baskets with something new: (basket number, its new items), latest first."""
+    first = np.zeros(len(items), dtype=bool)
+    first[np.unique(items, return_index=True)[1]] = True
+    first &= baskets > 0  # the first basket has no history before it
+    numbers = np.unique(baskets[first])[::-1][:most]
+    return [(int(number), items[first & (baskets == number)]) for number in numbers]
+
+
 def subset(histories: Histories, users: list[int]) -> Histories:
     """The same for some users only."""
     rows = [np.arange(histories.offsets[u], histories.offsets[u + 1]) for u in users]

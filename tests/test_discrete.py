@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, norm
 
 from fedrec.privacy import SeededNoise, SystemNoise, discrete_gaussian, multiplier, noise_share
-from fedrec.privacy.discrete import LARGEST_SHARE, LEAST_SHARE, _below, _exponential
+from fedrec.privacy.discrete import LARGEST_SHARE, LEAST_SHARE, _histogram, below
 
 EPSILONS = (0.1, 0.5, 1.0, 2.0, 4.0)
 
@@ -71,19 +72,41 @@ def test_a_large_share_has_the_moments_of_a_gaussian() -> None:
     assert np.bincount(discrete_gaussian(4000, sigma, SystemNoise()) % 8, minlength=8).min() > 300
 
 
-@pytest.mark.parametrize(("numerator", "denominator"), [(0, 5), (1, 3), (7, 7), (19, 8), (50, 9)])
-def test_a_coin_of_probability_exp_minus_a_fraction(numerator: int, denominator: int) -> None:
-    tosses = 200_000
-    heads = _exponential(np.full(tosses, numerator, dtype=np.int64), denominator, SystemNoise()).mean()
-    p = math.exp(-numerator / denominator)
-    assert abs(heads - p) <= 6 * math.sqrt(p * (1 - p) / tosses) + 1e-12
+@pytest.mark.parametrize("sigma", [16, 100, 1000])
+def test_what_float64_cannot_decide_is_decided_by_digits(sigma: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a margin so wide that every proposal is left to them, and the same bits, the same numbers come out."""
+    fast = discrete_gaussian(300, sigma, SeededNoise(sigma, "digits"))
+    rest: list[int] = []
+    real = SeededNoise.words
+
+    def words(noise: SeededNoise, count: int) -> np.ndarray:
+        if count != 2:
+            return real(noise, count)
+        rest.append(count)
+        return np.zeros(2, dtype=np.uint64)
+
+    monkeypatch.setattr(SeededNoise, "words", words)
+    monkeypatch.setattr("fedrec.privacy.discrete._near", lambda height, curve: np.ones(len(height), dtype=bool))
+    assert np.array_equal(discrete_gaussian(300, sigma, SeededNoise(sigma, "digits")), fast)
+    assert len(rest) >= 300
+
+
+def test_every_cell_lies_over_the_curve() -> None:
+    """Else what is cut off would be too rare; exactly, where the curve is highest."""
+    for sigma in (1, 3, 64, 127, 1000, 2**20 + 1, LARGEST_SHARE):
+        width, scale, edges = _histogram(sigma)
+        heights = np.diff(edges)
+        assert edges[-1] < 2**62 and width * len(heights) > 12 * sigma and width & (width - 1) == 0
+        with localcontext(Context(prec=60)):
+            for cell in range(0, len(heights), 7):
+                assert int(heights[cell]) >= scale * (Decimal(-((cell * width) ** 2)) / (2 * sigma**2)).exp()
 
 
 def test_integers_below_a_bound_are_uniform() -> None:
-    counts = np.bincount(_below(np.full(120_000, 6, dtype=np.int64), SystemNoise()), minlength=6)
+    counts = np.bincount(below(np.full(120_000, 6, dtype=np.int64), SystemNoise()), minlength=6)
     assert len(counts) == 6 and chisquare(counts).pvalue > 1e-6
-    assert set(_below(np.full(100, 1, dtype=np.int64), SystemNoise())) == {0}
-    huge = _below(np.full(1000, 2**54 + 1, dtype=np.int64), SystemNoise())
+    assert set(below(np.full(100, 1, dtype=np.int64), SystemNoise())) == {0}
+    huge = below(np.full(1000, 2**54 + 1, dtype=np.int64), SystemNoise())
     assert huge.min() >= 0 and huge.max() <= 2**54 and len(np.unique(huge)) == 1000
 
 

@@ -6,13 +6,23 @@ from fedrec.privacy.discrete import discrete_gaussian, multiplier, noise_share
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
 from fedrec.privacy.ledger_head import head_file, head_folder
-from fedrec.privacy.mechanism import Gradients, PerRecord, UserDPOptimizer, clipped_sum, noisy_histogram, votes
+from fedrec.privacy.mechanism import (
+    MOST_NOISE,
+    Gradients,
+    PerRecord,
+    UserDPOptimizer,
+    clipped_sum,
+    noisy,
+    noisy_histogram,
+    votes,
+)
 from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from fedrec.privacy.noise_plan import NoisePlan, plan_noise
 from fedrec.privacy.policy import Policy
 
 __all__ = [
     "ACCOUNTANTS",
+    "MOST_NOISE",
     "Epsilon",
     "Gradients",
     "Ledger",
@@ -34,6 +44,7 @@ __all__ = [
     "head_folder",
     "multiplier",
     "noise_share",
+    "noisy",
     "noisy_histogram",
     "over_budget",
     "plan_noise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,21 +12,33 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from fedrec.privacy.discrete import discrete_gaussian, noise_share
 from fedrec.privacy.noise import NoiseSource
 
-__all__ = ["Gradients", "PerRecord", "UserDPOptimizer", "clipped_sum", "noisy_histogram", "votes"]
+__all__ = ["MOST_NOISE", "Gradients", "PerRecord", "UserDPOptimizer", "clipped_sum", "noisy", "noisy_histogram", "votes"]
+
+MOST_NOISE = 1e4
+"""Ceiling of a noise multiplier: with it, and a million numbers, `noisy` has a grid that is fine enough."""
+ROUNDING = 2.0**-10
+"""How much more than the clipping norm `noisy` allows a user to move a sum by, as a share of it: the rounding of gradients
+and of their sum may depend on who else is in it."""
+FINENESS = 22
+"""There are 2^21 to 2^22 steps of the grid in a standard deviation of the noise."""
 
 
 class Gradients(Protocol):
     """The gradients of some records, in whatever form their norms and weighted sums are cheap."""
 
     def squared_norms(self) -> Tensor:
-        """(records,) squared L2 norms over all parameters together; not finite where a gradient is not."""
+        """(records,) float64, squared L2 norms over all parameters together; not finite where a gradient is not."""
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
-        """sum over records of weights[u] times the gradient, one tensor a parameter.
+        """sum over records of weights[u] times the gradient, one float64 tensor a parameter.
 
         A record of weight 0 adds nothing, even where its gradient is not finite.
+
+        Args:
+            weights: (records,) float64.
         """
 
 
@@ -37,13 +50,14 @@ class PerRecord:
 
     def squared_norms(self) -> Tensor:
         """See `Gradients`."""
-        return torch.stack([sample.flatten(1).square().sum(1) for sample in self.samples]).sum(0)
+        norms = [torch.linalg.vector_norm(sample.flatten(1), dim=1, dtype=torch.float64) for sample in self.samples]
+        return torch.stack(norms).square().sum(0)
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
         """See `Gradients`."""
         used = weights != 0
         # In float64: the rounding of a sum depends on all that is in it.
-        return [torch.tensordot(weights[used].double(), sample[used].double(), dims=1) for sample in self.samples]
+        return [torch.tensordot(weights[used], sample[used].double(), dims=1) for sample in self.samples]
 
 
 class UserDPOptimizer(DPOptimizer):
@@ -77,8 +91,7 @@ class UserDPOptimizer(DPOptimizer):
         """Clip a chunk's gradients and add them to the sum.
         See `clipped_sum`.
         """
-        sums = clipped_sum(gradients, self.max_grad_norm, self.params[0].dtype)
-        for parameter, clipped in zip(self.params, sums, strict=True):
+        for parameter, clipped in zip(self.params, clipped_sum(gradients, self.max_grad_norm), strict=True):
             known = parameter.summed_grad
             parameter.summed_grad = clipped if known is None else known + clipped
 
@@ -91,24 +104,49 @@ class UserDPOptimizer(DPOptimizer):
         self.zero_grad(set_to_none=True)
 
     def add_noise(self) -> None:
-        """Gaussian noise of standard deviation `noise_multiplier * clip_norm` on the clipped sum."""
-        std = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            noise = self._noise.normal(tuple(parameter.shape), std)
-            # Added in double precision: the sum, not the noise, is what gets rounded.
-            total = parameter.summed_grad.double().cpu() + torch.from_numpy(noise)
-            parameter.grad = total.to(parameter.dtype).to(parameter.device).view_as(parameter)
+        """Noise of standard deviation `noise_multiplier * clip_norm` on the clipped sum: see `noisy`."""
+        total = np.concatenate([parameter.summed_grad.double().cpu().numpy().ravel() for parameter in self.params])
+        released = torch.from_numpy(noisy(total, self.noise_multiplier, self.max_grad_norm, self._noise))
+        parts = released.split([parameter.numel() for parameter in self.params])
+        for parameter, part in zip(self.params, parts, strict=True):
+            # From here on all is a function of what is released: float32, division, step.
+            parameter.grad = part.to(parameter.dtype).to(parameter.device).view_as(parameter)
 
 
-def clipped_sum(gradients: Gradients, clip_norm: float, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The sum over records of the gradients, each scaled down to norm `clip_norm`; one tensor a parameter.
+def noisy(total: np.ndarray, noise_multiplier: float, clip_norm: float, noise: NoiseSource) -> np.ndarray:
+    """A sum that one user moves by at most `clip_norm` in L2, rounded to a grid, plus a discrete Gaussian on it.
 
-    A record whose gradient is not finite counts as zero: clipping cannot bound NaN, and a
-    server could choose weights that overflow for the users of one item only.
+    Rounding moves the difference of two sums by less than a step in each coordinate, so one user moves the
+    whole numbers by at most `clip_norm` in steps plus the root of their count. The noise is made for that much, so
+    that it is never less than what is accounted, and about a thousandth more. Then the argument in
+    `fedrec.privacy.discrete` holds. Grid and noise depend on the other arguments and on how many numbers there
+    are, and not on what they are.
+
+    Args:
+        total: (numbers,) float64, of less than 2^52 steps: at a noise multiplier of .1 that is 10^8 users.
+
+    Returns:
+        (numbers,) float64, whole multiples of a power of two.
+
+    Raises:
+        ValueError: the noise multiplier is over what there is a grid for: see `MOST_NOISE`.
+    """
+    step = math.ldexp(1.0, math.frexp(noise_multiplier * clip_norm)[1] - FINENESS)
+    sensitivity = (1 + ROUNDING) * clip_norm / step + math.sqrt(total.size)
+    sigma = noise_share(noise_multiplier, sensitivity, 1)
+    return step * (np.rint(total / step) + discrete_gaussian(total.size, sigma, noise))
+
+
+def clipped_sum(gradients: Gradients, clip_norm: float) -> list[Tensor]:
+    """The sum over records of the gradients, each scaled down to norm `clip_norm`; one float64 tensor a parameter.
+
+    In float64, since what rounding does to a sum depends on all that is in it. A record whose gradient is not
+    finite counts as zero: clipping cannot bound NaN, and a server could choose weights that overflow for the
+    users of one item only.
     """
     norms = gradients.squared_norms().sqrt()
     factors = (clip_norm / norms.clamp_min(1e-12)).clamp(max=1.0)
-    return gradients.weighted_sum(torch.where(torch.isfinite(norms), factors, 0.0).to(dtype))
+    return gradients.weighted_sum(torch.where(torch.isfinite(norms), factors, 0.0))
 
 
 def votes(users: np.ndarray, items: np.ndarray, size: int) -> np.ndarray:
@@ -130,5 +168,5 @@ def votes(users: np.ndarray, items: np.ndarray, size: int) -> np.ndarray:
 
 
 def noisy_histogram(users: np.ndarray, items: np.ndarray, size: int, noise_multiplier: float, noise: NoiseSource) -> np.ndarray:
-    """`votes` plus N(0, sigma^2): (size,) float64, negative counts included."""
-    return votes(users, items, size) + noise.normal((size,), noise_multiplier)
+    """`votes` with noise of standard deviation `noise_multiplier`, as by `noisy`: (size,) float64, negative counts included."""
+    return noisy(votes(users, items, size), noise_multiplier, 1.0, noise)

@@ -1,14 +1,17 @@
 """Private local training."""
 
-from fedrec.training.examples import Examples, build_examples, merged
+from fedrec.training.examples import Examples, merged
+from fedrec.training.records import Records, build_examples, build_records
 from fedrec.training.round import RoundTask, expected_lot, round_sum, train_round
 from fedrec.training.update_code import CodeError, decode_update, encode_update
 
 __all__ = [
     "CodeError",
     "Examples",
+    "Records",
     "RoundTask",
     "build_examples",
+    "build_records",
     "decode_update",
     "encode_update",
     "expected_lot",

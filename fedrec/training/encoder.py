@@ -30,13 +30,14 @@ from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring
 from fedrec.privacy import PerRecord
 from fedrec.training.examples import Examples
+from fedrec.training.records import Records
 from fedrec.training.sampled import Pairs, SampledSoftmax, layout
 
 __all__ = ["EncoderTrainer", "TextLinear"]
 
-RECORDS_PER_CHUNK, FLOATS_SHARED = 256, 4_000_000
-"""Most records that are computed at once, and most numbers of their copies of the negatives: public sizes, so that no
-lot needs more memory than another."""
+RECORDS_PER_CHUNK, FLOATS_SHARED, FLOATS_PER_RECORD = 256, 4_000_000, 24_000_000
+"""Most records that are computed at once, most numbers of their copies of the negatives, and most of anything else that
+a server can make large: public sizes, so that no lot needs more memory than another."""
 
 
 class TextLinear(nn.Linear):
@@ -80,13 +81,19 @@ class EncoderTrainer:
         """The trained LoRA matrices as they are now, by PEFT's names."""
         return self.encoder.trained()
 
-    def chunks(self, lot: Examples) -> Iterator[Examples]:
+    def chunks(self, lot: Examples | Records) -> Iterator[Examples]:
         """The lot in pieces of a bounded number of users."""
-        most = max(1, min(RECORDS_PER_CHUNK, FLOATS_SHARED // max(1, len(self.negatives) * self.encoder.hidden)))
-        for start in range(0, len(lot), most):
-            yield lot.take(np.arange(start, min(start + most, len(lot))))
+        hidden, negatives = self.encoder.hidden, len(self.negatives)
+        padded = lot.length * (hidden + 8 * lot.positions)  # embeddings that are pooled, and weights with what they are made of
+        scored = 8 * lot.positions * (negatives + len(self.states))  # products, and masks by item
+        trained = sum(parameter.numel() for parameter in self.parameters())
+        most = min(
+            RECORDS_PER_CHUNK, FLOATS_SHARED // max(1, negatives * hidden), FLOATS_PER_RECORD // max(padded, scored, trained)
+        )
+        for start in range(0, len(lot), max(1, most)):
+            yield lot.take(np.arange(start, min(start + max(1, most), len(lot)))).padded()
 
-    def gradients(self, lot: Examples) -> Iterator[PerRecord]:
+    def gradients(self, lot: Examples | Records) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
         for chunk in self.chunks(lot):
             yield self._gradients(chunk)

@@ -1,21 +1,13 @@
-"""From a user's baskets to padded arrays: histories, targets, masks.
-
-A user's *positions* are the most recent baskets that hold something new; for each, the
-history is every basket before it, the targets are its new items, and items of the history
-are masked out of the softmax, as the evaluation masks them out of the ranking.
-"""
+"""Padded arrays of records: histories, targets, masks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedrec.config import Unit
-from fedrec.data import Histories
-from fedrec.model.towers import recency_weights
-
-__all__ = ["Examples", "build_examples", "last_positions", "merged"]
+__all__ = ["Examples", "distinct_items", "joined", "merged", "ragged"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,20 @@ class Examples:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def positions(self) -> int:
+        """P."""
+        return self.weights.shape[1]
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.weights.shape[2]
+
+    def padded(self) -> Examples:
+        """These records: see `Records.padded`."""
+        return self
+
     def take(self, records: np.ndarray) -> Examples:
         """The given records, renumbered from 0; `records` is ascending."""
         if len(records) and records[-1] - records[0] + 1 == len(records):
@@ -61,114 +67,64 @@ class Examples:
         )
 
 
-def build_examples(histories: Histories, *, history: int, positions: int, decay: float, unit: Unit = "user") -> Examples:
-    """Arrays for all users, or with `unit="event"` for every example as a record of its own.
-
-    Args:
-        history: most recent events pooled for a position.
-        positions: most recent baskets used as targets.
-        decay: recency decay a basket.
-
-    Returns:
-        Records in the order of users. Users with nothing to predict are kept, with zero
-        weights: they are part of the population that is sampled from.
-    """
-    count, length = len(histories), 2 * history
-    items = np.zeros((count, length), dtype=np.int64)
-    baskets = np.full((count, length), np.iinfo(np.int64).max)
-    at = np.full((count, positions), -1, dtype=np.int64)
-    target, weight, seen = [], [], []
-    for user in range(count):
-        own, basket = histories.of(user)
-        chosen = last_positions(own, basket, positions)
-        if not chosen:
-            continue
-        before = np.flatnonzero(basket < chosen[0][0])[-length:]
-        items[user, : len(before)], baskets[user, : len(before)] = own[before], basket[before]
-        for place, (number, new) in enumerate(chosen):
-            at[user, place] = number
-            target += [(user, place, item) for item in new]
-            weight += [1 / (len(new) * len(chosen))] * len(new)
-            seen += [(user, place, item) for item in np.unique(own[basket < number])]
-    ages = at[:, :, None] - 1 - baskets[:, None, :]  # (users, P, L)
-    valid = (baskets[:, None, :] < at[:, :, None]) & _within(baskets, at, history)
-    examples = Examples(
-        items,
-        recency_weights(ages.astype(np.float64), valid, decay),
-        np.array(target, dtype=np.int64).reshape(-1, 3),
-        np.array(weight, dtype=np.float32),
-        np.array(seen, dtype=np.int64).reshape(-1, 3),
-    )
-    return examples if unit == "user" else _one_record_a_position(examples)
-
-
 def merged(examples: Examples) -> Examples:
     """The same records with each item once, its weights added up; records with few items come first.
 
     Without LoRA in the encoder an event counts by its item alone, and most users buy few items many
     times. The heads' gradients are those of `examples`, from much smaller arrays.
     """
-    record, slot = np.nonzero(examples.weights.max(axis=1, initial=0) > 0)
-    width = int(examples.items.max(initial=0)) + 1
-    pairs, pair = np.unique(record * width + examples.items[record, slot], return_inverse=True)
-    owner = pairs // width
-    count = np.bincount(owner, minlength=len(examples))
+    record, slot, owner, item, pair, count = _by_item(examples)
     order = np.argsort(count, kind="stable")
     place = np.argsort(order)
-    column = np.arange(len(pairs)) - (np.cumsum(count) - count)[owner]
+    column = np.arange(len(owner)) - (np.cumsum(count) - count)[owner]
     items = np.zeros((len(examples), max(1, int(count.max(initial=0)))), dtype=np.int64)
-    items[place[owner], column] = pairs % width
+    items[place[owner], column] = item
     weights = np.zeros((*examples.weights.shape[:2], items.shape[1]), dtype=examples.weights.dtype)
     for position in range(weights.shape[1]):
-        weights[place[owner], position, column] = np.bincount(pair, examples.weights[record, position, slot], len(pairs))
+        weights[place[owner], position, column] = np.bincount(pair, examples.weights[record, position, slot], len(owner))
     target, by_target = _moved(examples.target, place)
     return Examples(items, weights, target, examples.target_weight[by_target], _moved(examples.seen, place)[0])
 
 
-def last_positions(items: np.ndarray, baskets: np.ndarray, most: int) -> list[tuple[int, np.ndarray]]:
-    """A user's last baskets with something new: (basket number, its new items), latest first."""
-    first = np.zeros(len(items), dtype=bool)
-    first[np.unique(items, return_index=True)[1]] = True
-    first &= baskets > 0  # the first basket has no history before it
-    numbers = np.unique(baskets[first])[::-1][:most]
-    return [(int(number), items[first & (baskets == number)]) for number in numbers]
+def _by_item(examples: Examples) -> tuple[np.ndarray, ...]:
+    """The record and slot of each event that counts; the record and item of each pair of the two, and each event's
+    pair; and how many pairs a record has."""
+    record, slot = np.nonzero(examples.weights.max(axis=1, initial=0) > 0)
+    width = int(examples.items.max(initial=0)) + 1
+    pairs, pair = np.unique(record * width + examples.items[record, slot], return_inverse=True)
+    owner = pairs // width
+    return record, slot, owner, pairs % width, pair, np.bincount(owner, minlength=len(examples))
 
 
-def _within(baskets: np.ndarray, at: np.ndarray, history: int) -> np.ndarray:
-    """Which events are among the last `history` before a position, (users, P, L)."""
-    before = baskets[:, None, :] < at[:, :, None]
-    rank_from_end = before.sum(-1, keepdims=True) - np.cumsum(before, axis=-1)
-    return rank_from_end < history
+def distinct_items(examples: Examples) -> np.ndarray:
+    """(records,) how many different items each pools."""
+    return _by_item(examples)[-1]
 
 
-def _one_record_a_position(examples: Examples) -> Examples:
-    places = examples.weights.shape[1]
+def joined(parts: Sequence[Examples]) -> Examples:
+    """The records of several, one after the other."""
+    starts = np.cumsum([0, *map(len, parts)])
 
-    def moved(rows: np.ndarray) -> np.ndarray:
-        return np.stack([rows[:, 0] * places + rows[:, 1], np.zeros(len(rows), dtype=np.int64), rows[:, 2]], axis=1)
+    def moved(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) + (start, 0, 0) for part, start in zip(parts, starts[:-1], strict=True)])
 
-    target, seen = moved(examples.target), moved(examples.seen)
-    by_record = np.argsort(target[:, 0], kind="stable")
-    used = np.unique(target[:, 0])
-    per_record = np.bincount(target[:, 0], minlength=1)[target[:, 0]]
-    flat = Examples(
-        np.repeat(examples.items, places, axis=0),
-        examples.weights.reshape(-1, 1, examples.weights.shape[2]),
-        target[by_record],
-        (1 / per_record[by_record]).astype(np.float32),
-        seen[np.argsort(seen[:, 0], kind="stable")],
+    items, weights, target_weight = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "weights", "target_weight")
     )
-    return flat.take(used)
+    return Examples(items, weights, moved("target"), target_weight, moved("seen"))
+
+
+def ragged(start: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the given lengths: of each entry its row, its place in the row, and `start[row] + place`."""
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return row, place, start[row] + place
 
 
 def _rows_of(rows: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Indices of `rows` (sorted by record) that belong to `records`."""
     start, end = np.searchsorted(rows[:, 0], records), np.searchsorted(rows[:, 0], records, side="right")
-    if not len(records) or not len(rows):
-        return np.zeros(0, dtype=np.int64)
-    lengths = end - start
-    offsets = np.repeat(start - np.cumsum(lengths) + lengths, lengths)
-    return offsets + np.arange(lengths.sum())
+    return ragged(start, end - start)[2]
 
 
 def _moved(rows: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,15 +148,19 @@ class HeadGradients:
         return _at_least_zero(first - 2 * self.cross.double() + second) + _margin(table, mass)
 
     def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """sum over records of weights[u] times the outer products, (rank, hidden), and times `along`, (items,)."""
+        """sum over records of weights[u] times the outer products, (rank, hidden), and times `along`, (items,); float64.
+
+        The two nearly cancel where a server chose the weights so. In float32 that would leave rounding of the
+        size of a user's gradient in what thousands of them sum up to.
+        """
         used = weights != 0
         if not used.all():  # a row that is not finite would spoil the sum even with weight 0
             return self.take(used).sums(weights[used])
         left = (self.left * weights[:, None, None]).flatten(0, 1)
-        along = weights @ self.along
+        along = weights @ self.along.double()
         if self.own is not None:
             along.index_add_(0, self.own.items.flatten(), (weights[:, None] * self.own.along).flatten())
-        return left.T @ self.right.flatten(0, 1), along
+        return left.T @ self.right.double().flatten(0, 1), along
 
     def per_record(self) -> Tensor:
         """The gradients themselves, (records, rank, hidden)."""
@@ -181,13 +185,13 @@ class RecordGradients:
         return torch.cat([torch.stack([head.squared_norms() for head in heads]).sum(0) for heads in self.parts])
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
-        """sum over records of weights[u] times the gradient, one tensor (rank, hidden) a head."""
+        """sum over records of weights[u] times the gradient, one float64 tensor (rank, hidden) a head."""
         each = weights.split([len(heads[0].left) for heads in self.parts])
         out = []
         for parts in zip(*self.parts, strict=True):
             outer, along = (sum(sums) for sums in zip(*map(HeadGradients.sums, parts, each), strict=True))
             table = parts[0].table
-            out.append(outer - table.scaled.T @ (along[:, None] * table.unit))  # type: ignore[index]
+            out.append(outer - table.scaled.double().T @ (along[:, None] * table.unit))  # type: ignore[index]
         return out
 
     def per_record(self) -> Tensor:

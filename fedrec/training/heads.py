@@ -14,6 +14,7 @@ from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
 from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
 from fedrec.training.factors import HeadGradients, RecordGradients, Table, common_items, strongest
+from fedrec.training.records import Records
 
 __all__ = ["Head", "HeadsTrainer", "masked_loss"]
 
@@ -21,6 +22,8 @@ FLOATS_IN_FLIGHT = 1000000
 """Bound on the numbers that are computed at once: small enough for a processor's cache."""
 FLOATS_KEPT = 4_000_000
 """Bound on the numbers of a head's factors that are kept, which bounds memory."""
+FLOATS_PADDED = 24_000_000
+"""Bound on the numbers of the embeddings that are pooled, and of the weights with what they are made of."""
 MOST_RANK = 1000
 """Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
 
@@ -55,13 +58,16 @@ class HeadsTrainer:
     Args:
         e: (items, hidden) frozen item embeddings.
         prior: (items,) log popularity.
+        events: most events that a record pools, which bounds the records that are computed at once.
 
     Raises:
         ValueError: the rank is over `MOST_RANK`.
     """
 
-    def __init__(self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring) -> None:
-        self.scoring = scoring
+    def __init__(
+        self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, events: int = 100
+    ) -> None:
+        self.scoring, self.events = scoring, events
         offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
         # Popular items first, by public counts: see `Table`.
         order = torch.argsort(offset, descending=True, stable=True)
@@ -82,27 +88,29 @@ class HeadsTrainer:
         heads = {"history": self.history, "candidate": self.candidate}
         return {HEAD_B[role]: head.weight.detach().cpu().numpy().copy() for role, head in heads.items()}
 
-    def gradients(self, lot: Examples) -> Iterator[RecordGradients]:
+    def gradients(self, lot: Examples | Records) -> Iterator[RecordGradients]:
         """The gradients of a lot's records, as many at a time as fit the memory bound."""
         history, candidate = self.history.table(), self.candidate.table()
         items, hidden = self.history.e.shape
-        kept = items + lot.weights.shape[1] * (history.scaled.shape[1] + hidden)
+        kept = items + lot.positions * (history.scaled.shape[1] + hidden)
         most = max(1, FLOATS_KEPT // kept)
         for start in range(0, len(lot), most):
             part = lot.take(np.arange(start, min(start + most, len(lot))))
             yield RecordGradients(tuple(self._gradients(chunk, history, candidate) for chunk in self._chunks(part)))
 
     @torch.no_grad()
-    def losses(self, lot: Examples) -> Tensor:
+    def losses(self, lot: Examples | Records) -> Tensor:
         """Each record's loss, shape (records,); zero where a record has no target."""
         history, candidate = self.history.table(), self.candidate.table()
         parts = [masked_loss(self._scores(chunk, history, candidate).logits, chunk) for chunk in self._chunks(lot)]
         return torch.cat([self.offset.new_zeros(0), *parts])
 
-    def _chunks(self, lot: Examples) -> Iterator[Examples]:
-        size = max(1, FLOATS_IN_FLIGHT // (lot.weights.shape[1] * sum(self.history.e.shape)))
+    def _chunks(self, lot: Examples | Records) -> Iterator[Examples]:
+        items, hidden = self.history.e.shape
+        padded = self.events * (hidden + 8 * lot.positions)
+        size = max(1, min(FLOATS_IN_FLIGHT // (lot.positions * (items + hidden)), FLOATS_PADDED // padded))
         for start in range(0, len(lot), size):
-            chunk = lot.take(np.arange(start, min(start + size, len(lot))))
+            chunk = lot.take(np.arange(start, min(start + size, len(lot)))).padded()
             longest = int(np.flatnonzero(chunk.weights.any(axis=(0, 1))).max(initial=0)) + 1
             yield Examples(
                 self.place[chunk.items[:, :longest]], chunk.weights[:, :, :longest],

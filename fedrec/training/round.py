@@ -20,6 +20,7 @@ from fedrec.text import RunId
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.examples import Examples
 from fedrec.training.heads import HeadsTrainer
+from fedrec.training.records import Records
 
 __all__ = ["MOST", "RoundTask", "expected_lot", "round_sum", "train_round"]
 
@@ -79,7 +80,7 @@ def expected_lot(task: RoundTask, population: float) -> float:
 def train_round(
     task: RoundTask,
     catalogue: Catalogue,
-    examples: Examples,
+    examples: Examples | Records,
     *,
     encoder: TextEncoder,
     base: Arrays,
@@ -91,7 +92,7 @@ def train_round(
     """Take the round's private steps and return the noisy change of the trained part.
 
     Args:
-        examples: every record of the merchant, as `build_examples` makes them.
+        examples: every record of the merchant, as `build_records` makes them.
         prior: (items,) log popularity of the merchant's catalogue.
         population: the publicly declared number of users; never the true one.
         noise: where sampling and noise come from.
@@ -125,7 +126,7 @@ def train_round(
 def round_sum(
     task: RoundTask,
     catalogue: Catalogue,
-    examples: Examples,
+    examples: Examples | Records,
     *,
     encoder: TextEncoder,
     base: Arrays,
@@ -138,7 +139,7 @@ def round_sum(
     It is private data and must not leave the process but with its share of noise, rounded and masked.
 
     Args:
-        examples: every record of the merchant, as `build_examples` makes them.
+        examples: every record of the merchant, as `build_records` makes them.
         prior: (items,) log popularity of the merchant's catalogue.
         noise: where sampling comes from.
 
@@ -149,7 +150,7 @@ def round_sum(
     totals = [torch.zeros_like(parameter, dtype=torch.float64, device="cpu") for parameter in trainer.parameters()]
     for gradients in _lot(task, trainer, len(catalogue), examples, noise):
         for total, part in zip(totals, clipped_sum(gradients, task.clip_norm), strict=True):
-            total += part.detach().double().cpu().view_as(total)
+            total += part.detach().cpu().view_as(total)
     return {name: total.numpy() for name, total in zip(trainer.arrays(), totals, strict=True)}
 
 
@@ -158,12 +159,13 @@ def _trainer(
 ) -> HeadsTrainer | EncoderTrainer:
     encoder.load({**base, **trained})
     if task.part == "heads":
-        return HeadsTrainer(centred(encoder.embed(catalogue), base), prior, base, trained, task.scoring)
+        e = centred(encoder.embed(catalogue), base)
+        return HeadsTrainer(e, prior, base, trained, task.scoring, events=2 * task.history)
     return EncoderTrainer(encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history)
 
 
 def _lot(
-    task: RoundTask, trainer: HeadsTrainer | EncoderTrainer, items: int, examples: Examples, noise: NoiseSource
+    task: RoundTask, trainer: HeadsTrainer | EncoderTrainer, items: int, examples: Examples | Records, noise: NoiseSource
 ) -> Iterator[Gradients]:
     """The gradients of a fresh Poisson draw, chunk by chunk."""
     if isinstance(trainer, EncoderTrainer):
