@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.data import Catalogue, Columns, Histories, load_central, load_merchant, merchant_folders
-from fedrec.data.reading import read_table
+from fedrec.data.rows import check_events, check_items
 from fedrec.data.split import public_population, split_source
-from fedrec.data.tables import check_events, check_items
+from fedrec.data.tables import read_table
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
 

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 
 from clients.merchant import open_merchant
 from fedrec.data import LeftOut, load_central, load_merchant
-from fedrec.data.reading import Table, read_table
+from fedrec.data.rows import check_events, check_items
 from fedrec.data.source import DataSource
 from fedrec.data.split import split_source
 from fedrec.data.sql import read_queries
-from fedrec.data.tables import check_events, check_items
+from fedrec.data.tables import Table, read_table
 from fedrec.data.text import as_text, as_times
 from fedrec.errors import InputError
 from fedrec.wire import HistogramTask

@@ -80,7 +80,7 @@ def split(
     from fedrec.data.split import split_source
 
     left_out: list[LeftOut] = []
-    policy = {"epsilon": epsilon, "delta": delta, "trust": trust.value}
+    policy: dict[str, object] = {"epsilon": epsilon, "delta": delta, "trust": trust.value}
     summary = split_source(source, target, holdout, policy, strict=strict, tell=left_out.append)
     if json:
         reasons = [{"of": "source", **asdict(one)} for one in left_out]

@@ -3,9 +3,9 @@
 from fedrec.data.catalogue import Catalogue, text_key
 from fedrec.data.folders import CentralData, CentralGroup, MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.data.histories import Histories
+from fedrec.data.rows import LeftOut
 from fedrec.data.schema import Columns
 from fedrec.data.source import DataSource
-from fedrec.data.tables import LeftOut
 
 __all__ = [
     "Catalogue",

@@ -17,10 +17,10 @@ import pandas as pd
 
 from fedrec.data.catalogue import Catalogue, ambiguous_id
 from fedrec.data.histories import Histories
-from fedrec.data.reading import find_table, read_table
+from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
 from fedrec.data.source import DataSource
-from fedrec.data.tables import LeftOut, check_events, check_items
+from fedrec.data.tables import find_table, read_table
 from fedrec.errors import InputError
 
 __all__ = ["CentralData", "CentralGroup", "MerchantData", "load_central", "load_merchant", "merchant_folders"]

@@ -12,9 +12,9 @@ import tomli_w
 
 from fedrec.config import write_atomically
 from fedrec.data.catalogue import ambiguous_id
-from fedrec.data.reading import find_table, read_table, write_table
+from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
-from fedrec.data.tables import LeftOut, check_events, check_items
+from fedrec.data.tables import find_table, read_table, write_table
 from fedrec.errors import InputError
 
 __all__ = ["public_population", "split_source", "write_federation"]

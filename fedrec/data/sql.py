@@ -18,9 +18,9 @@ import pyarrow as pa
 from sqlalchemy import URL, Connection, NullPool, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from fedrec.data.reading import Table
 from fedrec.data.schema import known_columns
 from fedrec.data.source import DataSource
+from fedrec.data.tables import Table
 from fedrec.data.text import as_text
 from fedrec.errors import InputError
 

@@ -46,10 +46,10 @@ def as_text(values: pa.ChunkedArray | Sequence[Any], column: str, at: Callable[[
     """
     if not isinstance(values, pa.ChunkedArray):
         return pa.chunked_array([_texts(values, column, at, 2**53)])
-    chunks, before = [], 0
+    chunks: list[pa.Array] = []
     for chunk in values.chunks:
-        chunks.append(_chunk(chunk, column, lambda row, before=before: at(before + row)))
-        before += len(chunk)
+        before = sum(map(len, chunks))
+        chunks.append(_chunk(chunk, column, lambda row, before=before: at(before + row)))  # type: ignore[misc]
     return pa.chunked_array(chunks, pa.large_string())
 
 

@@ -1,0 +1,239 @@
+"""Checking tables: what cannot be used is left out and counted by reason, or refused by table, column and row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fedrec.data.schema import Columns as C
+from fedrec.data.tables import Table
+from fedrec.errors import InputError
+
+__all__ = ["Items", "LeftOut", "check_events", "check_items"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""A merchant's name is the name of its folder too."""
+
+MISSING = ("\\N", "NULL")
+"""What databases write for a missing value: no id and no time, but in a text it is a text."""
+NUMBER = r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*"
+NEGATIVE = "\\s*[-\u2212][\\d.,]*[1-9]"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a table that were left out for one reason; the merchant's own business, and never sent.
+
+    Attributes:
+        table: `items` or `events`.
+        reason: why, in words that hold nothing of a row.
+        rows: how many.
+        first: the place of the first of them.
+        fault: whether the row is wrong: a return is not, it only is no purchase.
+    """
+
+    table: str
+    reason: str
+    rows: int
+    first: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        return f"left out {self.rows} of the {self.table}, {self.reason}; the first: {self.first}"
+
+
+@dataclass(frozen=True)
+class Items:
+    """A checked catalogue.
+
+    Attributes:
+        frame: its rows.
+        key: the columns that name an item.
+        textless: the keys of the items that were left out because they have no text.
+        name: what an error calls it.
+        left_out: what was left out.
+    """
+
+    frame: pd.DataFrame
+    key: tuple[str, ...]
+    textless: pd.Index
+    name: str
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def keys(self) -> pd.Index:
+        """The items' keys, in the order of the rows."""
+        return _keys(self.frame, self.key)
+
+
+def check_items(table: Table, name: str, key: tuple[str, ...] = (C.ITEM,), *, strict: bool = False) -> Items:
+    """Validate a catalogue: columns there, ids present and unique, a text in every row.
+
+    Args:
+        name: what an error about the events calls the catalogue.
+        key: the columns that name an item.
+        strict: refuse a row that would be left out.
+
+    Raises:
+        InputError: a fault of the whole table, an id that is there twice, or no row that can be used.
+    """
+    table.require(C.ITEM_REQUIRED)
+    if table.frame.empty:
+        raise InputError("the catalogue is empty", where=table.name)
+    rows = _Rows(table, "items", strict)
+    for column in key:
+        rows.leave_out_blank(column)
+    columns = [column for column in C.TEXT if column in rows.frame]
+    bare = pd.concat([rows.frame[column].fillna("").str.strip().eq("") for column in columns], axis=1).all(axis=1)
+    textless = _keys(rows.frame[bare], key)
+    rows.leave_out(
+        bare, C.TITLE, "the item has no text", lambda row: "is empty, and the item has no other text",
+        expected=f"a text in {' or '.join(columns)}",
+    )  # fmt: skip
+    frame, left_out = rows.result()
+    repeated = frame.duplicated(list(key))
+    if repeated.any():
+        row = int(repeated.idxmax())
+        raise InputError(
+            f"item_id {frame[C.ITEM][row]!r} is there twice", where=table.at(C.ITEM, row), expected="unique item ids"
+        )
+    return Items(frame.reset_index(drop=True), key, textless, name, left_out)
+
+
+def check_events(
+    table: Table, items: Items, *, merchants: bool = False, strict: bool = False
+) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
+    """Validate events: columns there, ids present, timestamps that parse, items that exist; returns are no purchases.
+
+    Args:
+        items: the checked catalogue.
+        merchants: the events need a column `merchant`, whose values can name a folder.
+        strict: refuse a row that would be left out; a return is left out in any case.
+
+    Returns:
+        The events in the order of the table, `timestamp` as datetime64[us] in UTC without a zone; and what was
+        left out of them.
+
+    Raises:
+        InputError: a fault of the whole table, or no row that can be used.
+    """
+    table.require((*C.EVENT_REQUIRED, C.MERCHANT) if merchants else C.EVENT_REQUIRED)
+    if table.frame.empty:
+        raise InputError("there are no events", where=table.name, expected="at least one row")
+    rows = _Rows(table, "events", strict)
+    _leave_out_returns(rows)
+    for column in (C.MERCHANT, *C.EVENT_REQUIRED) if merchants else C.EVENT_REQUIRED:
+        rows.leave_out_blank(column)
+    if merchants:
+        _check_merchants(rows.frame, table)
+    _leave_out_times(rows)
+    _leave_out_unknown(rows, items)
+    frame, left_out = rows.result()
+    return frame.reset_index(drop=True), left_out
+
+
+class _Rows:
+    """The rows of a table that can be used so far, by their number in the table."""
+
+    def __init__(self, table: Table, what: str, strict: bool) -> None:
+        self.frame, self._table, self._what, self._strict = table.frame, table, what, strict
+        self._left_out: list[tuple[LeftOut, InputError]] = []
+
+    def leave_out(
+        self, bad: pd.Series, column: str, reason: str, found: Callable[[int], str],
+        *, fault: bool = True, expected: str | None = None, hint: str | None = None,
+    ) -> None:  # fmt: skip
+        """Leave out the rows that are `bad`, or refuse the first of them."""
+        if not bad.any():
+            return
+        row, where = int(bad.idxmax()), self._table.at(column, int(bad.idxmax()))
+        error = InputError(found(row), where=where, expected=expected, hint=hint)
+        if fault and self._strict:
+            raise error
+        self._left_out.append((LeftOut(self._what, reason, int(bad.sum()), where, fault), error))
+        self.frame = self.frame[~bad]
+
+    def leave_out_blank(self, column: str) -> None:
+        """Leave out the rows that have no value here."""
+        values = self.frame[column]
+        if pd.api.types.is_datetime64_any_dtype(values):
+            blank = values.isna()
+        else:
+            blank = values.isna() | values.str.strip().eq("") | values.isin(MISSING)
+
+        def found(row: int) -> str:
+            return f"is empty: {values[row]} is a database's missing value" if values[row] in MISSING else "is empty"
+
+        self.leave_out(blank, column, f"{column} is empty", found, expected="a value")
+
+    def result(self) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
+        """What is left, and what is not."""
+        if self.frame.empty:
+            most, error = max(self._left_out, key=lambda one: one[0].rows)
+            found = f"{error.found}; nothing is left of the {self._what}, {most.rows} of {len(self._table.frame)} for this reason"
+            raise InputError(found, where=error.where, expected=error.expected, hint=error.hint)
+        return self.frame, tuple(one for one, _ in self._left_out)
+
+
+def _leave_out_returns(rows: _Rows) -> None:
+    if C.EVENT in rows.frame:
+        returned = rows.frame[C.EVENT].str.strip().str.lower().eq("return")
+        rows.leave_out(returned, C.EVENT, "event is a return", lambda row: "is a return", fault=False)
+    if C.QUANTITY in rows.frame:
+        negative = rows.frame[C.QUANTITY].str.match(NEGATIVE, na=False).astype(bool)
+        rows.leave_out(negative, C.QUANTITY, "quantity is negative", lambda row: "is negative, so a return", fault=False)
+
+
+def _leave_out_times(rows: _Rows) -> None:
+    """Parse the column `timestamp`; a number is none, whatever pandas would make of it."""
+    times = rows.frame[C.TIME]
+    if pd.api.types.is_datetime64_any_dtype(times):
+        return
+
+    def leave_out(bad: pd.Series, reason: str, hint: str | None = None) -> None:
+        found = lambda row: f"{times[row]!r} is not a timestamp"  # noqa: E731
+        rows.leave_out(bad, C.TIME, reason, found, expected="ISO 8601, such as 2026-01-31 or 2026-01-31T09:30:00", hint=hint)
+
+    hint = "a number may be seconds, milliseconds or a date: convert it where the table is made"
+    leave_out(times.str.fullmatch(NUMBER).astype(bool), "timestamp is a number", hint)
+    # pandas would also read `now`, and with one time in nanoseconds it holds no year before 1677 in any row.
+    text = rows.frame[C.TIME].str.replace(r"(\.\d{6})\d+", r"\1", regex=True)
+    text = text.where(text.str.match(r"\s*\d").astype(bool))
+    parsed = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
+    leave_out(~parsed.dt.year.between(1, 9999), "timestamp is not ISO 8601")
+    rows.frame = rows.frame.assign(**{C.TIME: parsed[rows.frame.index].astype("datetime64[us]")})
+
+
+def _leave_out_unknown(rows: _Rows, items: Items) -> None:
+    frame = rows.frame
+    textless = pd.Series(_keys(frame, items.key).isin(items.textless), index=frame.index)
+    unknown = pd.Series(~_keys(frame, items.key).isin(items.keys), index=frame.index) & ~textless
+
+    def found(row: int) -> str:
+        whose = f"one of merchant {frame[C.MERCHANT][row]}'s items" if C.MERCHANT in items.key else f"in {items.name}"
+        return f"item_id {frame[C.ITEM][row]!r} is not {whose} ({int(unknown.sum())} such events)"
+
+    def has_no_text(row: int) -> str:
+        return f"item_id {frame[C.ITEM][row]!r} has no text in {items.name} ({int(textless.sum())} such events)"
+
+    rows.leave_out(textless, C.ITEM, "the item has no text", has_no_text, hint="give the item a title")
+    hint = "add the items to the catalogue or remove the events"
+    rows.leave_out(unknown[rows.frame.index], C.ITEM, "the item is not in the catalogue", found, hint=hint)
+
+
+def _check_merchants(events: pd.DataFrame, table: Table) -> None:
+    bad = {name for name in events[C.MERCHANT].unique() if not NAME.fullmatch(name)}
+    if bad:
+        row = int(events[C.MERCHANT].isin(bad).idxmax())
+        raise InputError(
+            f"{events[C.MERCHANT][row]!r} cannot name a merchant",
+            where=table.at(C.MERCHANT, row),
+            expected="letters, digits, dots, dashes and underscores",
+        )
+
+
+def _keys(frame: pd.DataFrame, key: tuple[str, ...]) -> pd.Index:
+    return pd.Index(frame[key[0]]) if len(key) == 1 else pd.MultiIndex.from_frame(frame[list(key)])
