@@ -20,25 +20,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def check(path: Annotated[Path, typer.Argument(help="A merchant folder or a federation folder.")], json: Json = False) -> None:
     """Read and validate everything in a folder; the first fault is named by file or query, column and row."""
-    from fedrec.data import load_merchant
-    from fedrec.merchant import read_merchant_file
-    from simulations.run import check_federation
+    from fedrec.config import RunConfig
+    from simulations.checks import check_federation, check_merchant, merchant_files, would_not_work
 
     if not path.is_dir():
         raise InputError("no such folder", where=str(path), expected="a merchant folder or a federation folder")
     if (path / "merchants").is_dir():
-        merchants = check_federation(path)
+        settings, merchants = list(merchant_files(path).values()), check_federation(path)
     else:
-        settings = read_merchant_file(path / "merchant.toml")
-        merchants = {settings.name: load_merchant(path, settings.data)}
+        one, data = check_merchant(path)
+        settings, merchants = [one], {one.name: data}
+    notes = would_not_work({one.name: one.privacy for one in settings}, RunConfig())
     rows = [
         {"merchant": name, "users": len(data.histories), "events": len(data.histories.items), "items": len(data.catalogue)}
         for name, data in merchants.items()
     ]
     if json:
-        print_json({"path": str(path), "ok": True, "merchants": rows})
+        print_json({"path": str(path), "ok": True, "merchants": rows, "notes": notes})
         return
     out.print(table(f"{path}: no fault found", list(rows[0]), [list(row.values()) for row in rows]))
+    for note in notes:
+        out.print(f"with a run's default settings {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     out.print("users and events here are the merchant's own figures; they are not sent to anyone", style="dim")
 
 
@@ -53,6 +55,7 @@ def split(
     json: Json = False,
 ) -> None:
     """Turn `events` + `items` into merchants and held-out central users."""
+    from fedrec.config import RunConfig
     from fedrec.data.split import split_source
 
     summary = split_source(source, target, holdout, {"epsilon": epsilon, "delta": delta, "trust": trust.value})
@@ -60,5 +63,7 @@ def split(
         print_json({"path": str(target), "merchants": summary.to_dict(orient="records")})
         return
     out.print(table(f"{target}", list(summary.columns), summary.to_numpy().tolist()))
-    run = f"fedrec simulate {target}" + ("" if trust is TrustName.local else f" --set trust={trust.value}")
+    default = RunConfig()
+    asked = [("epsilon", epsilon, default.epsilon), ("delta", delta, default.delta), ("trust", trust.value, default.trust)]
+    run = f"fedrec simulate {target}" + "".join(f" --set {name}={value}" for name, value, usual in asked if value != usual)
     out.print(f"next: {run}", style="dim", highlight=False, soft_wrap=True)

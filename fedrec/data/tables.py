@@ -13,7 +13,7 @@ from fedrec.errors import InputError
 __all__ = ["check_events", "check_items", "check_merchants", "find_table", "read_table", "write_table"]
 
 SUFFIXES = (".parquet", ".csv")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """A merchant's name is the name of its folder too."""
 
 Table = Path | str
@@ -137,13 +137,17 @@ def check_merchants(events: pd.DataFrame, table: Table, items: pd.DataFrame | No
         raise InputError("column 'merchant' is missing", where=str(table), expected="the merchant of every event")
     _forbid_blank(events, C.MERCHANT, table)
     events = events.assign(**{C.MERCHANT: events[C.MERCHANT].astype(str)})
-    bad = {name for name in events[C.MERCHANT].unique() if not NAME.fullmatch(name)}
-    if bad:
-        row = int(events[C.MERCHANT].isin(bad).to_numpy().argmax())
+    seen: dict[str, str] = {}
+    for name in events[C.MERCHANT].unique():
+        other = seen.setdefault(name.casefold(), name)
+        if re.fullmatch(NAME, name) and other == name:
+            continue
+        # Some file systems would put names that differ in case into the same folder.
+        what = "cannot name a merchant" if other == name else f"differs from {other!r} only in case"
         raise InputError(
-            f"{events[C.MERCHANT].iloc[row]!r} cannot name a merchant",
-            where=_at(table, C.MERCHANT, row),
-            expected="letters, digits, dots, dashes and underscores",
+            f"{name!r} {what}",
+            where=_at(table, C.MERCHANT, int((events[C.MERCHANT] == name).to_numpy().argmax())),
+            expected="at most 64 letters, digits, dots, dashes and underscores, the first a letter or a digit",
         )
     if items is not None:
         columns = [C.MERCHANT, C.ITEM]

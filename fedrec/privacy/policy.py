@@ -8,8 +8,12 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedrec.config import Trust, Unit
+from fedrec.errors import InputError
 
 __all__ = ["Policy"]
+
+MOST_DELTA = 0.1
+"""Largest delta times population: delta may be the chance that one user's data are published whole, and this many expect it."""
 
 
 class Policy(BaseModel):
@@ -41,6 +45,23 @@ class Policy(BaseModel):
     """Ceiling for the clipping norm."""
     max_rounds: int = Field(1000, ge=1)
     """Most training rounds in one run."""
+
+    def check_delta(self, where: str) -> None:
+        """Whether delta is small beside one over the number of users (Dwork and Roth, 2014, section 2.3).
+
+        Args:
+            where: what an error calls the policy.
+
+        Raises:
+            InputError: delta times the population is over `MOST_DELTA`.
+        """
+        if self.delta * self.population > MOST_DELTA:
+            raise InputError(
+                f"delta {self.delta:g} times {self.population:,} declared users is {self.delta * self.population:.3g}",
+                where=where,
+                expected=f"at most {MOST_DELTA:g}",
+                hint=f"a smaller delta, such as {MOST_DELTA / 10 / self.population:.0e}",
+            )
 
     def refusal_of_terms(self, *, dropouts: int, colluders: int) -> str | None:
         """Why the terms of a secure sum would weaken the policy, or None."""
