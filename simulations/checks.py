@@ -35,57 +35,76 @@ def check_federation(federation: Path, config: RunConfig | None = None) -> dict[
     Raises:
         InputError: the first thing that is wrong.
     """
+    for path, settings in merchant_files(federation).items():
+        settings.privacy.check_delta(where=str(path))
     merchants = dict(checked(federation, config))
     if config is not None:
         check_run(federation, config)
     return merchants
 
 
-def check_run(federation: Path, config: RunConfig, ledgers: Path | None = None) -> dict[str, str]:
+def check_run(federation: Path, config: RunConfig, ledgers: Path | None = None) -> list[str]:
     """Whether enough merchants would take part in a run, by their policies and ledgers.
 
     Args:
         ledgers: folder of what they have spent so far; nothing by default.
 
     Returns:
-        Why others would decline, by name.
+        What a person should know of the others: who would decline and why, and whose delta is no protection.
 
     Raises:
-        InputError: a secure sum could never be opened, or every merchant would decline; or a policy is bad.
+        InputError: every merchant would decline, or more than may be missing from a secure sum.
     """
-    folders = merchant_folders(federation)
-    secure = config.trust == "secure-aggregation"
-    if secure and (reason := why_no_secure_sum(config, len(folders))):
+    files = merchant_files(federation)
+    policies = {settings.name: settings.privacy for settings in files.values()}
+    declined: dict[str, str] = {}
+    for reasons in _declined(policies, config, ledgers):
+        _enough(files, config, reasons)
+        declined = {**reasons, **declined}
+    faults = {name: fault for name, policy in policies.items() if (fault := policy.fault_of_delta())}
+    return _would_decline(declined) + [f"merchant {name}: {fault}" for name, fault in faults.items()]
+
+
+def _check_terms(federation: Path, config: RunConfig) -> None:
+    """Whether a secure sum can be opened at all: enough merchants, and enough whose policies accept it."""
+    files = merchant_files(federation)
+    if reason := why_no_secure_sum(config, len(files)):
         raise InputError(
             reason, where=str(federation), expected=f"more than {2 * config.dropouts + config.colluders} merchants",
             hint="fewer --set dropouts or --set colluders, or trust = 'local'",
         )  # fmt: skip
-    files = merchant_files(federation)
-    policies, path = {one.name: one.privacy for one in files.values()}, {one.name: path for path, one in files.items()}
-    declined: dict[str, str] = {}
-    for reasons in _declined(policies, config, ledgers):
-        if len(reasons) > (config.dropouts if secure else len(policies) - 1):
-            raise InputError(
-                f"{len(reasons)} of {len(policies)} merchants would decline: {_listed(reasons)}",
-                where=str(path[next(iter(reasons))]),
-                expected=f"at most dropouts = {config.dropouts} who decline" if secure else "at least one who takes part",
-                hint="--set asks for something else; their [privacy] and ledgers decide what they accept",
-            )
-        declined = {**reasons, **declined}
-    return declined
+    refusals = {one.name: _refusal_of_terms(one.privacy, config) for one in files.values()}
+    _enough(files, config, {name: reason for name, reason in refusals.items() if reason})
+
+
+def _refusal_of_terms(policy: Policy, config: RunConfig) -> str | None:
+    if config.trust == "local":
+        return None
+    reason = policy.refusal_of_terms(dropouts=config.dropouts, colluders=config.colluders)
+    return f"policy: {reason}" if reason else None
+
+
+def _enough(files: Mapping[Path, MerchantFile], config: RunConfig, reasons: Mapping[str, str]) -> None:
+    """Refuse a run that these merchants, who would decline for these reasons, leave without any who could take part."""
+    secure = config.trust == "secure-aggregation"
+    if len(reasons) <= (config.dropouts if secure else len(files) - 1):
+        return
+    raise InputError(
+        f"{len(reasons)} of {len(files)} merchants would decline: {_listed(reasons)}",
+        where=str(next(path for path, settings in files.items() if settings.name in reasons)),
+        expected=f"at most dropouts = {config.dropouts} who decline" if secure else "at least one who takes part",
+        hint="--set asks for something else; their [privacy] and ledgers decide what they accept",
+    )
 
 
 def merchant_files(federation: Path) -> dict[Path, MerchantFile]:
     """Every `merchant.toml` of a federation folder, in the order of the folders.
 
     Raises:
-        InputError: one is bad, its delta is no protection, or its name is there twice.
+        InputError: one is bad, or its name is there twice.
     """
-    files: dict[Path, MerchantFile] = {}
-    for path in (folder / MERCHANT_FILE for folder in merchant_folders(federation)):
-        settings = read_merchant_file(path)
-        settings.privacy.check_delta(where=str(path))
-        files[path] = settings
+    paths = [folder / MERCHANT_FILE for folder in merchant_folders(federation)]
+    files = {path: read_merchant_file(path) for path in paths}
     names = [one.name for one in files.values()]
     for path, settings in files.items():
         if names.count(settings.name) > 1:
@@ -118,9 +137,9 @@ def _first_requests(config: RunConfig) -> Iterator[Release]:
 
 def _refusal(policy: Policy, config: RunConfig, before: list[Release], request: Release) -> str | None:
     """What a merchant with this policy and ledger answers, or None if it takes part."""
-    terms = {"dropouts": config.dropouts, "colluders": config.colluders}
-    reason = policy.refusal_of_terms(**terms) if config.trust == "secure-aggregation" else None
-    reason = reason or policy.refusal(
+    if reason := _refusal_of_terms(policy, config):
+        return reason
+    reason = policy.refusal(
         unit=request.unit, noise_multiplier=request.noise_multiplier, clip_norm=request.clip_norm, delta=request.delta
     )
     return f"policy: {reason}" if reason else over_budget(policy, before, request)
@@ -156,6 +175,8 @@ def check_merchant(folder: Path) -> tuple[MerchantFile, MerchantData]:
 
 def checked(federation: Path, config: RunConfig | None) -> Iterator[tuple[str, MerchantData]]:
     """Merchant after merchant: a run that only wants to know never holds the data of two."""
+    if config is not None and config.trust == "secure-aggregation":
+        _check_terms(federation, config)
     learn_nothing: list[str | None] = []
     for path, settings in merchant_files(federation).items():
         if config is not None and (reason := _too_small(settings.name, settings.privacy, config)):
@@ -193,7 +214,7 @@ def _too_small(name: str, policy: Policy, config: RunConfig) -> str | None:
             rate = "sample_rate" if part == "heads" else "encoder_sample_rate"
             return (
                 f"merchant {name} declares {policy.population:,} users: at {rate} {config.sample_rate_of(part):g} a step expects "
-                f"{lot:.1f} of them, and min_lot is {config.min_lot:g}; raise {rate}"
+                f"{lot:.1f} of them; expected at least min_lot = {config.min_lot:g}; raise {rate}"
             )
     return None
 
@@ -204,4 +225,8 @@ def would_not_work(policies: Mapping[str, Policy], config: RunConfig) -> list[st
     declined: dict[str, str] = {}
     for reasons in _declined(policies, config):
         declined = {**reasons, **declined}
-    return small + [f"merchant {name} would decline: {reason}" for name, reason in declined.items()]
+    return small + _would_decline(declined)
+
+
+def _would_decline(reasons: Mapping[str, str]) -> list[str]:
+    return [f"merchant {name} would decline: {reason}" for name, reason in reasons.items()]

@@ -54,8 +54,8 @@ def simulate(
     for _ in checked(federation, config):
         pass
     load_encoder_for(config)
-    for name, reason in check_run(federation, config, ledgers).items():
-        notify("data", what=f"merchant {name} would decline: {reason}")
+    for what in check_run(federation, config, ledgers):
+        notify("data", what=what)
     folder = RunFolder.create(out, config)
     site: dict[str, Any] = {
         "federation": str(federation.resolve()),

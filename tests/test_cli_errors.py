@@ -203,7 +203,8 @@ def test_a_run_folder_that_is_there_is_left_alone(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("keep")
-    flags = ["--set", f"encoder={tiny_bert_folder}", "--set", "encoder_sample_rate=0.5"]
+    settings = (f"encoder={tiny_bert_folder}", "encoder_rounds=0", "noise_multiplier=2", "histogram_noise_multiplier=2")
+    flags = [part for setting in settings for part in ("--set", setting)]
     assert_refused(fedrec("simulate", federation, "--out", "run", *flags), "run", "already there", "--resume")
     assert names_in(tmp_path / "run") == ["precious"]
 

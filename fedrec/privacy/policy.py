@@ -46,8 +46,15 @@ class Policy(BaseModel):
     max_rounds: int = Field(1000, ge=1)
     """Most training rounds in one run."""
 
+    def fault_of_delta(self) -> str | None:
+        """Why delta is no protection beside so many users (Dwork and Roth, 2014, section 2.3), or None."""
+        expected = self.delta * self.population
+        if expected <= MOST_DELTA:
+            return None
+        return f"delta {self.delta:g} times {self.population:,} declared users is {expected:.3g}, over {MOST_DELTA:g}"
+
     def check_delta(self, where: str) -> None:
-        """Whether delta is small beside one over the number of users (Dwork and Roth, 2014, section 2.3).
+        """Refuse a delta that is no protection.
 
         Args:
             where: what an error calls the policy.
@@ -55,13 +62,8 @@ class Policy(BaseModel):
         Raises:
             InputError: delta times the population is over `MOST_DELTA`.
         """
-        if self.delta * self.population > MOST_DELTA:
-            raise InputError(
-                f"delta {self.delta:g} times {self.population:,} declared users is {self.delta * self.population:.3g}",
-                where=where,
-                expected=f"at most {MOST_DELTA:g}",
-                hint=f"a smaller delta, such as {MOST_DELTA / 10 / self.population:.0e}",
-            )
+        if fault := self.fault_of_delta():
+            raise InputError(fault, where=where, hint=f"a smaller delta, such as {MOST_DELTA / 10 / self.population:.0e}")
 
     def refusal_of_terms(self, *, dropouts: int, colluders: int) -> str | None:
         """Why the terms of a secure sum would weaken the policy, or None."""
