@@ -34,6 +34,7 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     """
     settings = folder.settings
     policy = settings.privacy
+    policy.check_delta(where=str(folder.settings_file))
     period = f", {policy.period_epsilon:g} in {policy.period_days} days" if policy.period_epsilon else ""
     yield (
         "policy",

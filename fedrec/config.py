@@ -7,6 +7,7 @@ The names are the same in a TOML file, on the command line, in code and in repor
 from __future__ import annotations
 
 import os
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedrec.errors import InputError
 
-__all__ = ["RunConfig", "flush_folder", "load_config", "make_folder", "parse_overrides", "save_config", "write_atomically"]
+__all__ = [
+    "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "parse_overrides", "read_toml", "save_config",
+    "write_atomically",
+]  # fmt: skip
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
+
+
+def _encoder_rounds(settings: dict[str, Any]) -> int:
+    """A fifth of the rounds: 4 of 18, and none of fewer than 5."""
+    rounds = settings.get("rounds", 0)  # absent where what was given is refused
+    return round(rounds / 5) if rounds >= 5 else 0
 
 
 class RunConfig(BaseModel):
@@ -31,8 +41,8 @@ class RunConfig(BaseModel):
 
     rounds: int = Field(18, ge=1, le=10_000)
     """Training rounds in all."""
-    encoder_rounds: int = Field(4, ge=0)
-    """How many of the last rounds train the encoder's LoRA instead of the heads."""
+    encoder_rounds: int = Field(default_factory=_encoder_rounds, ge=0)
+    """How many of the last rounds train the encoder's LoRA instead of the heads; by default a fifth, none of fewer than 5."""
     local_steps: int = Field(1, ge=1, le=1_000)
     """Private steps a merchant takes in a round before it answers."""
     sample_rate: float = Field(1.0, gt=0, le=1)
@@ -176,17 +186,34 @@ def load_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
     """
     values: dict[str, Any] = {}
     if path is not None:
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=str(path), hint="give --config a TOML file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"is not valid TOML ({error})", where=str(path)) from None
+        values = read_toml(Path(path), hint="give --config a TOML file")
     values |= overrides or {}
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(error), where=str(path) if path else "settings") from None
+
+
+def read_toml(path: Path, hint: str | None = None) -> dict[str, Any]:
+    """Read a TOML file; a byte order mark, which some editors put before UTF-8, is no part of it.
+
+    Args:
+        hint: what to do if there is no such file, or it cannot be read.
+
+    Raises:
+        InputError: it cannot be read, or is not TOML in UTF-8; naming the line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), hint=hint) from None
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError("is not UTF-8", where=f"{path}, line {line}", hint="save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:  # more than TOMLDecodeError: a number of 5,000 digits, 1,000 brackets
+        raise InputError(f"is not valid TOML ({error})", where=str(path)) from None
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -202,7 +229,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
             raise InputError(f"found {pair!r}", where="--set", expected="key=value")
         try:
             overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             overrides[key.strip()] = text
     return overrides
 
@@ -210,6 +237,25 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved settings as TOML; a setting that is None is left out."""
     write_atomically(path, tomli_w.dumps(config.model_dump(exclude_none=True)).encode())
+
+
+def cache_root() -> Path:
+    """The folder of what may be computed again: `FEDREC_CACHE`, else the user's cache folder.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    given = os.environ.get("FEDREC_CACHE")
+    try:
+        folder = Path(given) if given else Path.home() / ".cache" / "fedrec"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except RuntimeError as error:  # there is no home
+        where, found = "FEDREC_CACHE", str(error)
+    except OSError as error:
+        where, found = str(folder), f"the cache cannot be written ({error.strerror})"
+    raise InputError(found, where=where, hint="set FEDREC_CACHE to a folder that can be written")
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -6,11 +6,11 @@ hardware can bear. Nothing in it comes from a message.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedrec.config import read_toml
 from fedrec.data.source import DataSource
 from fedrec.errors import InputError
 from fedrec.privacy import Policy
@@ -74,13 +74,7 @@ def read_merchant_file(path: Path) -> MerchantFile:
         InputError: naming the file and the key.
     """
     try:
-        return MerchantFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path), expected="the merchant's name and [privacy] policy") from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not valid TOML ({error})", where=str(path)) from None
+        return MerchantFile.model_validate(read_toml(path, hint="it holds the merchant's name and its [privacy] policy"))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-__all__ = ["LONGEST", "Line", "MerchantName", "RunId", "line", "log_visibly", "visible"]
+__all__ = ["LONGEST", "MERCHANT_NAME", "Line", "MerchantName", "RunId", "line", "log_visibly", "visible"]
 
 LONGEST = 300
 """Most characters of a reason."""
@@ -51,7 +51,8 @@ def _is_line(text: str) -> str:
 
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 """Names a run, or an attempt at a round of one."""
-MerchantName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+MERCHANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MerchantName = Annotated[str, Field(pattern=MERCHANT_NAME)]
 """A merchant's public name."""
 Line = Annotated[str, Field(max_length=LONGEST), AfterValidator(_is_line)]
 """A reason, or what else is written for people."""

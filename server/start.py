@@ -9,6 +9,7 @@ from fedrec.config import Part, RunConfig
 from fedrec.data import CentralData
 from fedrec.errors import InputError
 from fedrec.model import Scoring, TextEncoder, init_base, init_trained, load_encoder
+from fedrec.model.encoder import cache_folder
 from server.progress import notify
 from server.run_folder import RunFolder, ServerState
 from server.strategy import RoundRecord
@@ -20,8 +21,9 @@ def load_encoder_for(config: RunConfig) -> TextEncoder:
     """The encoder under these settings.
 
     Raises:
-        InputError: it cannot be loaded, or a rank is over its width.
+        InputError: it cannot be loaded, a rank is over its width, or there is nowhere to keep what it computes.
     """
+    cache_folder()
     encoder = load_encoder(
         config.encoder, config.encoder_layers, config.encoder_rank, config.max_tokens, config.device, config.texts_per_batch
     )

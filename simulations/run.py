@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,84 +11,23 @@ import numpy as np
 
 from clients.site import KEYS, ROSTER
 from fedrec.config import RunConfig, write_atomically
-from fedrec.data import MerchantData, load_central, load_merchant, merchant_folders
+from fedrec.data import load_central, merchant_folders
 from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, read_merchant_file
-from fedrec.privacy.secure_plan import why_no_secure_sum
+from fedrec.merchant import read_merchant_file
 from fedrec.secure import Roster
 from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.results import row, write_results
 from server.run_folder import RunFolder
 from server.start import first_state, load_encoder_for
+from simulations.checks import check_run, checked
 from simulations.engines import ENGINES
 from simulations.reference import Pooled, plain_counts, reference_rounds
 
-__all__ = ["check_federation", "finish", "resume", "simulate"]
+__all__ = ["finish", "resume", "simulate"]
 
 SITE = "site.json"
-
-
-def check_federation(federation: Path, config: RunConfig | None = None, *, strict: bool = False) -> dict[str, MerchantData]:
-    """Read every table of a federation folder, so that bad data stops a run before it starts.
-
-    Args:
-        config: also check that every merchant is large enough for these settings, and that enough of them
-            accept the trust model.
-        strict: refuse the first row that would be left out.
-
-    Raises:
-        InputError: the first thing that is wrong.
-    """
-    return dict(_checked(federation, config, strict))
-
-
-def _checked(federation: Path, config: RunConfig | None, strict: bool = False) -> Iterator[tuple[str, MerchantData]]:
-    """Merchant after merchant: a run that only wants to know never holds the data of two."""
-    if config is not None and config.trust == "secure-aggregation":
-        _check_terms(federation, config)
-    names: set[str] = set()
-    for folder in merchant_folders(federation):
-        settings = read_merchant_file(folder / "merchant.toml")
-        if settings.name in names:
-            raise InputError(f"the name {settings.name!r} is there twice", where=str(folder / "merchant.toml"))
-        names.add(settings.name)
-        yield settings.name, load_merchant(folder, settings.data, strict=strict)
-        for part in ("heads", "encoder") if config else ():
-            lot = config.sample_rate_of(part) * settings.privacy.population  # type: ignore[union-attr]
-            if config.rounds_of(part) and lot < config.min_lot:  # type: ignore[union-attr]
-                name = "sample_rate" if part == "heads" else "encoder_sample_rate"
-                raise InputError(
-                    f"merchant {settings.name} declares {settings.privacy.population} users: at {name} "
-                    f"{config.sample_rate_of(part):g} a step expects {lot:.1f} of them",  # type: ignore[union-attr]
-                    where=str(folder / "merchant.toml"),
-                    expected=f"at least min_lot = {config.min_lot:g}",  # type: ignore[union-attr]
-                    hint=f"raise {name} or leave the merchant out",
-                )
-    load_central(federation, strict=strict)
-
-
-def _check_terms(federation: Path, config: RunConfig) -> None:
-    """Whether a secure sum can be opened at all: enough merchants, and enough whose policies accept it."""
-    folders = merchant_folders(federation)
-    if reason := why_no_secure_sum(config, len(folders)):
-        raise InputError(
-            reason, where=str(federation), expected=f"more than {2 * config.dropouts + config.colluders} merchants",
-            hint="fewer --set dropouts or --set colluders, or trust = 'local'",
-        )  # fmt: skip
-    reasons: dict[Path, str] = {}
-    for path in (folder / MERCHANT_FILE for folder in folders):
-        policy = read_merchant_file(path).privacy
-        if refusal := policy.refusal_of_terms(dropouts=config.dropouts, colluders=config.colluders):
-            reasons[path] = refusal
-    if len(reasons) > config.dropouts:
-        first = next(iter(reasons))
-        raise InputError(
-            f"{reasons[first]}; {len(reasons)} of {len(folders)} merchants would decline every secure sum", where=str(first),
-            expected=f"at most dropouts = {config.dropouts} merchants who decline",
-            hint="trust, colluders and dropouts in their [privacy] decide it; or run with trust = 'local'",
-        )  # fmt: skip
 
 
 def simulate(
@@ -111,11 +49,13 @@ def simulate(
         record_wire: write down the name, shape and hash of everything a merchant sends.
 
     Raises:
-        InputError: bad data or settings, or `out` is taken.
+        InputError: bad data or settings, every merchant would decline, or `out` is taken; there is no run folder then.
     """
-    for _ in _checked(federation, config):
+    for _ in checked(federation, config):
         pass
     load_encoder_for(config)
+    for what in check_run(federation, config, ledgers):
+        notify("data", what=what)
     folder = RunFolder.create(out, config)
     site: dict[str, Any] = {
         "federation": str(federation.resolve()),

@@ -81,13 +81,18 @@ def set_policy(federation: Path, merchant: str, **values: object) -> None:
     path.write_text(tomli_w.dumps({**settings, "privacy": {**settings["privacy"], **values}}))
 
 
+PLANNED = {"histogram_noise_multiplier": 1.86, "noise_multiplier": 0.95, "encoder_noise_multiplier": 1.27}
+"""The noise that `plan_noise` finds in seconds for three rounds, the last of them on the encoder, rounded up."""
+
+
 def settings_of(bert: Path, **values: Any) -> RunConfig:
     """Settings of a run that takes a second."""
     small = {
         "encoder": str(bert), "rounds": 3, "encoder_rounds": 1, "rank": 4, "encoder_rank": 2,
         "min_lot": 1, "encoder_sample_rate": 0.5, "bootstrap": 100,
     }  # fmt: skip
-    return RunConfig(**{**small, **values})
+    planned = {} if values.keys() & {*small, *PLANNED, "epsilon", "local_steps", "heads"} else PLANNED
+    return RunConfig(**{**small, **planned, **values})
 
 
 def central(folder: RunFolder) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from fedrec.cli import main
 from fedrec.config import RunConfig
 from fedrec.data.split import split_source
 from fedrec.merchant import read_merchant_file
-from simulations.run import check_federation
+from simulations.checks import check_federation
 
 from .conftest import write_source
 from .helpers import set_policy
@@ -86,7 +86,7 @@ BAD_SETTINGS = {
     "a setting without a value": (["--set", "rounds"], ["--set", "'rounds'", "key=value"]),
     "a rank of nothing": (["--set", "rank=0"], ["rank = 0", "greater than or equal to 1"]),
     "a sample rate over one": (["--set", "sample_rate=1.5"], ["sample_rate = 1.5"]),
-    "more encoder rounds than rounds": (["--set", "rounds=2"], ["encoder_rounds (4)", "rounds (2)"]),
+    "more encoder rounds than rounds": (["--set", "rounds=2", "--set", "encoder_rounds=4"], ["encoder_rounds (4)", "rounds (2)"]),
     "a config file that is not there": (["--config", "none.toml"], ["none.toml", "cannot be read"]),
     "an unknown option": (["--rounds", "3"], ["--rounds"]),
     "an unknown engine": (["--engine", "warp"], ["--engine", "'warp'", "inline"]),
@@ -125,6 +125,18 @@ def test_a_run_that_cannot_start_leaves_nothing(
     flags = [part for setting in settings for part in ("--set", setting)]
     assert_refused(fedrec("simulate", federation, "--out", "run", *flags), *named)
     assert names_in(tmp_path) == ["gpt"]
+
+
+@pytest.mark.parametrize("command", ["simulate", "demo"])
+def test_a_cache_that_cannot_be_written_stops_a_run_before_it_starts(
+    command: str, fedrec: Fedrec, federation: Path, tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDREC_CACHE")
+    monkeypatch.setenv("HOME", "/dev/null")
+    where = [federation] if command == "simulate" else []
+    flags = ["--set", f"encoder={tiny_bert_folder}", "--set", "encoder_sample_rate=0.5", "--out", "run"]
+    assert_refused(fedrec(command, *where, *flags), "/dev/null/.cache/fedrec", "set FEDREC_CACHE")
+    assert names_in(tmp_path) == []
 
 
 # Secure aggregation: who would decline is known before anything is made
@@ -191,7 +203,8 @@ def test_a_run_folder_that_is_there_is_left_alone(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("keep")
-    flags = ["--set", f"encoder={tiny_bert_folder}", "--set", "encoder_sample_rate=0.5"]
+    settings = (f"encoder={tiny_bert_folder}", "encoder_rounds=0", "noise_multiplier=2", "histogram_noise_multiplier=2")
+    flags = [part for setting in settings for part in ("--set", setting)]
     assert_refused(fedrec("simulate", federation, "--out", "run", *flags), "run", "already there", "--resume")
     assert names_in(tmp_path / "run") == ["precious"]
 
@@ -213,7 +226,7 @@ def test_a_fault_in_one_merchants_table_stops_the_run(fedrec: Fedrec, tmp_path: 
     (tmp_path / "bad" / "merchants" / "m1" / "merchant.toml").unlink()
     for arguments in (["simulate", "bad", "--out", "run"], ["data", "check", "bad"]):
         answer = fedrec(*arguments, *(["--set", "min_lot=1"] if arguments[0] == "simulate" else []))
-        assert_refused(answer, "m1/merchant.toml", "no such file")
+        assert_refused(answer, "m1/merchant.toml", "No such file")
     assert not (tmp_path / "run").exists()
 
 

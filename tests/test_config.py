@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedrec.config import RunConfig, load_config, parse_overrides, save_config, write_atomically
+from fedrec.config import RunConfig, cache_root, load_config, parse_overrides, read_toml, save_config, write_atomically
 from fedrec.errors import InputError
 
 
@@ -79,6 +82,19 @@ def test_more_encoder_rounds_than_rounds_are_refused() -> None:
     assert "encoder_rounds (5) is more than rounds (4)" in fault({"rounds": 4, "encoder_rounds": 5})
 
 
+@given(rounds=st.integers(1, 10_000))
+def test_a_fifth_of_the_rounds_trains_the_encoder_by_default(rounds: int) -> None:
+    config = load_config(overrides={"rounds": rounds})
+    assert abs(5 * config.encoder_rounds - rounds) <= 2 if rounds >= 5 else config.encoder_rounds == 0
+    assert load_config(overrides={"rounds": rounds, "encoder_rounds": 0}).encoder_rounds == 0
+
+
+def test_the_default_run_has_four_rounds_on_the_encoder_and_says_so_in_its_file(tmp_path: Path) -> None:
+    assert (RunConfig().rounds, RunConfig().encoder_rounds) == (18, 4)
+    save_config(RunConfig(rounds=10), tmp_path / "config.toml")
+    assert "encoder_rounds = 2\n" in (tmp_path / "config.toml").read_text()
+
+
 def test_a_run_that_trains_nothing_is_refused() -> None:
     assert "nothing to train" in fault({"heads": False, "encoder_layers": 0})
 
@@ -125,6 +141,77 @@ def test_a_config_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("rounds 3")
     with pytest.raises(InputError, match=r"bad\.toml: is not valid TOML"):
         load_config(tmp_path / "bad.toml")
+
+
+BAD_TOML = {
+    "not UTF-8": ("rounds = 3\n# caf\u00e9".encode("cp1252"), "bad.toml, line 2: is not UTF-8; save it as UTF-8"),
+    "UTF-16": ("rounds = 3".encode("utf-16"), "bad.toml, line 1: is not UTF-8"),
+    "a number without an end": (b"rounds = " + b"1" * 5_000, "is not valid TOML"),
+    "brackets without an end": (b"rounds = " + b"[" * 5_000, "is not valid TOML"),
+    "a second line that is none": (b"rounds = 3\nseed 4", "line 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TOML)
+def test_what_is_not_toml_in_utf_8_is_named(case: str, tmp_path: Path) -> None:
+    content, said = BAD_TOML[case]
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_config(tmp_path / "bad.toml")
+    assert said in str(refused.value)
+
+
+@given(content=st.binary(max_size=60))
+def test_no_bytes_end_in_anything_but_a_table_or_an_input_error(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(content)
+    try:
+        assert isinstance(read_toml(path), dict)
+    except InputError as error:
+        assert "any.toml" in str(error)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(codecs.BOM_UTF8 + b"rounds = 3\r\n")
+    assert load_config(tmp_path / "run.toml").rounds == 3
+
+
+@pytest.mark.parametrize("text", ["1" * 5_000, "[" * 5_000])
+def test_a_value_that_is_no_toml_is_a_bare_string(text: str) -> None:
+    assert parse_overrides([f"encoder={text}"]) == {"encoder": text}
+
+
+def test_only_one_place_reads_toml() -> None:
+    root = Path(load_config.__code__.co_filename).parents[1]
+    rooms = [root / name for name in ("fedrec", "server", "clients", "simulations")]
+    readers = {path.relative_to(root) for room in rooms for path in room.rglob("*.py") if "import tomllib" in path.read_text()}
+    assert readers == {Path("fedrec/config.py")}
+
+
+CACHES = {
+    "a home that is no folder": ({"HOME": "/dev/null"}, "/dev/null/.cache/fedrec"),
+    "a file in its place": ({"FEDREC_CACHE": __file__}, __file__),
+    "a folder that nobody can make": ({"FEDREC_CACHE": "/proc/fedrec"}, "/proc/fedrec"),
+    "a folder that nobody can write": ({"FEDREC_CACHE": "/proc"}, "/proc"),
+}
+
+
+@pytest.mark.parametrize("case", CACHES)
+def test_a_cache_that_cannot_be_written_is_named(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables, where = CACHES[case]
+    monkeypatch.delenv("FEDREC_CACHE")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as refused:
+        cache_root()
+    assert refused.value.where == where and "set FEDREC_CACHE" in str(refused.value)
+
+
+def test_the_cache_is_made_where_it_is_set_else_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, folder in ((str(tmp_path / "a" / "b"), tmp_path / "a" / "b"), ("", tmp_path / ".cache" / "fedrec")):
+        monkeypatch.setenv("FEDREC_CACHE", value)
+        assert cache_root() == folder and list(folder.iterdir()) == []
 
 
 def test_a_fault_in_a_file_names_the_file(tmp_path: Path) -> None:

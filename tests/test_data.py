@@ -211,8 +211,13 @@ def test_merchant_toml_is_read(tmp_path: Path) -> None:
     assert (read.name, read.privacy.population) == ("shop", 100)
 
 
+def test_merchant_toml_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "merchant.toml").write_text(TOML, encoding="utf-8-sig")
+    assert read_merchant_file(tmp_path / "merchant.toml").name == "shop"
+
+
 BAD_TOML = {
-    "no file": (None, "no such file"),
+    "no file": (None, "No such file"),
     "unknown key": (TOML + "epsilom = 3.0\n", "privacy.epsilom"),
     "no population": (TOML.replace("population = 100\n", ""), "privacy.population"),
     "population of nobody": (TOML.replace("100", "0"), "privacy.population"),

@@ -9,7 +9,7 @@ import pytest
 
 from fedrec.data import load_central, load_merchant, merchant_folders
 from fedrec.data.demo import MerchantsBy, build_demo
-from simulations.run import check_federation
+from simulations.checks import check_federation
 
 pytestmark = pytest.mark.slow
 

@@ -612,6 +612,12 @@ def test_a_bad_server_file_is_refused(case: str, deployment: Deployment) -> None
     assert str(file) in str(refused.value)
 
 
+def test_a_server_file_may_begin_with_a_byte_order_mark(deployment: Deployment) -> None:
+    file, port = deployment.server.settings_file, deployment.server.settings.port
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert ServerFolder.open(deployment.server.path).settings.port == port
+
+
 @pytest.mark.parametrize("kind", ["server", "merchants/a", "missing", "."])
 def test_a_folder_is_what_it_is(kind: str, deployment: Deployment) -> None:
     path = deployment.path / kind

@@ -377,14 +377,14 @@ def test_a_merchant_without_budget_declines_and_the_others_go_on(shared: Path, t
 
 def test_a_run_ends_early_when_all_have_declined(shared: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     for name in ("m0", "m1", "m2"):
-        set_policy(shared, name, epsilon=0.5)
+        set_policy(shared, name, epsilon=6.0)
     folder = simulate(shared, settings_of(tiny_bert_folder), tmp_path / "run")
     ended = json.loads((folder.path / "ended_early.json").read_text())
     assert ended["reason"].startswith("budget: ") and sorted(ended["declined"]) == ["m0", "m1", "m2"]
-    assert ended["round"] == 0 and [line["round"] for line in folder.metrics()] == [0]
-    assert all(ledger.spent().value <= 0.5 for ledger in ledgers(folder).values())
+    assert ended["round"] == 1 and [line["round"] for line in folder.metrics()] == [0, 1]
+    assert all(ledger.spent().value <= 6.0 for ledger in ledgers(folder).values())
     resume(folder.path)
-    assert [line["round"] for line in folder.metrics()] == [0]
+    assert [line["round"] for line in folder.metrics()] == [0, 1]
 
 
 def test_the_budget_is_for_life_and_not_for_a_run(shared: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:

@@ -100,3 +100,12 @@ def test_ctrl_c_is_not_forgotten_when_the_block_fails() -> None:
     with pytest.raises(KeyboardInterrupt), put_off():
         signal.raise_signal(signal.SIGINT)
         raise ValueError
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_these_tests_pass_where_the_shell_ignores_ctrl_c() -> None:
+    tests = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-k", "a_second or forgotten", __file__]
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *tests]
+    done = subprocess.run(ignoring, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stdout[-2000:]

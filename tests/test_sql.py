@@ -31,8 +31,8 @@ from fedrec.data.source import DataSource
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
 from simulations.audit import pick_merchant
+from simulations.checks import check_federation
 from simulations.reference import Pooled
-from simulations.run import check_federation
 
 from .helpers import make_federation
 from .test_data import EVENTS, ITEMS, TOML, fault, same, write_csv

@@ -30,20 +30,20 @@ def check(
     json: Json = False,
 ) -> None:
     """Read and validate everything in a folder; a fault, and what is left out, is named by file or query, column and row."""
-    from fedrec.data import load_central, load_merchant
-    from fedrec.merchant import read_merchant_file
-    from simulations.run import check_federation
+    from fedrec.config import RunConfig
+    from fedrec.data import load_central
+    from simulations.checks import check_federation, check_merchant, merchant_files, would_not_work
 
     if not path.is_dir():
         raise InputError("no such folder", where=str(path), expected="a merchant folder or a federation folder")
     if (path / "merchants").is_dir():
-        merchants = check_federation(path, strict=strict)
+        settings, merchants = list(merchant_files(path).values()), check_federation(path, strict=strict)
         left_out = {"central": load_central(path).left_out}
     else:
-        settings = read_merchant_file(path / "merchant.toml")
-        merchants = {settings.name: load_merchant(path, settings.data, strict=strict)}
-        left_out = {}
+        one, data = check_merchant(path, strict=strict)
+        settings, merchants, left_out = [one], {one.name: data}, {}
     left_out = {name: data.left_out for name, data in merchants.items()} | left_out
+    notes = would_not_work({one.name: one.privacy for one in settings}, RunConfig())
     rows = [
         {
             "merchant": name,
@@ -56,12 +56,14 @@ def check(
     ]
     if json:
         reasons = [{"of": name, **asdict(one)} for name, found in left_out.items() for one in found]
-        print_json({"path": str(path), "ok": True, "merchants": rows, "left_out": reasons})
+        print_json({"path": str(path), "ok": True, "merchants": rows, "left_out": reasons, "notes": notes})
         return
     fault = any(one.fault for found in left_out.values() for one in found)
     title = f"{path}: some rows cannot be used" if fault else f"{path}: no fault found"
     out.print(table(title, list(rows[0]), [list(row.values()) for row in rows]))
     _print_left_out(left_out)
+    for note in notes:
+        out.print(f"with a run's default settings {note}", style="yellow", soft_wrap=True)
     out.print("users and events here are the merchant's own figures; they are not sent to anyone", style="dim")
 
 
@@ -77,6 +79,7 @@ def split(
     json: Json = False,
 ) -> None:
     """Turn `events` + `items` into merchants and held-out central users."""
+    from fedrec.config import RunConfig
     from fedrec.data.split import split_source
 
     left_out: list[LeftOut] = []
@@ -88,7 +91,9 @@ def split(
         return
     out.print(table(f"{target}", list(summary.columns), summary.to_numpy().tolist()))
     _print_left_out({str(source): left_out})
-    run = f"fedrec simulate {target}" + ("" if trust is TrustName.local else f" --set trust={trust.value}")
+    default = RunConfig()
+    asked = [("epsilon", epsilon, default.epsilon), ("delta", delta, default.delta), ("trust", trust.value, default.trust)]
+    run = f"fedrec simulate {target}" + "".join(f" --set {name}={value}" for name, value, usual in asked if value != usual)
     out.print(f"next: {run}", style="dim", soft_wrap=True)
 
 

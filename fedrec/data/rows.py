@@ -11,11 +11,9 @@ import pandas as pd
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table
 from fedrec.errors import InputError
+from fedrec.text import MERCHANT_NAME
 
 __all__ = ["Items", "LeftOut", "check_events", "check_items"]
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""A merchant's name is the name of its folder too."""
 
 MISSING = ("\\N", "NULL")
 """What databases write for a missing value: no id and no time, but in a text it is a text."""
@@ -225,13 +223,17 @@ def _leave_out_unknown(rows: _Rows, items: Items) -> None:
 
 
 def _check_merchants(events: pd.DataFrame, table: Table) -> None:
-    bad = {name for name in events[C.MERCHANT].unique() if not NAME.fullmatch(name)}
-    if bad:
-        row = int(events[C.MERCHANT].isin(bad).idxmax())
+    seen: dict[str, str] = {}
+    for name in events[C.MERCHANT].unique():
+        other = seen.setdefault(name.casefold(), name)
+        if re.fullmatch(MERCHANT_NAME, name) and other == name:
+            continue
+        # A merchant's name is the name of its folder too, and some file systems do not tell case.
+        what = "cannot name a merchant" if other == name else f"differs from {other!r} only in case"
         raise InputError(
-            f"{events[C.MERCHANT][row]!r} cannot name a merchant",
-            where=table.at(C.MERCHANT, row),
-            expected="letters, digits, dots, dashes and underscores",
+            f"{name!r} {what}",
+            where=table.at(C.MERCHANT, int(events[C.MERCHANT].eq(name).idxmax())),
+            expected="at most 64 letters, digits, dots, dashes and underscores, the first a letter or a digit",
         )
 
 

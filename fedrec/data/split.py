@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import tomli_w
+from pydantic import ValidationError
 
 from fedrec.config import write_atomically
 from fedrec.data.catalogue import ambiguous_id
@@ -16,6 +17,7 @@ from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import find_table, read_table, write_table
 from fedrec.errors import InputError
+from fedrec.privacy.policy import Policy
 
 __all__ = ["public_population", "split_source", "write_federation"]
 
@@ -56,7 +58,7 @@ def split_source(
         One row a merchant: users, events, items, held-out users, population.
 
     Raises:
-        InputError: bad tables, or `out` is not empty.
+        InputError: bad tables, a bad policy, or `out` is not empty; nothing has been written.
     """
     items_path, events_path = find_table(source, "items"), find_table(source, "events")
     table = read_table(items_path)
@@ -97,20 +99,20 @@ def write_federation(
     emptied = set(events[C.MERCHANT]) - set(events.loc[~is_held, C.MERCHANT])
     if emptied:
         raise InputError(f"merchant {min(emptied)} has no user left after the hold-out", hint="lower --holdout or drop it")
+    counts = events[~is_held].groupby(C.MERCHANT)[C.USER].nunique()
+    policies = {str(name): _policy(str(name), {**policy, "population": public_population(n)}) for name, n in counts.items()}
     summary = []
     for name, rows in events.groupby(C.MERCHANT):
         progress(str(name))
         own = rows[~is_held[rows.index]].drop(columns=C.MERCHANT)
         catalogue = items[items[C.MERCHANT] == name].drop(columns=C.MERCHANT) if C.MERCHANT in items.columns else items
         folder = out / "merchants" / str(name)
-        count = own[C.USER].nunique()
-        population = public_population(count)
-        settings = {"name": str(name), "privacy": {**policy, "population": population}}
+        settings = {"name": str(name), "privacy": policies[str(name)]}
         write_table(catalogue, folder / "items.parquet")
         write_table(own, folder / "events.parquet")
         write_atomically(folder / "merchant.toml", tomli_w.dumps(settings).encode())
-        held_out = int(held[str(name)].sum())
-        summary.append((str(name), count, len(own), len(catalogue), held_out, population))
+        held_out, population = int(held[str(name)].sum()), policies[str(name)]["population"]
+        summary.append((str(name), int(counts[name]), len(own), len(catalogue), held_out, population))
     central_items, central_events = items, events[is_held]
     if C.MERCHANT in items.columns and ambiguous_id(items) is not None:
         # Merchants use the same ids for different things: at the server an id names its merchant too.
@@ -118,6 +120,17 @@ def write_federation(
     write_table(central_items, out / "central" / "items.parquet")
     write_table(central_events, out / "central" / "events.parquet")
     return pd.DataFrame(summary, columns=["merchant", "users", "events", "items", "held_out_users", "population"])
+
+
+def _policy(merchant: str, values: dict[str, object]) -> dict[str, object]:
+    """`values`, if they are a policy that merchants may have."""
+    try:
+        Policy.model_validate(values).check_delta(where=f"the policy of merchant {merchant}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{key} = {first['input']!r}: {first['msg'].lower()}", where="the merchants' policy") from None
+    return values
 
 
 def _with_merchant_in_id(table: pd.DataFrame) -> pd.DataFrame:

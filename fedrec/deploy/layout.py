@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from fedrec.config import read_toml
 from fedrec.deploy.certificates import check_private, read_public_key
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
@@ -461,17 +461,13 @@ class Deployment:
 
 def _read_server_file(path: Path) -> ServerFile:
     try:
-        settings = ServerFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        settings = ServerFile.model_validate(read_toml(path))
         parse_address(settings.address, where=f"{path}: address")
         ipaddress.ip_address(settings.listen)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{key}: {first['msg'].lower()}" if key else first["msg"], where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not valid TOML ({error})", where=str(path)) from None
     except ValueError:
         raise InputError(f"listen: found {settings.listen!r}", where=str(path), expected="an IP address") from None
     return settings

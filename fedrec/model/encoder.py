@@ -9,7 +9,6 @@ one vector for a text.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
 
+from fedrec.config import cache_root
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest
@@ -41,8 +41,12 @@ EMBEDDED = 32
 
 
 def cache_folder() -> Path:
-    """Where trunk caches live: `FEDREC_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("FEDREC_CACHE", Path.home() / ".cache" / "fedrec")) / "trunk"
+    """Where trunk caches live.
+
+    Raises:
+        InputError: the cache cannot be made or written.
+    """
+    return cache_root() / "trunk"
 
 
 def resolve_device(name: str) -> torch.device:

@@ -8,8 +8,12 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedrec.config import Trust, Unit
+from fedrec.errors import InputError
 
 __all__ = ["Policy"]
+
+MOST_DELTA = 0.1
+"""Largest delta times population: delta may be the chance that one user's data are published whole, and this many expect it."""
 
 
 class Policy(BaseModel):
@@ -41,6 +45,25 @@ class Policy(BaseModel):
     """Ceiling for the clipping norm."""
     max_rounds: int = Field(1000, ge=1)
     """Most training rounds in one run."""
+
+    def fault_of_delta(self) -> str | None:
+        """Why delta is no protection beside so many users (Dwork and Roth, 2014, section 2.3), or None."""
+        expected = self.delta * self.population
+        if expected <= MOST_DELTA:
+            return None
+        return f"delta {self.delta:g} times {self.population:,} declared users is {expected:.3g}, over {MOST_DELTA:g}"
+
+    def check_delta(self, where: str) -> None:
+        """Refuse a delta that is no protection.
+
+        Args:
+            where: what an error calls the policy.
+
+        Raises:
+            InputError: delta times the population is over `MOST_DELTA`.
+        """
+        if fault := self.fault_of_delta():
+            raise InputError(fault, where=where, hint=f"a smaller delta, such as {MOST_DELTA / 10 / self.population:.0e}")
 
     def refusal_of_terms(self, *, dropouts: int, colluders: int) -> str | None:
         """Why the terms of a secure sum would weaken the policy, or None."""

@@ -1,0 +1,232 @@
+"""What is known before a run: whether its data are in order, and which merchants would take part."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from clients.merchant import SUFFIX
+from fedrec.config import RunConfig
+from fedrec.data import CentralData, Histories, MerchantData, load_central, load_merchant, merchant_folders
+from fedrec.errors import InputError
+from fedrec.evaluation import EvaluationSet
+from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
+from fedrec.privacy import Ledger, Policy, Release, over_budget, plan_noise
+from fedrec.privacy.secure_plan import why_no_secure_sum
+
+__all__ = ["check_federation", "check_merchant", "check_run", "checked", "merchant_files", "would_not_work"]
+
+SHOWN = 5
+"""How many merchants an error names before it counts the others."""
+A_BASKET = "a basket is what a user did at one timestamp, and training asks what the next one holds: look at the timestamps"
+
+
+def check_federation(federation: Path, config: RunConfig | None = None, *, strict: bool = False) -> dict[str, MerchantData]:
+    """Read every table of a federation folder, so that bad data stops a run before it starts.
+
+    Args:
+        config: also check that every merchant is large enough for these settings, and that enough of them
+            would take part.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    for path, settings in merchant_files(federation).items():
+        settings.privacy.check_delta(where=str(path))
+    merchants = dict(checked(federation, config))
+    if config is not None:
+        check_run(federation, config)
+    return merchants
+
+
+def check_run(federation: Path, config: RunConfig, ledgers: Path | None = None) -> list[str]:
+    """Whether enough merchants would take part in a run, by their policies and ledgers.
+
+    Args:
+        ledgers: folder of what they have spent so far; nothing by default.
+
+    Returns:
+        What a person should know of the others: who would decline and why, and whose delta is no protection.
+
+    Raises:
+        InputError: every merchant would decline, or more than may be missing from a secure sum.
+    """
+    files = merchant_files(federation)
+    policies = {settings.name: settings.privacy for settings in files.values()}
+    declined: dict[str, str] = {}
+    for reasons in _declined(policies, config, ledgers):
+        _enough(files, config, reasons)
+        declined = {**reasons, **declined}
+    faults = {name: fault for name, policy in policies.items() if (fault := policy.fault_of_delta())}
+    return _would_decline(declined) + [f"merchant {name}: {fault}" for name, fault in faults.items()]
+
+
+def _check_terms(federation: Path, config: RunConfig) -> None:
+    """Whether a secure sum can be opened at all: enough merchants, and enough whose policies accept it."""
+    files = merchant_files(federation)
+    if reason := why_no_secure_sum(config, len(files)):
+        raise InputError(
+            reason, where=str(federation), expected=f"more than {2 * config.dropouts + config.colluders} merchants",
+            hint="fewer --set dropouts or --set colluders, or trust = 'local'",
+        )  # fmt: skip
+    refusals = {one.name: _refusal_of_terms(one.privacy, config) for one in files.values()}
+    _enough(files, config, {name: reason for name, reason in refusals.items() if reason})
+
+
+def _refusal_of_terms(policy: Policy, config: RunConfig) -> str | None:
+    if config.trust == "local":
+        return None
+    reason = policy.refusal_of_terms(dropouts=config.dropouts, colluders=config.colluders)
+    return f"policy: {reason}" if reason else None
+
+
+def _enough(files: Mapping[Path, MerchantFile], config: RunConfig, reasons: Mapping[str, str]) -> None:
+    """Refuse a run that these merchants, who would decline for these reasons, leave without any who could take part."""
+    secure = config.trust == "secure-aggregation"
+    if len(reasons) <= (config.dropouts if secure else len(files) - 1):
+        return
+    raise InputError(
+        f"{len(reasons)} of {len(files)} merchants would decline: {_listed(reasons)}",
+        where=str(next(path for path, settings in files.items() if settings.name in reasons)),
+        expected=f"at most dropouts = {config.dropouts} who decline" if secure else "at least one who takes part",
+        hint="--set asks for something else; their [privacy] and ledgers decide what they accept",
+    )
+
+
+def merchant_files(federation: Path) -> dict[Path, MerchantFile]:
+    """Every `merchant.toml` of a federation folder, in the order of the folders.
+
+    Raises:
+        InputError: one is bad, or its name is there twice.
+    """
+    paths = [folder / MERCHANT_FILE for folder in merchant_folders(federation)]
+    files = {path: read_merchant_file(path) for path in paths}
+    names = [one.name for one in files.values()]
+    for path, settings in files.items():
+        if names.count(settings.name) > 1:
+            raise InputError(f"the name {settings.name!r} is there twice", where=str(path))
+    return files
+
+
+def _declined(policies: Mapping[str, Policy], config: RunConfig, ledgers: Path | None = None) -> Iterator[dict[str, str]]:
+    """For each of a run's first requests who would decline it and why: the histogram if there is one, then round 1."""
+    before: dict[str, list[Release]] = {name: [] for name in policies}
+    if ledgers is not None:
+        before = {name: Ledger(ledgers / f"{name}{SUFFIX}", policy.delta).releases() for name, policy in policies.items()}
+    for request in _first_requests(config):
+        reasons = {}
+        for name, policy in policies.items():
+            if reason := _refusal(policy, config, before[name], request):
+                reasons[name] = reason
+            else:
+                before[name].append(request)
+        yield reasons
+
+
+def _first_requests(config: RunConfig) -> Iterator[Release]:
+    plan, part, now = plan_noise(config), config.part(1), datetime.now(UTC).isoformat(timespec="seconds")
+    if plan.histogram is not None:
+        yield Release("", 0, "histogram", plan.histogram, 1.0, 1, 1.0, config.unit, config.delta, time=now)
+    rate, steps = config.sample_rate_of(part), config.local_steps
+    yield Release("", 1, "dp-sgd", plan.of(part), rate, steps, config.clip_norm, config.unit, config.delta, time=now)
+
+
+def _refusal(policy: Policy, config: RunConfig, before: list[Release], request: Release) -> str | None:
+    """What a merchant with this policy and ledger answers, or None if it takes part."""
+    if reason := _refusal_of_terms(policy, config):
+        return reason
+    reason = policy.refusal(
+        unit=request.unit, noise_multiplier=request.noise_multiplier, clip_norm=request.clip_norm, delta=request.delta
+    )
+    return f"policy: {reason}" if reason else over_budget(policy, before, request)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons.items():
+        names[reason].append(name)
+    said = [f"{_some(who)} ({reason})" for reason, who in names.items()]
+    return _some(said)
+
+
+def _some(values: list[str]) -> str:
+    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+    return ", ".join(values[:SHOWN]) + more
+
+
+def check_merchant(folder: Path, *, strict: bool = False) -> tuple[MerchantFile, MerchantData]:
+    """Read a merchant folder on its own.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    path = folder / MERCHANT_FILE
+    settings = read_merchant_file(path)
+    settings.privacy.check_delta(where=str(path))
+    data = load_merchant(folder, settings.data, strict=strict)
+    if reason := nothing_to_learn(data.histories):
+        raise InputError(reason, where=str(folder), hint=A_BASKET)
+    return settings, data
+
+
+def checked(federation: Path, config: RunConfig | None, *, strict: bool = False) -> Iterator[tuple[str, MerchantData]]:
+    """Merchant after merchant: a run that only wants to know never holds the data of two."""
+    if config is not None and config.trust == "secure-aggregation":
+        _check_terms(federation, config)
+    learn_nothing: list[str | None] = []
+    for path, settings in merchant_files(federation).items():
+        if config is not None and (reason := _too_small(settings.name, settings.privacy, config)):
+            raise InputError(reason, where=str(path), hint="or leave the merchant out")
+        data = load_merchant(path.parent, settings.data, strict=strict)
+        learn_nothing.append(nothing_to_learn(data.histories))
+        yield settings.name, data
+    if None not in learn_nothing:
+        raise InputError(f"{learn_nothing[0]}, at any merchant", where=str(federation / "merchants"), hint=A_BASKET)
+    _check_central(load_central(federation, strict=strict), config or RunConfig(), federation / "central")
+
+
+def _check_central(central: CentralData, config: RunConfig, where: Path) -> None:
+    share = config.calibration_share if config.calibrate else 0.0
+    evaluated, _ = EvaluationSet.build(central, config.history, share, config.seed)
+    if not evaluated.users:
+        nothing = [nothing_to_learn(group.histories) for group in central.groups]
+        found = "no held-out user's last basket holds anything new" if None in nothing else f"{nothing[0]} among those held out"
+        raise InputError(found, where=str(where), hint=A_BASKET)
+
+
+def nothing_to_learn(histories: Histories) -> str | None:
+    """Why no user is an example for training, or None."""
+    if not histories.baskets.any():
+        return "no user has two baskets"
+    user = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    _, first = np.unique(user * (histories.items.max() + 1) + histories.items, return_index=True)
+    return None if histories.baskets[first].any() else "no user has a second basket with anything new in it"
+
+
+def _too_small(name: str, policy: Policy, config: RunConfig) -> str | None:
+    for part in ("heads", "encoder"):
+        lot = config.sample_rate_of(part) * policy.population
+        if config.rounds_of(part) and lot < config.min_lot:
+            rate = "sample_rate" if part == "heads" else "encoder_sample_rate"
+            return (
+                f"merchant {name} declares {policy.population:,} users: at {rate} {config.sample_rate_of(part):g} a step expects "
+                f"{lot:.1f} of them; expected at least min_lot = {config.min_lot:g}; raise {rate}"
+            )
+    return None
+
+
+def would_not_work(policies: Mapping[str, Policy], config: RunConfig) -> list[str]:
+    """What a run with these settings would refuse or go without, that other settings would not."""
+    small = [reason for name, policy in policies.items() if (reason := _too_small(name, policy, config))]
+    declined: dict[str, str] = {}
+    for reasons in _declined(policies, config):
+        declined = {**reasons, **declined}
+    return small + _would_decline(declined)
+
+
+def _would_decline(reasons: Mapping[str, str]) -> list[str]:
+    return [f"merchant {name} would decline: {reason}" for name, reason in reasons.items()]
