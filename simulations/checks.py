@@ -31,13 +31,14 @@ def check_federation(federation: Path, config: RunConfig | None = None, *, stric
     Args:
         config: also check that every merchant is large enough for these settings, and that enough of them
             would take part.
+        strict: refuse the first row that would be left out.
 
     Raises:
         InputError: the first thing that is wrong.
     """
     for path, settings in merchant_files(federation).items():
         settings.privacy.check_delta(where=str(path))
-    merchants = dict(checked(federation, config))
+    merchants = dict(checked(federation, config, strict=strict))
     if config is not None:
         check_run(federation, config)
     return merchants
