@@ -56,7 +56,7 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
         releases = ledger.releases()
         spent = ledger.spent().value if releases else 0.0
     yield "ledger", f"{len(releases)} releases, chain intact, epsilon {spent:.3f} of {policy.epsilon:g} spent"
-    shape, model = RunConfig(), settings.model
+    shape, model = RunConfig(), merchant.site.model
     encoder = load_encoder(
         model.encoder, shape.encoder_layers, shape.encoder_rank, shape.max_tokens, model.device, model.texts_per_batch
     )

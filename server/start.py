@@ -16,15 +16,20 @@ from server.strategy import RoundRecord
 __all__ = ["first_state", "load_encoder_for", "write_line"]
 
 
-def load_encoder_for(config: RunConfig) -> TextEncoder:
+def load_encoder_for(config: RunConfig, state: ServerState | None = None) -> TextEncoder:
     """The encoder under these settings.
 
+    Args:
+        state: what was trained with it, where something was.
+
     Raises:
-        InputError: it cannot be loaded, or a rank is over its width.
+        InputError: it cannot be loaded, is not the one that `state` was trained with, or a rank is over its width.
     """
     encoder = load_encoder(
         config.encoder, config.encoder_layers, config.encoder_rank, config.max_tokens, config.device, config.texts_per_batch
     )
+    if state is not None:
+        encoder.check_fingerprint(state.encoder_fingerprint)
     if config.heads and config.rank > encoder.hidden:
         raise InputError(f"found {config.rank}", where="rank", expected=f"at most {encoder.hidden}, the encoder's width")
     return encoder
@@ -37,7 +42,7 @@ def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -
     base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
     trained = init_trained(encoder, config.heads, config.rank)
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
-    return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring)
+    return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring, encoder.fingerprint)
 
 
 def write_line(folder: RunFolder, number: int, part: Part | None, record: RoundRecord, line: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from fedrec.data import MerchantData, load_central, load_merchant, merchant_fold
 from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, read_merchant_file
+from fedrec.model.encoder_files import absolute_encoder
 from fedrec.privacy.secure_plan import why_no_secure_sum
 from fedrec.secure import Roster
 from server.evaluation import CentralEvaluator
@@ -114,6 +115,7 @@ def simulate(
     """
     for _ in _checked(federation, config):
         pass
+    config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})
     load_encoder_for(config)
     folder = RunFolder.create(out, config)
     site: dict[str, Any] = {
@@ -150,7 +152,8 @@ def resume(out: Path, engine: str | None = None, workers: int | None = None) -> 
         engine: as `simulate` has it; by default, like `workers`, what the run had.
 
     Raises:
-        InputError: this is not the folder of a simulated run, its data have moved, or its engine has no workers.
+        InputError: this is not the folder of a simulated run, its data have moved, its encoder has changed, or its engine
+            has no workers.
     """
     folder = RunFolder.open(out)
     try:
@@ -159,6 +162,7 @@ def resume(out: Path, engine: str | None = None, workers: int | None = None) -> 
         raise InputError(f"there is no {SITE}", where=str(out), expected="the folder of a simulated run") from None
     if workers and (engine or site["engine"]) != "inline":
         raise InputError(f"found {workers}", where="--workers", expected="a run under the engine inline")
+    load_encoder_for(folder.config, folder.load())
     changed = {"run": str(out.resolve()), "engine": engine or site["engine"], "workers": workers or site.get("workers", 1)}
     folder.write_json(SITE, {**site, **changed})
     return _go_on(folder)
