@@ -99,12 +99,11 @@ def test_another_encoder_is_refused(
     assert {path: path.read_bytes() for path in (made / "run").rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["recommend by history", "recommend by words", "evaluate"])
 def test_the_same_encoder_is_found_from_another_folder(
     command: str, bert: Path, made: Path, fedrec: Callable[..., tuple[int, str, str]]
 ) -> None:
-    arguments = [made / "run" if part == "RUN" else part for part in COMMANDS[command]]
-    status, _, err = fedrec(*arguments, *(["--no-reference"] if command == "resume" else []))
+    status, _, err = fedrec(*(made / "run" if part == "RUN" else part for part in COMMANDS[command]))
     assert status == 0, err
 
 
@@ -138,7 +137,8 @@ def test_a_run_from_before_fingerprints_were_kept_opens(bert: Path, made: Path, 
     run = Path(shutil.copytree(made / "run", tmp_path / "old"))
     path = run / "adapter" / "fedrec.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps({name: settings[name] for name in settings if name not in ("encoder_fingerprint", "encoder_files")}))
+    del settings["encoder_fingerprint"], settings["encoder_files"]
+    path.write_text(json.dumps(settings))
     for checkpoint in (run / "checkpoints").iterdir():
         with safe_open(checkpoint, framework="numpy") as file:
             meta = {name: value for name, value in file.metadata().items() if name != "encoder_fingerprint"}

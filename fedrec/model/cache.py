@@ -102,7 +102,7 @@ class TrunkCache:
             name = path.name.removesuffix(".index.npy")
             if name in self._shards:
                 continue
-            with contextlib.suppress(OSError, ValueError):  # what a power cut has left of it is computed again
+            with contextlib.suppress(OSError, ValueError, EOFError):  # what a power cut has left of it is computed again
                 self._add(name, np.load(path), np.load(self.folder / f"{name}.states.npy", mmap_mode="r"))
 
     def _add(self, name: str, index: np.ndarray, states: np.ndarray) -> None:
