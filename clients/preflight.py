@@ -64,7 +64,7 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
         "ledger",
         f"{len(releases)} releases, chain intact, epsilon {spent:.3f} of {policy.epsilon:g} spent; {standing}{accepted}",
     )
-    shape, model = RunConfig(), settings.model
+    shape, model = RunConfig(), merchant.site.model
     encoder = load_encoder(
         model.encoder, shape.encoder_layers, shape.encoder_rank, shape.max_tokens, model.device, model.texts_per_batch
     )

@@ -18,6 +18,7 @@ from flwr.app import Context
 from fedrec.data import merchant_folders
 from fedrec.deploy.layout import MerchantFolder
 from fedrec.merchant import ModelSettings, read_merchant_file
+from fedrec.model.encoder_files import absolute_encoder
 
 __all__ = ["FOLDER_KEY", "KEYS", "ROSTER", "SITE_VARIABLE", "Site", "deployed_site", "site_of"]
 
@@ -88,12 +89,11 @@ def _merchants(federation: Path, changed: int) -> list[Path]:
 
 
 def deployed_site(folder: MerchantFolder) -> Site:
-    """The site of a deployed merchant: no seed, ever.
+    """The site of a deployed merchant: no seed, ever; a relative encoder folder is the merchant folder's.
 
     Raises:
         InputError: `merchant.toml` cannot be read.
     """
     settings = read_merchant_file(folder.settings_file)
-    return Site(
-        folder.path, folder.ledger, folder.replies, settings.model, None, folder.key, folder.roster, folder.wire_log, folder.head
-    )  # fmt: skip
+    model = settings.model.model_copy(update={"encoder": absolute_encoder(settings.model.encoder, folder.path)})
+    return Site(folder.path, folder.ledger, folder.replies, model, None, folder.key, folder.roster, folder.wire_log, folder.head)

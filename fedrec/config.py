@@ -77,7 +77,8 @@ class RunConfig(BaseModel):
     """Share of the budget for the encoder's rounds, where there are both kinds of round."""
 
     encoder: str = "minilm-l6"
-    """`minilm-l6` (packaged), a folder, or a Hugging Face name of a BERT."""
+    """A BERT and its tokenizer: `minilm-l6` (packaged), a folder, or `hf:NAME` for a model of the Hugging Face hub. A relative
+    folder is the working directory's; the run keeps it absolute."""
     heads: bool = True
     """Train one low-rank head for each role (history, candidate) on the pooled embedding."""
     rank: int = Field(32, ge=1)

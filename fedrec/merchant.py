@@ -27,7 +27,8 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str = "minilm-l6"
-    """`minilm-l6` (packaged), a folder, or a Hugging Face name; its weights must be the server's."""
+    """`minilm-l6` (packaged), a folder (a relative one is the merchant folder's), or `hf:NAME` for a model of the Hugging
+    Face hub; weights and tokenizer must be the server's."""
     device: str = "auto"
     """`auto`, `cpu`, or a torch device."""
     texts_per_batch: int = Field(128, ge=1)

@@ -31,9 +31,10 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder.open(Path(site["run"]))
     config = folder.config
     central = load_central(Path(site["federation"]))
-    encoder = load_encoder_for(config)
+    state = folder.load()
+    encoder = load_encoder_for(config, state)
     evaluator = CentralEvaluator(central, config, encoder)
-    state = folder.load() or first_state(config, central, encoder)
+    state = state or first_state(config, central, encoder)
     strategy = STRATEGIES[config.trust](config, plan_noise(config), state, encoder.fingerprint)
 
     if "prior.counts" not in state.public:

@@ -30,6 +30,7 @@ from fedrec.config import RunConfig
 from fedrec.data import load_central
 from fedrec.deploy.layout import ServerFolder
 from fedrec.errors import InputError
+from fedrec.model.encoder_files import absolute_encoder
 from server.control import SuperLink
 from server.progress import notify
 from server.run_folder import RunFolder
@@ -50,6 +51,7 @@ def start(folder: ServerFolder, config: RunConfig, out: Path) -> RunFolder:
         InputError: bad central data or settings, `out` is taken, or no server is up.
     """
     load_central(folder.path)
+    config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})
     load_encoder_for(config)
     SuperLink(folder).nodes()
     run = RunFolder.create(out, config)
@@ -62,7 +64,7 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
     """Go on with a run from its last checkpoint, or from its beginning.
 
     Raises:
-        InputError: the run is not a deployed one, another process is at it, or no server is up.
+        InputError: the run is not a deployed one, its encoder has changed, another process is at it, or no server is up.
         TooFewMerchants: the run stopped at its last checkpoint.
     """
     site = run.path / SITE
@@ -75,6 +77,7 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
     ended = (run.path / "ended_early.json").exists()
     if ended or (state is not None and state.round >= run.config.rounds):
         return run
+    load_encoder_for(run.config, state)
     stopped = run.path / "stopped.json"
     with _alone(folder):
         stopped.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ class ServerState:
         public: base arrays and prior, as merchants get them.
         optimizer: the server optimizer's arrays.
         scoring: what merchants train under; the evaluation chooses its own weight of the prior.
+        encoder_fingerprint: of the encoder below the adapter; empty in a run from before it was kept.
     """
 
     run: str
@@ -45,6 +46,7 @@ class ServerState:
     public: Arrays
     optimizer: Arrays
     scoring: Scoring
+    encoder_fingerprint: str = ""
 
     def after(self, trained: Arrays, optimizer: Arrays) -> ServerState:
         """The state one round later."""
@@ -101,6 +103,7 @@ class RunFolder:
             for name, value in getattr(state, group).items()
         }
         meta = {"run": state.run, "round": str(state.round), "scoring": json.dumps(asdict(state.scoring))}
+        meta["encoder_fingerprint"] = state.encoder_fingerprint
         path = folder / f"round-{state.round:05d}.safetensors"
         temporary = path.with_suffix(".tmp")
         save_file(arrays, temporary, metadata=meta)
@@ -119,7 +122,8 @@ class RunFolder:
             for key in file.keys():  # noqa: SIM118
                 group, _, name = key.partition("|")
                 groups[group][name] = file.get_tensor(key)
-        return ServerState(run=meta["run"], round=int(meta["round"]), scoring=Scoring(**json.loads(meta["scoring"])), **groups)
+        scoring, fingerprint = Scoring(**json.loads(meta["scoring"])), meta.get("encoder_fingerprint", "")
+        return ServerState(meta["run"], int(meta["round"]), scoring=scoring, encoder_fingerprint=fingerprint, **groups)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""

@@ -17,16 +17,22 @@ from server.strategy import RoundRecord
 __all__ = ["first_state", "load_encoder_for", "round_line"]
 
 
-def load_encoder_for(config: RunConfig) -> TextEncoder:
+def load_encoder_for(config: RunConfig, state: ServerState | None = None) -> TextEncoder:
     """The encoder under these settings.
 
+    Args:
+        state: what was trained with it, where something was.
+
     Raises:
-        InputError: it cannot be loaded, a rank is over its width, or there is nowhere to keep what it computes.
+        InputError: it cannot be loaded, is not the one that `state` was trained with, a rank is over its width, or there is
+            nowhere to keep what it computes.
     """
     cache_folder()
     encoder = load_encoder(
         config.encoder, config.encoder_layers, config.encoder_rank, config.max_tokens, config.device, config.texts_per_batch
     )
+    if state is not None:
+        encoder.check_fingerprint(state.encoder_fingerprint)
     if config.heads and config.rank > encoder.hidden:
         raise InputError(f"found {config.rank}", where="rank", expected=f"at most {encoder.hidden}, the encoder's width")
     return encoder
@@ -39,7 +45,7 @@ def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -
     base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
     trained = init_trained(encoder, config.heads, config.rank)
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
-    return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring)
+    return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring, encoder.fingerprint)
 
 
 def round_line(number: int, part: Part | None, record: RoundRecord, central: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fedrec.data import load_central, merchant_folders
 from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
+from fedrec.model.encoder_files import absolute_encoder
 from fedrec.secure import Roster
 from server.evaluation import CentralEvaluator
 from server.progress import notify
@@ -53,6 +54,7 @@ def simulate(
     """
     for _ in checked(federation, config):
         pass
+    config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})
     load_encoder_for(config)
     for what in check_run(federation, config, ledgers):
         notify("data", what=what)
@@ -91,7 +93,8 @@ def resume(out: Path, engine: str | None = None, workers: int | None = None) -> 
         engine: as `simulate` has it; by default, like `workers`, what the run had.
 
     Raises:
-        InputError: this is not the folder of a simulated run, its data have moved, or its engine has no workers.
+        InputError: this is not the folder of a simulated run, its data have moved, its encoder has changed, or its engine
+            has no workers.
     """
     folder = RunFolder.open(out)
     try:
@@ -100,6 +103,7 @@ def resume(out: Path, engine: str | None = None, workers: int | None = None) -> 
         raise InputError(f"there is no {SITE}", where=str(out), expected="the folder of a simulated run") from None
     if workers and (engine or site["engine"]) != "inline":
         raise InputError(f"found {workers}", where="--workers", expected="a run under the engine inline")
+    load_encoder_for(folder.config, folder.load())
     changed = {"run": str(out.resolve()), "engine": engine or site["engine"], "workers": workers or site.get("workers", 1)}
     folder.write_json(SITE, {**site, **changed})
     return _go_on(folder)

@@ -124,8 +124,42 @@ def test_a_computation_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     cache = TrunkCache(tmp_path, "f")
     with pytest.raises(RuntimeError, match="out of memory"):
         read(cache, TEXTS, broken)
-    assert list(cache.folder.iterdir()) == []
+    assert list(tmp_path.rglob("*.npy")) == []
     assert_right(read(cache, TEXTS, Computer()), TEXTS)
+
+
+def no_folder(tmp_path: Path) -> Path:
+    """Where nothing can be made, whoever asks."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "cache"
+
+
+def test_without_a_folder_to_write_a_text_is_still_computed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache, compute = TrunkCache(no_folder(tmp_path), "f"), Computer()
+    assert_right(read(cache, TEXTS[:6], compute), TEXTS[:6])
+    assert_right(read(cache, TEXTS, compute), TEXTS)
+    assert compute.asked == TEXTS
+    assert len(caplog.records) == 1 and "FEDREC_CACHE" in caplog.text and str(tmp_path / "file") in caplog.text
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path) -> None:
+    cache, compute = TrunkCache(tmp_path, "f"), Computer()
+    read(cache, TEXTS[:3], compute)
+    (tmp_path / "f").rename(tmp_path / "full")
+    (tmp_path / "f").write_text("")
+    assert_right(read(cache, TEXTS, compute), TEXTS)
+    assert compute.asked == TEXTS
+
+
+@pytest.mark.parametrize("suffix", ["index", "states"])
+@pytest.mark.parametrize("part", [0, 0.5])
+def test_a_shard_that_a_power_cut_left_is_computed_again(suffix: str, part: float, tmp_path: Path) -> None:
+    read(TrunkCache(tmp_path, "f"), TEXTS[:4], Computer())
+    (path,) = (tmp_path / "f").glob(f"*.{suffix}.npy")
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    compute = Computer()
+    assert_right(read(TrunkCache(tmp_path, "f"), TEXTS, compute), TEXTS)
+    assert compute.asked == TEXTS
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries, table
+from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries, quiet_models, table
 from fedrec.errors import InputError
 
 __all__ = ["evaluate", "recommend"]
@@ -26,7 +26,7 @@ def recommend(
     json: Json = False,
 ) -> None:
     """Rank the catalogue of a run for a history or a query."""
-    quiet_libraries()
+    quiet_models()
     from fedrec.model.recommender import Recommender
 
     recommender = Recommender.load(run)
@@ -56,7 +56,7 @@ def evaluate(
         raise InputError("there is no checkpoint", where=str(run / "checkpoints"), hint="the run has not finished round 0")
     if data is None:
         data = Path(json_module.loads((run / "site.json").read_text(encoding="utf-8"))["federation"])
-    evaluator = CentralEvaluator(load_central(data), folder.config, load_encoder_for(folder.config))
+    evaluator = CentralEvaluator(load_central(data), folder.config, load_encoder_for(folder.config, state))
     line = evaluator.line(state.public, state.trained)
     if json:
         print_json({"round": state.round, **line})

@@ -63,7 +63,7 @@ _DATA = {
     "password_file": "File that holds the database's password and that only its owner can read.",
 }
 _MODEL = {
-    "encoder": 'The text encoder: "minilm-l6" (packaged), a folder, or a Hugging Face name; the server\'s weights.',
+    "encoder": 'The text encoder: "minilm-l6" (packaged), a folder, or "hf:NAME"; weights and tokenizer are the server\'s.',
     "device": '"auto", "cpu", or a torch device.',
     "texts_per_batch": "Most texts in flight in the encoder: what bounds memory.",
 }

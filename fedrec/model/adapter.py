@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from fedrec.config import Part
+from fedrec.config import Part, write_atomically
 from fedrec.errors import InputError
 
 __all__ = ["CENTRE", "HEAD_A", "HEAD_B", "Arrays", "digest", "flat", "load_arrays", "norm", "of_part", "save_arrays", "unflat"]
@@ -61,11 +60,9 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write safetensors to a temporary name and rename."""
+    """Write safetensors to a temporary name, flush, and rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, temporary)
-    temporary.replace(path)
+    write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
 
 
 def load_arrays(path: Path) -> Arrays:

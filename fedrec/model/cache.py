@@ -8,6 +8,8 @@ at worst two of them compute the same text twice.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 __all__ = ["States", "TrunkCache"]
+
+log = logging.getLogger("fedrec.model")
 
 Compute = Callable[[Sequence[str]], Iterator[np.ndarray]]
 
@@ -57,11 +61,14 @@ class States:
 
 
 class TrunkCache:
-    """A folder of shards for one model, one boundary layer and one cut-off length."""
+    """A folder of shards for one model, one boundary layer and one cut-off length.
+
+    Where the folder cannot be written, what was computed is kept in memory, as long as this object.
+    """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder / fingerprint
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._warned = False
         self._shards: dict[str, np.ndarray] = {}
         self._where: dict[int, tuple[str, int, int]] = {}
 
@@ -88,23 +95,45 @@ class TrunkCache:
         )
 
     def _read_new_shards(self) -> None:
-        for path in sorted(self.folder.glob("*.index.npy")):
+        found: list[Path] = []
+        with contextlib.suppress(OSError):  # a folder that cannot be read holds nothing
+            found += sorted(self.folder.glob("*.index.npy"))
+        for path in found:
             name = path.name.removesuffix(".index.npy")
             if name in self._shards:
                 continue
-            index = np.load(path)
-            self._shards[name] = np.load(self.folder / f"{name}.states.npy", mmap_mode="r")
-            for key, start, length in zip(index["key"], index["start"], index["length"], strict=True):
-                self._where[int(key)] = (name, int(start), int(length))
+            with contextlib.suppress(OSError, ValueError, EOFError):  # what a power cut has left of it is computed again
+                self._add(name, np.load(path), np.load(self.folder / f"{name}.states.npy", mmap_mode="r"))
+
+    def _add(self, name: str, index: np.ndarray, states: np.ndarray) -> None:
+        self._shards[name] = states
+        for key, start, length in zip(index["key"], index["start"], index["length"], strict=True):
+            self._where[int(key)] = (name, int(start), int(length))
 
     def _write_shard(self, keys: list[int], states: Iterator[np.ndarray]) -> None:
         rows = [np.asarray(row, dtype=np.float16) for row in states]
         lengths = np.array([len(row) for row in rows])
         index = np.zeros(len(keys), dtype=[("key", np.uint64), ("start", np.int64), ("length", np.int64)])
         index["key"], index["length"], index["start"] = keys, lengths, np.cumsum(lengths) - lengths
-        name = uuid.uuid4().hex
-        # The index is renamed last: a reader that sees it finds the states complete.
-        for suffix, array in (("states", np.concatenate(rows)), ("index", index)):
-            temporary = self.folder / f".{name}.{suffix}.tmp.npy"
-            np.save(temporary, array)
-            os.replace(temporary, self.folder / f"{name}.{suffix}.npy")
+        name, joined = uuid.uuid4().hex, np.concatenate(rows)
+        temporary = self.folder / f".{name}.tmp.npy"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The index is renamed last: a reader that sees it finds the states complete.
+            for suffix, array in (("states", joined), ("index", index)):
+                np.save(temporary, array)
+                os.replace(temporary, self.folder / f"{name}.{suffix}.npy")
+        except OSError as error:
+            self._add(name, index, joined)
+            self._warn(error)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: cannot be written (%s); item texts are computed again by each process: set FEDREC_CACHE to another folder",
+                self.folder.parent, error.strerror or error,
+            )  # fmt: skip

