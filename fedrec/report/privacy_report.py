@@ -158,7 +158,7 @@ def _merchant(source: Source, now: datetime) -> MerchantPrivacy:
         remaining=_remaining(source, recent),
         attacker=attacker(events, total.value, delta or 0.0),
         chain=source.chain,
-        audit=source.audit,
+        audits=source.audits,
     )
 
 

@@ -126,7 +126,7 @@ class MerchantPrivacy:
     remaining: Remaining | None
     attacker: Attacker
     chain: Chain
-    audit: Audit | None
+    audits: tuple[Audit, ...]
 
     @property
     def share(self) -> float | None:
