@@ -165,12 +165,17 @@ def claim(epsilon: float = 1.0, rounds: int = 4, **values: object) -> RunConfig:
 
 def attack(mechanism: str, target: Target, small: Target, epsilon: float = 1.0, **changes: object) -> CanaryAudit:
     """The attack on one mechanism, with as many canaries as tests have time for."""
-    planted = {"heads": CANARIES, "encoder": 64, "histogram": 40, "secure-sum": CANARIES}[mechanism]
+    planted = {"heads": CANARIES, "encoder": 100, "histogram": 160, "secure-sum": CANARIES}[mechanism]
     settings = {name: changes.pop(name) for name in list(changes) if name in RunConfig.model_fields}
     config = RunConfig(**{"epsilon": epsilon, "rounds": 4, "encoder_rounds": 4, "encoder_sample_rate": 1.0, **settings})  # type: ignore[arg-type]
-    return canary_audit(
-        config, small if mechanism == "encoder" else target, mechanism=mechanism, **{"canaries": planted, **changes}  # type: ignore[arg-type]
-    )  # fmt: skip
+    attacked = {"encoder": small, "histogram": wide(target)}.get(mechanism, target)
+    return canary_audit(config, attacked, mechanism=mechanism, **{"canaries": planted, **changes})  # type: ignore[arg-type]
+
+
+def wide(target: Target) -> Target:
+    """The same users in a catalogue with room for more canaries."""
+    data = MerchantData(make_catalogue(160), target.merchant.data.histories)
+    return replace(target, merchant=replace(target.merchant, data=data))
 
 
 def test_canaries_are_different_users_of_two_baskets(target: Target) -> None:
@@ -245,23 +250,28 @@ def test_without_noise_sampling_and_many_steps_hide_nothing(target: Target) -> N
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("claimed, positions, origin", [(1.0, 2, "seed"), (4.0, 2, "seed"), (1.0, 4, "seed"), (1.0, 2, "system")])
+@pytest.mark.parametrize("claimed, positions", [(1.0, 2), (2.0, 2), (1.0, 4)])
 def test_with_noise_the_bound_stays_under_the_claim(
-    target: Target, small: Target, mechanism: str, claimed: float, positions: int, origin: Origin
+    target: Target, small: Target, mechanism: str, claimed: float, positions: int
 ) -> None:
-    found = attack(mechanism, target, small, claimed, positions=positions, origin=origin)
-    assert not found.refuted and found.noise == "on"
-    assert found.epsilon_lower <= claimed < found.epsilon_most + 4  # enough guesses to say something
+    found = attack(mechanism, target, small, claimed, positions=positions)
+    assert not found.refuted and found.noise == "on" and found.noise_origin == "seed"
+    assert found.epsilon_lower <= claimed < found.epsilon_most, "so many guesses could have refuted it"
     assert found.noise_multiplier > 0.3
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_with_the_systems_noise_the_bound_stays_under_the_claim(target: Target, small: Target, mechanism: str) -> None:
+    """It differs each time: of 10,000 runs one may fail by chance, and those do whose noise is not what it should be."""
+    found = attack(mechanism, target, small, 0.5, origin="system", confidence=0.9999, delta=1e-9)
+    assert not found.refuted and (found.noise, found.noise_origin) == ("on", "system")
+    assert found.epsilon_lower <= 0.5 < found.epsilon_most
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("origin", ["seed", "system"])
-def test_with_noise_few_of_many_attacks_exceed_a_tenth_of_the_claim(
-    target: Target, small: Target, mechanism: str, origin: Origin
-) -> None:
-    """What these attacks find at epsilon 1 is chance: each bound holds with 95% confidence, over nothing at all."""
+def test_what_many_attacks_find_with_noise_is_chance(target: Target, small: Target, mechanism: str, origin: Origin) -> None:
     bounds = [attack(mechanism, target, small, origin=origin, seed=seed).epsilon_lower for seed in range(20)]
     assert sum(bound > 1.0 for bound in bounds) <= 1 and np.median(bounds) < 0.5
 
