@@ -39,7 +39,7 @@ from fedrec.text import line
 from fedrec.training import Examples, RoundTask, build_examples, encode_update, merged, round_sum, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
-__all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant", "safely"]
+__all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant", "purchases", "safely"]
 
 log = logging.getLogger("fedrec.merchant")
 
@@ -131,6 +131,19 @@ def _check_name(site: Site, name: str) -> None:
         )
 
 
+def purchases(data: MerchantData, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Who bought what: user and position in `keys` of each event, and the positions of all that is sold here.
+
+    Items with one text are one position, so that a user's vote has norm 1 however they are listed.
+    """
+    place = {int(key): i for i, key in enumerate(keys)}
+    position = np.array([place.get(int(key), -1) for key in data.catalogue.keys])
+    histories = data.histories
+    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    bought = position[histories.items]
+    return users[bought >= 0], bought[bought >= 0], np.unique(position[position >= 0])
+
+
 @dataclass
 class Merchant:
     """A merchant who answers requests as far as its policy and budget allow."""
@@ -162,28 +175,16 @@ class Merchant:
 
         def compute(noise: NoiseSource) -> Arrays:
             # Which texts a merchant sells is public, so a text it does not sell is a plain zero.
-            users, bought, sold = self.bought(keys)
+            users, bought, sold = purchases(self.data, keys)
             out = np.zeros(len(keys), dtype=np.float32)
             out[sold] = noisy_histogram(users, np.searchsorted(sold, bought), len(sold), task.noise_multiplier, noise)
             return {wire.HISTOGRAM: out}
 
         return self._release(release, task.delta, compute)
 
-    def bought(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Who bought what: user and position in `keys` of each event, and the positions of all that is sold here.
-
-        Items with one text are one position, so that a user's vote has norm 1 however they are listed.
-        """
-        place = {int(key): i for i, key in enumerate(keys)}
-        position = np.array([place.get(int(key), -1) for key in self.data.catalogue.keys])
-        histories = self.data.histories
-        users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-        bought = position[histories.items]
-        return users[bought >= 0], bought[bought >= 0], np.unique(position[position >= 0])
-
     def votes(self, keys: np.ndarray) -> np.ndarray:
         """How popular the texts with these keys are here, WITHOUT noise: for a secure sum only."""
-        users, bought, _ = self.bought(keys)
+        users, bought, _ = purchases(self.data, keys)
         return votes(users, bought, len(keys))
 
     def train(self, task: RoundTask, trained: Arrays, public: Arrays) -> Reply:

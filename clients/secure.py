@@ -32,7 +32,10 @@ from fedrec.privacy import NoiseSource, Release, discrete_gaussian, multiplier, 
 from fedrec.secure.terms import hashed
 from fedrec.wire import Announce, Reply, Statement, Step
 
-__all__ = ["answer_announce", "answer_confirm", "answer_mask", "answer_mask_histogram", "answer_reveal", "answer_share"]
+__all__ = [
+    "answer_announce", "answer_confirm", "answer_mask", "answer_mask_histogram", "answer_reveal", "answer_share",
+    "noisy_integers",
+]  # fmt: skip
 
 OFFERED = ("run", "round", "mechanism", "noise_multiplier", "sample_rate", "clip_norm", "unit")
 """What the first step has announced, and the release must be."""
@@ -258,7 +261,7 @@ class _Sum:
         release = merchant.ledger.append(replace(release, simulated=merchant.site.seed is not None))
         noise = merchant.noise(release)
         vector = compute(noise)
-        values = lattice.encode(vector, noise.uniform(size)) + discrete_gaussian(size, own, noise)
+        values = noisy_integers(lattice, vector, own, noise)
         self.state = secure.forgetful(state)
         return Reply({wire.MASKED: secure.mask(state, values)}, merchant.statement(release, noise), Step(step.attempt))
 
@@ -301,6 +304,11 @@ class _Sum:
         known = json.loads(path.read_text(encoding="utf-8"))
         state = None if known["state"] is None else secure.State.from_json(known["state"])
         return cls(merchant, Announce(**known["offer"]), state, known["answers"])
+
+
+def noisy_integers(lattice: secure.Lattice, vector: np.ndarray, share: int, noise: NoiseSource) -> np.ndarray:
+    """A merchant's part of a secure sum before the masks: its vector on the grid, and its share of the noise in steps."""
+    return lattice.encode(vector, noise.uniform(lattice.size)) + discrete_gaussian(lattice.size, share, noise)
 
 
 def _against_policy(merchant: Merchant, ask: Announce) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,24 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 from fedrec.config import RunConfig
-from fedrec.data import MerchantData
+from fedrec.data import Catalogue, Histories, MerchantData
 from fedrec.errors import InputError
 from fedrec.model import init_base, init_trained
 from fedrec.model.encoder import load_encoder
-from fedrec.privacy import Policy
+from fedrec.privacy import Policy, SampledGaussian, epsilon
 from fedrec.privacy.audit import epsilon_lower_bound, guess_p_value, membership_metrics, tpr_bound
-from simulations.audit import CanaryAudit, Target, audit_config, canary_audit, make_canaries, membership_attack
+from fedrec.training import build_examples
+from simulations.audit import (
+    MECHANISMS,
+    CanaryAudit,
+    Target,
+    audit_config,
+    canary_audit,
+    disjoint_canaries,
+    make_canaries,
+    membership_attack,
+)
+from simulations.audit.target import Attacked, Origin
 from simulations.reference import Pooled
 
 from .conftest import make_catalogue, make_histories
@@ -136,11 +148,34 @@ def target() -> Target:
     encoder = load_encoder(layers=0)
     base = init_base(encoder, encoder.states(catalogue), True, 32, "principal", 0)
     merchant = Pooled("m0", data, Policy(epsilon=1.0, delta=1e-5, population=60))
-    return Target(merchant, encoder, base, init_trained(encoder, True, 32))
+    return Target(merchant, encoder, base, init_trained(encoder, True, 32), (60,) * 5)
+
+
+@pytest.fixture(scope="module")
+def small(target: Target, tiny_bert_folder: Path) -> Target:
+    """The same merchant with an encoder that is quick to train."""
+    encoder = load_encoder(str(tiny_bert_folder), 1, 8)
+    base = init_base(encoder, encoder.states(target.merchant.data.catalogue), True, 32, "principal", 0)
+    return replace(target, encoder=encoder, base=base, trained=init_trained(encoder, True, 32))
 
 
 def claim(epsilon: float = 1.0, rounds: int = 4, **values: object) -> RunConfig:
     return RunConfig(epsilon=epsilon, rounds=rounds, encoder_layers=0, **values)  # type: ignore[arg-type]
+
+
+def attack(mechanism: str, target: Target, small: Target, epsilon: float = 1.0, **changes: object) -> CanaryAudit:
+    """The attack on one mechanism, with as many canaries as tests have time for."""
+    planted = {"heads": CANARIES, "encoder": 100, "histogram": 160, "secure-sum": CANARIES}[mechanism]
+    settings = {name: changes.pop(name) for name in list(changes) if name in RunConfig.model_fields}
+    config = RunConfig(**{"epsilon": epsilon, "rounds": 4, "encoder_rounds": 4, "encoder_sample_rate": 1.0, **settings})  # type: ignore[arg-type]
+    attacked = {"encoder": small, "histogram": wide(target)}.get(mechanism, target)
+    return canary_audit(config, attacked, mechanism=mechanism, **{"canaries": planted, **changes})  # type: ignore[arg-type]
+
+
+def wide(target: Target) -> Target:
+    """The same users in a catalogue with room for more canaries."""
+    data = MerchantData(make_catalogue(160), target.merchant.data.histories)
+    return replace(target, merchant=replace(target.merchant, data=data))
 
 
 def test_canaries_are_different_users_of_two_baskets(target: Target) -> None:
@@ -155,17 +190,58 @@ def test_canaries_are_different_users_of_two_baskets(target: Target) -> None:
             make_canaries(catalogue, count, 3)
 
 
-def test_the_audit_puts_the_whole_budget_in_the_heads() -> None:
-    config = audit_config(RunConfig(unit="event"))
-    assert (config.encoder_layers, config.histogram_share, config.unit, config.rounds_of("heads")) == (0, 0.0, "user", 18)
+@pytest.mark.parametrize("positions", [1, 2, 5])
+def test_canaries_of_several_positions_are_different_users_with_as_many_targets(target: Target, positions: int) -> None:
+    catalogue = target.merchant.data.catalogue
+    canaries = make_canaries(catalogue, 300, 3, positions)
+    rows = canaries.items.reshape(300, positions + 1)
+    assert len({tuple(row[:2]) for row in rows}) == 300 and all(len(set(row)) == positions + 1 for row in rows)
+    examples = build_examples(canaries, history=9, positions=positions, decay=0.1)
+    assert np.array_equal(np.bincount(examples.target[:, 0]), np.full(300, positions))
+    with pytest.raises(InputError, match="positions"):
+        make_canaries(catalogue, 300, 3, 40)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_without_noise_the_canaries_refute_the_claim(target: Target, seed: int) -> None:
-    found = canary_audit(claim(), target, canaries=CANARIES, noise=False, seed=seed)
-    assert found.refuted and found.noise == "off"
-    assert found.epsilon_lower > 2 > found.epsilon_claimed == 1.0
+def test_disjoint_canaries_share_no_text_and_use_all_items_of_theirs() -> None:
+    texts = ("lamp", "mug", "lamp", "tea", *(f"pen {i}" for i in range(21)))
+    catalogue = Catalogue(tuple(map(str, range(len(texts)))), texts)
+    canaries = disjoint_canaries(catalogue, 8, 0)
+    bought = [{texts[item] for item in canaries.of(user)[0]} for user in range(8)]
+    assert all(len(own) == 3 for own in bought) and len(set.union(*bought)) == 24
+    assert len(canaries.items) == 25, "both lamps are bought"
+    with pytest.raises(InputError, match="24, the texts"):
+        disjoint_canaries(catalogue, 25, 0)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_an_audit_puts_the_whole_budget_in_what_it_attacks(mechanism: str) -> None:
+    config = audit_config(RunConfig(unit="event", positions=3), mechanism)
+    assert (config.unit, config.positions) == ("user", 3)
+    assert config.trust == ("secure-aggregation" if mechanism == "secure-sum" else "local")
+    sigma, claimed = MECHANISMS[mechanism].plan(config, True)
+    events = {
+        "encoder": SampledGaussian(sigma, config.encoder_sample_rate, config.rounds),
+        "histogram": SampledGaussian(sigma),
+    }.get(mechanism, SampledGaussian(sigma, config.sample_rate, config.rounds))  # fmt: skip
+    assert claimed == config.epsilon >= 0.98 * epsilon([events], config.delta).value
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("origin", ["seed", "system"])
+def test_without_noise_the_canaries_refute_the_claim(target: Target, small: Target, mechanism: str, origin: Origin) -> None:
+    found = attack(mechanism, target, small, noise=False, origin=origin)
+    assert found.refuted and (found.noise, found.noise_origin, found.mechanism) == ("off", origin, mechanism)
+    assert found.epsilon_lower > found.epsilon_claimed == 1.0
     assert found.auc > 0.95
+
+
+@pytest.mark.parametrize("mechanism", ["heads", "encoder", "secure-sum"])
+@pytest.mark.parametrize("positions", [1, 4])
+def test_canaries_of_any_number_of_positions_are_found_without_noise(
+    target: Target, small: Target, mechanism: str, positions: int
+) -> None:
+    found = attack(mechanism, target, small, noise=False, positions=positions)
+    assert found.refuted and found.auc > 0.95
 
 
 def test_without_noise_sampling_and_many_steps_hide_nothing(target: Target) -> None:
@@ -173,20 +249,63 @@ def test_without_noise_sampling_and_many_steps_hide_nothing(target: Target) -> N
     assert canary_audit(config, target, canaries=100, noise=False).epsilon_lower > 1
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 4.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_with_noise_the_bound_stays_under_the_claim(target: Target, seed: int, epsilon: float) -> None:
-    found = canary_audit(claim(epsilon), target, canaries=CANARIES, seed=seed)
-    assert not found.refuted and found.noise == "on"
-    assert found.epsilon_lower <= epsilon
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("claimed, positions", [(1.0, 2), (2.0, 2), (1.0, 4)])
+def test_with_noise_the_bound_stays_under_the_claim(
+    target: Target, small: Target, mechanism: str, claimed: float, positions: int
+) -> None:
+    found = attack(mechanism, target, small, claimed, positions=positions)
+    assert not found.refuted and found.noise == "on" and found.noise_origin == "seed"
+    assert found.epsilon_lower <= claimed < found.epsilon_most, "so many guesses could have refuted it"
     assert found.noise_multiplier > 0.3
 
 
-def test_noise_that_is_too_weak_for_epsilon_1_refutes_it(target: Target) -> None:
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_with_the_systems_noise_the_bound_stays_under_the_claim(target: Target, small: Target, mechanism: str) -> None:
+    """It differs each time: of 10,000 runs one may fail by chance, and those do whose noise is not what it should be."""
+    found = attack(mechanism, target, small, 0.5, origin="system", confidence=0.9999, delta=1e-9)
+    assert not found.refuted and (found.noise, found.noise_origin) == ("on", "system")
+    assert found.epsilon_lower <= 0.5 < found.epsilon_most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("origin", ["seed", "system"])
+def test_what_many_attacks_find_with_noise_is_chance(target: Target, small: Target, mechanism: str, origin: Origin) -> None:
+    bounds = [attack(mechanism, target, small, origin=origin, seed=seed).epsilon_lower for seed in range(20)]
+    assert sum(bound > 1.0 for bound in bounds) <= 1 and np.median(bounds) < 0.5
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_noise_that_is_too_weak_for_epsilon_1_refutes_it(target: Target, small: Target, mechanism: str) -> None:
     """The audit is not blind to noise that is there; the claim is what the accountants say of it, not the setting."""
-    weak = canary_audit(claim(noise_multiplier=0.2), target, canaries=CANARIES)
+    weak = attack(mechanism, target, small, noise_multiplier=0.2, histogram_noise_multiplier=0.2)
     assert weak.epsilon_claimed > 20 and not weak.refuted
     assert weak.epsilon_lower > 1
+
+
+def test_an_opened_sum_holds_as_much_noise_as_is_claimed_and_no_more(target: Target) -> None:
+    """With the fewest honest shares: the spread of what is opened, of a merchant without users."""
+    config = audit_config(RunConfig(noise_multiplier=3.0, rounds=1, encoder_rounds=0), "secure-sum")
+    nobody = Histories((), np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    alone = replace(target, merchant=replace(target.merchant, data=MerchantData(target.merchant.data.catalogue, nobody)))
+    run = Attacked(config, alone, "test", 60, 3.0, 0)
+    planted = make_canaries(alone.merchant.data.catalogue, 8, 0)
+    (view,) = MECHANISMS["secure-sum"].views(run, planted, np.zeros(0, dtype=np.int64))
+    assert view.std == 3.0 * config.clip_norm
+    # The grid is rounded on the safe side, by some thousandths.
+    ratio, error = view.answer.std() / view.std, 4 / math.sqrt(2 * view.answer.size)
+    assert 1.0 - error <= ratio <= 1.01 + error
+
+
+def test_terms_that_no_sum_can_bear_are_refused(target: Target) -> None:
+    few = replace(target, populations=(60,) * 3)
+    with pytest.raises(InputError, match="3 merchants cannot bear"):
+        canary_audit(claim(), few, mechanism="secure-sum", canaries=16)
+    with pytest.raises(InputError, match="--mechanism"):
+        canary_audit(claim(), target, mechanism="adapter", canaries=16)
+    with pytest.raises(InputError, match="encoder_layers"):
+        canary_audit(claim(), target, mechanism="encoder", canaries=16)
 
 
 def test_result_is_json_with_what_the_report_reads(target: Target) -> None:
@@ -205,9 +324,9 @@ def test_membership_is_found_without_noise(target: Target) -> None:
     assert 0 < found.members + found.non_members <= 60
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_membership_stays_under_the_bound_with_noise(target: Target, seed: int) -> None:
-    found = membership_attack(claim(rounds=30, server_learning_rate=0.05), target, seed=seed)
+@pytest.mark.parametrize("seed, origin", [(0, "seed"), (1, "seed"), (2, "system")])
+def test_membership_stays_under_the_bound_with_noise(target: Target, seed: int, origin: Origin) -> None:
+    found = membership_attack(claim(rounds=30, server_learning_rate=0.05), target, seed=seed, origin=origin)
     # Of n members the share found is within 3 standard deviations of what the claim allows; and the
     # threshold is set on few others, which moves the true rate of false positives by some 1/others.
     for rate, allowed in ((found.tpr_at_1_percent, 0.01), (found.tpr_at_01_percent, 0.001)):
@@ -244,9 +363,31 @@ def test_command_writes_json_and_tells_by_its_status(command: typer.Typer, tmp_p
     assert "epsilon at least" in text and "the audit works" in text
 
 
+@pytest.mark.parametrize("mechanism", ["encoder", "histogram", "secure-sum"])
+def test_command_attacks_the_mechanism_that_is_asked_for(
+    command: typer.Typer, tmp_path: Path, tiny_bert_folder: Path, mechanism: str
+) -> None:
+    federation = make_federation(tmp_path, merchants=4)
+    file = tmp_path / "audit.json"
+    small = ["--set", f"encoder={tiny_bert_folder}", "--set", "rank=16", "--canaries", "24", "--rounds", "2", "--out", str(file)]
+    result = CliRunner().invoke(command, [str(federation), *small, "--mechanism", mechanism, "--system-noise"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(file.read_text())
+    assert (values["mechanism"], values["noise_origin"]) == (mechanism, "system") and "membership" not in values
+    assert mechanism in result.stdout and "the operating system" in " ".join(result.stdout.split())
+
+
 @pytest.mark.parametrize(
     "arguments, words",
-    [(["--merchant", "nobody"], "nobody"), (["--set", "encoder_layers=1"], "heads"), (["--out", "/nowhere/a.json"], "folder")],
+    [
+        (["--merchant", "nobody"], "nobody"),
+        (["--set", "encoder_layers=1"], "heads"),
+        (["--out", "/nowhere/a.json"], "folder"),
+        (["--mechanism", "adapter"], "histogram"),
+        (["--mechanism", "encoder", "--set", "encoder_layers=0"], "encoder_layers"),
+        (["--mechanism", "secure-sum"], "3 merchants cannot bear"),
+        (["--mechanism", "secure-sum", "--set", "local_steps=2"], "local_steps"),
+    ],
 )
 def test_command_says_what_is_wrong(command: typer.Typer, tmp_path: Path, arguments: list[str], words: str) -> None:
     federation = make_federation(tmp_path)

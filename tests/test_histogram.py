@@ -1,13 +1,26 @@
-"""The private histogram's sensitivity, and the two sources of noise."""
+"""The private histogram's sensitivity, from the noise-free votes to what leaves a merchant; and the two sources of noise."""
 
 from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.privacy import NoiseSource, SeededNoise, SystemNoise, noisy, noisy_histogram, votes
+from clients.merchant import Merchant
+from clients.site import Site
+from fedrec import wire
+from fedrec.data import Catalogue, Histories, MerchantData
+from fedrec.data.catalogue import text_key
+from fedrec.merchant import ModelSettings
+from fedrec.privacy import NoiseSource, Policy, SeededNoise, SystemNoise, noisy, noisy_histogram, votes
+from fedrec.wire import HistogramTask
 
 ITEMS = 9
 Events = list[tuple[int, int]]
@@ -46,6 +59,46 @@ def test_the_noise_on_the_histogram_has_its_standard_deviation() -> None:
     nobody, size = np.zeros(0, dtype=np.int64), 200_000
     noise = noisy_histogram(nobody, nobody, size, 3.0, SeededNoise(0, "histogram"))
     within_five_sigma(noise, 3.0)
+
+
+TEXTS = ("lamp", "mug", "pen", "tea", "rope")
+purchases_of = st.lists(st.lists(st.integers(0, 7), max_size=10), min_size=1, max_size=5)
+
+
+def shop_of(folder: Path, texts: list[int], bought: list[list[int]]) -> Merchant:
+    """A deployed merchant whose items have the texts of these numbers, so that several may have one."""
+    catalogue = Catalogue(tuple(f"i{i}" for i in range(len(texts))), tuple(TEXTS[i] for i in texts))
+    items = [np.array(own, dtype=np.int64) % len(texts) for own in bought]
+    offsets = np.cumsum([0, *map(len, items)]).astype(np.int64)
+    baskets = np.concatenate([np.arange(len(own), dtype=np.int64) for own in items])
+    histories = Histories(tuple(f"u{u}" for u in range(len(items))), offsets, np.concatenate(items), baskets)
+    site = Site(folder, folder / "ledger", folder / "replies", ModelSettings(), None, folder / "key", folder / "roster")
+    return Merchant("shop", MerchantData(catalogue, histories), Policy(epsilon=9.0, delta=1e-5, population=5), site)
+
+
+def released(shop: Merchant, keys: np.ndarray) -> np.ndarray:
+    """What leaves, when the operating system says the same each time: float32, the same noise on it."""
+    with patch.object(os, "urandom", lambda count: hashlib.shake_256(b"noise").digest(count)):
+        return shop.histogram(HistogramTask("run", 2.0, 1e-5, "user"), keys).arrays[wire.HISTOGRAM].astype(np.float64)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.permutations(range(5)), st.integers(1, 5), purchases_of, st.data())
+@settings(max_examples=60, deadline=None)
+def test_one_user_moves_what_leaves_by_at_most_one_however_many_items_share_a_text(
+    texts: list[int], order: list[int], known: int, bought: list[list[int]], data: st.DataObject
+) -> None:
+    keys = np.array([text_key(TEXTS[i]) for i in order[:known]], dtype=np.uint64)
+    user = data.draw(st.integers(0, len(bought) - 1))
+    without = [[] if one == user else own for one, own in enumerate(bought)]
+    distinct = {texts[item % len(texts)] for item in bought[user]} & set(order[:known])
+    with tempfile.TemporaryDirectory() as folder:
+        shops = [shop_of(Path(folder) / str(i), texts, rows) for i, rows in enumerate((bought, without))]
+        moved = shops[0].votes(keys) - shops[1].votes(keys)
+        left = released(shops[0], keys) - released(shops[1], keys)
+    for distance in (np.linalg.norm(moved), np.linalg.norm(left)):
+        assert distance <= 1.0 + 1e-5
+        assert distance == pytest.approx(1.0 if distinct else 0.0, abs=1e-5)
+    assert np.count_nonzero(moved) == len(distinct), "a text has one place, whatever its items"
 
 
 def within_five_sigma(draws: np.ndarray, std: float) -> None:

@@ -425,7 +425,9 @@ def test_the_audit_is_shown_and_a_refuted_claim_comes_first(merchant: Path) -> N
     assert "The audit" not in to_html(privacy_report(find_sources([merchant])))
     (merchant / "privacy" / "audit.json").write_text(json.dumps(audit))
     report = privacy_report(find_sources([merchant]))
-    assert to_json(report)["merchants"][0]["audit"] == audit | {"noise": True}
+    assert to_json(report)["merchants"][0]["audits"] == [
+        audit | {"noise": True, "mechanism": "heads", "noise_origin": "seed"}
+    ]
     assert "the claim stands" in to_html(report) and "one run, 1,000 canaries" in to_html(report)
     (merchant / "privacy" / "audit.json").write_text(json.dumps(audit | {"epsilon_lower": 3.5}))
     assert "refutes" in plain_words(privacy_report(find_sources([merchant])))[0][1]
@@ -436,6 +438,17 @@ def test_the_audit_is_shown_and_a_refuted_claim_comes_first(merchant: Path) -> N
     (merchant / "privacy" / "audit.json").write_text("{}")
     with pytest.raises(InputError, match="not an audit's result"):
         find_sources([merchant])
+
+
+def test_each_mechanism_that_was_attacked_is_shown_by_name(merchant: Path) -> None:
+    audit = {"epsilon_lower": 0.4, "confidence": 0.95, "epsilon_claimed": 3.0, "method": "one run", "noise_origin": "system"}
+    (merchant / "privacy" / "audit.json").write_text(json.dumps(audit))
+    worse = audit | {"mechanism": "histogram", "epsilon_lower": 3.5}
+    (merchant / "privacy" / "audit-histogram.json").write_text(json.dumps(worse))
+    report = privacy_report(find_sources([merchant]))
+    assert {one["mechanism"] for one in to_json(report)["merchants"][0]["audits"]} == {"heads", "histogram"}
+    assert "audit of the histogram refutes" in plain_words(report)[0][1]
+    assert "histogram, with the system&#39;s noise" in to_html(report) or "histogram, with the system's noise" in to_html(report)
 
 
 # What a person sees

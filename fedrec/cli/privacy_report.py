@@ -142,13 +142,14 @@ def _audit(made: PrivacyReport) -> Iterator[RenderableType]:
 
     rows = [
         [
-            names, f"{a.epsilon_lower:.3f}", f"{100 * a.confidence:g}%", f"{a.epsilon_claimed:.3f}",
+            names, a.mechanism, f"{a.epsilon_lower:.3f}", f"{100 * a.confidence:g}%", f"{a.epsilon_claimed:.3f}",
             a.verdict, a.method,
         ]
         for names, a in audits(made)
     ]  # fmt: skip
     if rows:
-        yield table("The audit, by attack", ["merchants", "epsilon at least", "confidence", "claimed", "verdict", "method"], rows)
+        columns = ["merchants", "attacked", "epsilon at least", "confidence", "claimed", "verdict", "method"]
+        yield table("The audit, by attack", columns, rows)
 
 
 def _round_rows(merchant: MerchantPrivacy, secure: bool) -> list[list[Any]]:

@@ -158,7 +158,7 @@ def _merchant(source: Source, now: datetime) -> MerchantPrivacy:
         attacker=attacker(events, total.value, delta or 0.0),
         chain=source.chain,
         accepted=tuple(dict.fromkeys(release.accepted for release in releases if release.accepted)),
-        audit=source.audit,
+        audits=source.audits,
     )
 
 

@@ -21,7 +21,7 @@ from fedrec.privacy.ledger_head import HEAD_SUFFIX, read_file
 __all__ = ["Audit", "Chain", "Source", "find_sources", "read_ledger"]
 
 SUFFIX = ".ledger.jsonl"
-POLICY_FILE, SITE_FILE, AUDIT_FILE = "merchant.toml", "site.json", "audit.json"
+POLICY_FILE, SITE_FILE, AUDIT_FILES = "merchant.toml", "site.json", "audit*.json"
 DEPLOYED = Path("state", "privacy")
 """Where a deployed merchant's node keeps its ledger."""
 ANY_DELTA = 0.5
@@ -58,13 +58,15 @@ class Chain:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an attack on the real training code found, from `audit.json`."""
+    """What an attack on one mechanism found, from an `audit*.json`."""
 
     epsilon_lower: float
     confidence: float
     epsilon_claimed: float
     method: str
-    noise: bool = True
+    noise: bool
+    mechanism: str
+    noise_origin: str
 
     @property
     def refuted(self) -> bool:
@@ -96,7 +98,7 @@ class Source:
     merchant_file: MerchantFile | None = None
     simulation: bool | None = None
     seed: int | None = None
-    audit: Audit | None = None
+    audits: tuple[Audit, ...] = ()
 
 
 def find_sources(paths: list[Path]) -> list[Source]:
@@ -227,7 +229,7 @@ def _ledger_source(path: Path, site: dict[str, Any] | None = None) -> Source:
         merchant_file=settings,
         simulation=bool(site) or any(release.simulated for release in releases),
         seed=site.get("seed") if site else None,
-        audit=_audit(home / AUDIT_FILE, merchant),
+        audits=tuple(one for path in sorted(home.glob(AUDIT_FILES)) if (one := _audit(path, merchant))),
     )
 
 
@@ -249,15 +251,14 @@ def _site(folder: Path) -> dict[str, Any] | None:
 
 
 def _audit(path: Path, merchant: str) -> Audit | None:
-    """The result beside a ledger, unless it names another merchant."""
-    if not path.is_file():
-        return None
+    """A result beside a ledger, unless it names another merchant."""
     values = _read_json(path)
     if values.get("merchant", merchant) != merchant:
         return None
     try:
         lower, confidence, claimed = (float(values[name]) for name in ("epsilon_lower", "confidence", "epsilon_claimed"))
-        return Audit(lower, confidence, claimed, str(values["method"]), values.get("noise") != "off")
+        words = (str(values.get(name, default)) for name, default in (("mechanism", "heads"), ("noise_origin", "seed")))
+        return Audit(lower, confidence, claimed, str(values["method"]), values.get("noise") != "off", *words)
     except (KeyError, TypeError, ValueError):
         expected = "epsilon_lower, confidence, epsilon_claimed (numbers) and method"
         raise InputError("is not an audit's result", where=str(path), expected=expected) from None

@@ -128,7 +128,7 @@ class MerchantPrivacy:
     attacker: Attacker
     chain: Chain
     accepted: tuple[str, ...]
-    audit: Audit | None
+    audits: tuple[Audit, ...]
 
     @property
     def share(self) -> float | None:

@@ -33,8 +33,8 @@ def plain_words(report: PrivacyReport) -> list[tuple[str, str]]:
     words += [
         (
             "Warning",
-            f"the audit refutes the claim for {names}: epsilon is at least {audit.epsilon_lower:.3f} with "
-            f"{100 * audit.confidence:g}% confidence, claimed was {audit.epsilon_claimed:.3f}.",
+            f"the audit of the {audit.mechanism} refutes the claim for {names}: epsilon is at least {audit.epsilon_lower:.3f} "
+            f"with {100 * audit.confidence:g}% confidence, claimed was {audit.epsilon_claimed:.3f}.",
         )
         for names, audit in audits(report)
         if audit.refuted
@@ -130,8 +130,8 @@ def audits(report: PrivacyReport) -> list[tuple[str, Audit]]:
     """Each audit's result once, with the merchants beside whose ledgers it lies."""
     names: dict[Audit, list[str]] = {}
     for merchant in report.merchants:
-        if merchant.audit:
-            names.setdefault(merchant.audit, []).append(merchant.merchant)
+        for audit in merchant.audits:
+            names.setdefault(audit, []).append(merchant.merchant)
     return [(", ".join(merchants), audit) for audit, merchants in names.items()]
 
 

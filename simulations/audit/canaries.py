@@ -1,0 +1,84 @@
+"""Made-up users whom an auditor would recognise, and histories with and without some users."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrec.data import Catalogue, Histories
+from fedrec.errors import InputError
+
+__all__ = ["disjoint_canaries", "joined", "make_canaries", "subset"]
+
+FEWEST = 8
+CANARY_STREAM = 0xCA9A
+"""Keeps the canaries apart from whatever else a seed is used for."""
+
+
+def make_canaries(catalogue: Catalogue, count: int, seed: int, positions: int = 1) -> Histories:
+    """Made-up users who bought one random item of the public catalogue, and later others, one at a time.
+
+    No two begin with the same pair, so no two have the same gradient.
+
+    Args:
+        positions: baskets to predict: items after the first, all different.
+
+    Raises:
+        InputError: `count` is under 8, or more than the ordered pairs of items; or there are too few items.
+    """
+    items = len(catalogue)
+    pairs = items * (items - 1)
+    if not FEWEST <= count <= pairs:
+        expected = f"{FEWEST} to {pairs}, the ordered pairs of {items} items"
+        raise InputError(f"found {count}", where="--canaries", expected=expected)
+    if positions >= items:
+        raise InputError(f"found {positions}", where="positions", expected=f"under {items}, the items of the catalogue")
+    rng = np.random.default_rng([seed, CANARY_STREAM])
+    first, second = np.divmod(rng.permutation(pairs)[:count], items - 1)
+    bought = np.stack([first, second + (second >= first)], axis=1)
+    rest = [rng.choice(np.setdiff1d(np.arange(items), pair), positions - 1, replace=False) for pair in bought]
+    return _users(np.concatenate([bought, np.array(rest).reshape(count, -1)], axis=1))
+
+
+def disjoint_canaries(catalogue: Catalogue, count: int, seed: int) -> Histories:
+    """Made-up users who share no text: each bought all items of as many texts as there are for each.
+
+    Raises:
+        InputError: `count` is under 8, or more than the catalogue's texts.
+    """
+    texts = np.unique(catalogue.keys)
+    if not FEWEST <= count <= len(texts):
+        raise InputError(f"found {count}", where="--canaries", expected=f"{FEWEST} to {len(texts)}, the texts of the catalogue")
+    each = len(texts) // count
+    shuffled = np.random.default_rng([seed, CANARY_STREAM]).permutation(texts)[: count * each].reshape(count, each)
+    bought = [np.flatnonzero(np.isin(catalogue.keys, own)) for own in shuffled]
+    offsets = np.cumsum([0, *map(len, bought)]).astype(np.int64)
+    return Histories(_names(count), offsets, np.concatenate(bought), np.zeros(offsets[-1], dtype=np.int64))
+
+
+def subset(histories: Histories, users: np.ndarray) -> Histories:
+    """The same for some users only."""
+    lengths = np.diff(histories.offsets)[users]
+    rows = np.concatenate([np.arange(histories.offsets[u], histories.offsets[u + 1]) for u in users] or [np.zeros(0, np.int64)])
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int64)
+    return Histories(tuple(histories.user_ids[u] for u in users), offsets, histories.items[rows], histories.baskets[rows])
+
+
+def joined(first: Histories, second: Histories) -> Histories:
+    """The users of both."""
+    return Histories(
+        first.user_ids + second.user_ids,
+        np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
+        np.concatenate([first.items, second.items]),
+        np.concatenate([first.baskets, second.baskets]),
+    )
+
+
+def _users(bought: np.ndarray) -> Histories:
+    """One user a row of (users, baskets) items."""
+    count, baskets = bought.shape
+    numbers = np.tile(np.arange(baskets, dtype=np.int64), count)
+    return Histories(_names(count), baskets * np.arange(count + 1, dtype=np.int64), bought.reshape(-1).astype(np.int64), numbers)
+
+
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"canary-{number}" for number in range(count))
