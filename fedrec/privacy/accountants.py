@@ -20,8 +20,11 @@ from dp_accounting import DpEvent, GaussianDpEvent, NeighboringRelation, Poisson
 from dp_accounting.pld import PLDAccountant
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp as renyi
+from opacus.accountants.analysis.prv import Domain
+from scipy.special import gammaln, logsumexp
 
 from fedrec.privacy.events import SampledGaussian
+from fedrec.privacy.merging import MOST_PAIRS, few, merge
 
 __all__ = ["ACCOUNTANTS", "ALL", "FAST", "Epsilon", "accountant", "epsilon"]
 
@@ -30,7 +33,7 @@ ACCOUNTANTS: dict[str, Accountant] = {}
 ALL = ACCOUNTANTS.keys()
 """Every accountant's name, for reports."""
 FAST = ("prv", "rdp")
-"""The names for ledgers and planning. PLD, at up to 3 s, takes longer and gains about 0.01."""
+"""The names for ledgers and planning. PLD, at up to 6 s, takes longer and gains about 0.01."""
 
 SMALLEST_DELTA, SMALLEST_DELTA_OF_A_STEP = 1e-10, 1e-13
 """Under the first, or the second times the steps, PRV and PLD are not asked: a Fourier transform to the
@@ -39,11 +42,13 @@ power of the steps is off by some 1e-16 a step. Measured: Opacus's PRV is 0.017 
 limit it is 3e-3 of delta, 0.001 in epsilon: well within PRV's margin of 0.01."""
 PRV_ERROR, LARGEST_PRV_ERROR = 0.01, 0.1
 PRV_POINTS = 2**21
-"""Most points of PRV's grid, about 3 s: the error grows instead, and over 0.1 PRV gives up. Unbounded it
-took 36 s at epsilon 349 over 10,000 steps, which a server could ask of every merchant."""
+"""Most points of PRV's grids, one for each different mechanism, together: about 3 s. The error grows instead,
+and over 0.1 PRV gives up. With `MOST_PAIRS` this bounds its work, whatever is in the ledger."""
 PLD_INTERVAL = 1e-4
 """Grid of the privacy loss: dp-accounting's default. It is coarser from epsilon 100 on, so that
 memory stays bounded; the bound stays an upper one."""
+PLD_POINTS = 2**20
+"""Most points of the grids of all mechanisms together, about 6 s: over it they are coarser too."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,16 @@ def epsilon(events: Sequence[SampledGaussian], delta: float, names: Iterable[str
     asked = FAST if names is None else tuple(names)
     if unknown := [name for name in asked if name not in ACCOUNTANTS]:
         raise ValueError(f"there is no accountant {unknown[0]!r}; expected one of {', '.join(ACCOUNTANTS)}")
-    return _epsilon(tuple(merge(events)), delta, asked) if events else Epsilon(0.0, delta, "none")
+    if not events:
+        return Epsilon(0.0, delta, "none")
+    try:
+        merged = tuple(merge(events))
+    except (ValueError, ArithmeticError):
+        return Epsilon(math.inf, delta, "none")
+    return _epsilon(merged, delta, asked)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _epsilon(merged: tuple[SampledGaussian, ...], delta: float, names: tuple[str, ...]) -> Epsilon:
     bounds = []
     for name in names:
@@ -93,19 +104,10 @@ def _epsilon(merged: tuple[SampledGaussian, ...], delta: float, names: tuple[str
             value = ACCOUNTANTS[name](merged, delta)
         except (RuntimeError, ValueError, ArithmeticError, MemoryError, IndexError):
             continue
-        if math.isfinite(value) and value >= 0:
-            bounds.append((value, name))
+        if math.isfinite(value):
+            bounds.append((max(0.0, value), name))  # what holds at a negative epsilon holds at 0
     value, name = min(bounds, default=(math.inf, "none"))
     return Epsilon(value, delta, name)
-
-
-def merge(events: Sequence[SampledGaussian]) -> list[SampledGaussian]:
-    """Add up the steps of equal mechanisms; composition does not depend on their order."""
-    steps: dict[tuple[float, float], int] = {}
-    for event in events:
-        key = (event.noise_multiplier, event.sample_rate)
-        steps[key] = steps.get(key, 0) + event.steps
-    return [SampledGaussian(sigma, rate, count) for (sigma, rate), count in sorted(steps.items())]
 
 
 @contextmanager
@@ -119,58 +121,81 @@ def _quiet() -> Iterator[None]:
 
 @accountant("prv")
 def prv(events: Sequence[SampledGaussian], delta: float) -> float:
-    """Opacus's PRV accountant: the upper end of its estimate.
+    """Opacus's PRV accountant on at most `MOST_PAIRS` sampled mechanisms (`few`): the upper end of its estimate.
 
-    Error: at most 0.02 over the true epsilon at delta less 0.2% (theorem 5.5 of the paper, with
+    Error: at most 0.02 over the true epsilon of these at delta less 0.2% (theorem 5.5 of the paper, with
     eps_error 0.01 and delta_error delta/1000), and not under it. Measured against PLD: 0.0100 to
-    0.0105 over up to epsilon 10, 0.02 at 500. Where the grid would have over two million points
+    0.0105 over up to epsilon 10, 0.02 at 500. Where the grids would have over two million points
     the 0.01 grows in proportion, up to 0.1.
 
     Raises:
-        ValueError: delta is too small for its rounding, or the grid would be too large.
+        ValueError: delta is too small for its rounding, or the grids would be too large.
         RuntimeError: the discrete mean is off, or no point of the grid has that delta.
     """
+    events = few(events)
     _check_rounding(events, delta)
-    account = PRVAccountant()
-    account.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
     delta_error = delta / 1000
-    steps = sum(event.steps for event in events)
-    # As Opacus sets up its grid: from -L to L, L by RDP, the mesh by Gopi et al., theorem 5.5.
-    points = 2 * (rdp(events, delta_error / 4) + 3) * math.sqrt(steps * math.log(12 / delta_error) / 2) / PRV_ERROR
+    account = _PRV(events, delta_error)
+    points = len(events) * 2 * account.half_width / account.mesh(PRV_ERROR, delta_error)
     error = PRV_ERROR * max(1.0, points / PRV_POINTS)
     if error > LARGEST_PRV_ERROR:
-        raise ValueError(f"a grid of {points:.0f} points is over the most, {PRV_POINTS}")
+        raise ValueError(f"grids of {points:.0f} points are over the most, {PRV_POINTS}")
     with _quiet():
         return float(account.get_epsilon(delta, eps_error=error, delta_error=delta_error))
 
 
+class _PRV(PRVAccountant):  # type: ignore[misc]
+    """Opacus's, with the Renyi DP that its grid is set up by computed once a mechanism rather than twice a call."""
+
+    def __init__(self, events: Sequence[SampledGaussian], delta_error: float) -> None:
+        super().__init__()
+        self.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
+        self.steps = sum(event.steps for event in events)
+        single = [rdp([SampledGaussian(*pair)], delta_error / (8 * self.steps)) for *pair, _ in self.history]
+        # Gopi et al., remark 5.6, and Opacus's margin of 3.
+        self.half_width = max(rdp(events, delta_error / 4), *single, PRV_ERROR) + 3
+
+    def mesh(self, eps_error: float, delta_error: float) -> float:
+        """Gopi et al., theorem 5.5."""
+        return eps_error / math.sqrt(self.steps * math.log(12 / delta_error) / 2)
+
+    def _get_domain(self, prvs: object, num_self_compositions: object, eps_error: float, delta_error: float) -> Domain:
+        return Domain.create_aligned(-self.half_width, self.half_width, self.mesh(eps_error, delta_error))
+
+
 @accountant("rdp")
 def rdp(events: Sequence[SampledGaussian], delta: float) -> float:
-    """Opacus's RDP accountant over its default orders (1.1 to 63).
+    """Opacus's RDP accountant over its default orders (1.1 to 63); for many mechanisms `_renyi_of_many`.
 
     Error: none under; over by the conversion from Renyi DP, 4% to 15% at epsilon from 1 to 50,
     and a floor that no noise gets under, about 0.1 at delta 1e-5 (the largest order is 63).
     """
     orders = RDPAccountant.DEFAULT_ALPHAS
-    spent = sum(event.steps * _renyi_of_a_step(event.noise_multiplier, event.sample_rate) for event in events)
     with _quiet():
+        if len(events) > MOST_PAIRS + 1:
+            spent = _renyi_of_many(events)
+        else:
+            spent = sum(event.steps * _renyi_of_a_step(event.noise_multiplier, event.sample_rate) for event in events)
         value, _ = renyi.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
     return float(value)
 
 
 @accountant("pld")
 def pld(events: Sequence[SampledGaussian], delta: float) -> float:
-    """dp-accounting's PLD accountant: pessimistic, so an upper bound.
+    """dp-accounting's PLD accountant on at most `MOST_PAIRS` sampled mechanisms (`few`): pessimistic, so an upper bound.
 
     Error: none under; over by the rounding of each step's losses to a grid of 1e-4 ("connect the
     dots", section 4 of the paper). Measured: within 1e-4 at sample rate 1, and at most 0.009 over
-    for 10,000 steps of nearly no loss each. Infinite where exp(epsilon) overflows, from 709 on.
+    for 10,000 steps of nearly no loss each; coarser grids cost more. Infinite where exp(epsilon) overflows, from 709 on.
 
     Raises:
         ValueError: delta is too small for its rounding.
     """
+    events = few(events)
     _check_rounding(events, delta)
-    interval = PLD_INTERVAL * max(1.0, rdp(events, delta) / 100)
+    # Losses go up to that of an observation ten deviations from the mean.
+    widths = sum(0.5 / event.noise_multiplier**2 + 10 / event.noise_multiplier for event in events)
+    interval = max(PLD_INTERVAL * max(1.0, rdp(events, delta) / 100), widths / PLD_POINTS)
     account = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=interval)
     with _quiet():
         for event in events:
@@ -189,6 +214,27 @@ def _renyi_of_a_step(noise_multiplier: float, sample_rate: float) -> np.ndarray:
     """Renyi DP of one step, at Opacus's orders; it adds up over steps (Mironov, 2017, proposition 1)."""
     orders = RDPAccountant.DEFAULT_ALPHAS
     return np.asarray(renyi.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=orders))
+
+
+def _renyi_of_many(events: Sequence[SampledGaussian]) -> np.ndarray:
+    """Renyi DP of a composition at Opacus's orders, in 0.1 ms a mechanism rather than up to 90.
+
+    At an integer order a, (a - 1) times it is the logarithm of a binomial sum (Mironov, Talwar, Zhang, 2019,
+    section 3.3). As a function of the order that is convex, and 0 at 1, since it is the cumulant generating
+    function of the privacy loss: between integers a straight line is an upper bound.
+    """
+    orders = np.asarray(RDPAccountant.DEFAULT_ALPHAS)
+    integers = np.arange(1, math.ceil(orders.max()) + 1)
+    steps, sigma, rate = np.array([(one.steps, one.noise_multiplier, one.sample_rate) for one in events], dtype=float).T
+    cumulants = np.zeros(len(integers))
+    sampled = rate < 1
+    q, variance = rate[sampled, None], sigma[sampled, None] ** 2
+    for i, a in enumerate(integers[1:], 1):
+        k = np.arange(a + 1)
+        terms = gammaln(a + 1) - gammaln(k + 1) - gammaln(a - k + 1) + k * np.log(q) + (a - k) * np.log1p(-q)
+        cumulants[i] = steps[sampled] @ logsumexp(terms + (k * k - k) / (2 * variance), axis=1)
+    cumulants += np.sum(steps[~sampled] / sigma[~sampled] ** 2) * integers * (integers - 1) / 2
+    return np.interp(orders, integers, cumulants) / (orders - 1)
 
 
 def _check_rounding(events: Sequence[SampledGaussian], delta: float) -> None:
