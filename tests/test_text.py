@@ -50,7 +50,7 @@ from .merchants import TASK
 ROOT = Path(__file__).resolve().parents[1]
 NASTY = [
     "[/b]", "[bold]", "[link=x]", "[", "]", "\\[", "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\r", "\n", "\t", "\x00", "\x7f",
-    "\x85", "\u202e", "\u2066", "\u200b", "\ufeff", "\u2028", "\u2029", "\udc80", "\ud83d", ":mug:", "$x$", "$", "\\", "_", "%s",
+    "\x85", "\u202e", "\u2066", "\u200b", "\ufeff", "\u2028", "\u2029", "\udc80", "\ud83d", ":smile:", "$x$", "$", "\\", "_", "%s",
     "{x}", "<script>alert(1)</script>", "&amp;", "'", '"', "caf\u00e9", "\u05e9\u05dc", "\U0001f469\u200d\U0001f467", "\u732b",
 ]  # fmt: skip
 FOREIGN = st.lists(st.sampled_from(NASTY) | st.characters(exclude_categories=()), max_size=12).map("".join)
@@ -99,7 +99,7 @@ def test_visible_text_is_one_line_that_nothing_obeys_and_loses_nothing(text: str
 
 def test_what_is_taken_out_can_be_read() -> None:
     assert visible("tea \x1b[31mred\x1b[0m\x07\n\u202eabc\x7f") == r"tea \x1b[31mred\x1b[0m\x07\n\u202eabc\x7f"
-    titles = ["[NEW] lamp [2-pack]", "hose [/red] 20 m", ":mug: caf\u00e9", "a\u00a0b"]
+    titles = ["[NEW] lamp [2-pack]", "hose [/red] 20 m", ":smile: caf\u00e9", "a\u00a0b"]
     titles.append("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
     assert [visible(title) for title in titles] == titles
 
@@ -398,7 +398,7 @@ def test_a_merchants_own_reason_is_one_that_the_server_takes(text: str) -> None:
 
 # -- whole runs --------------------------------------------------------------------------------------------------------------
 
-RICH, RAW = "[/b] of [bold]all[/bold] :mug:", "\x1b[2Jgone\nround 9 all is well" + 1000 * "!"
+RICH, RAW = "[/b] of [bold]all[/bold] :smile:", "\x1b[2Jgone\nround 9 all is well" + 1000 * "!"
 
 
 def declining(message: Message, context: Context, reply: Message) -> Message:

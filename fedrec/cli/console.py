@@ -42,7 +42,7 @@ class Console(RichConsole):
     def __init__(self, file: IO[str] | None = None, stderr: bool = False) -> None:
         super().__init__(file=file, stderr=stderr, markup=False, emoji=False, highlight=False)
 
-    @property
+    @property  # type: ignore[misc]
     def size(self) -> ConsoleDimensions:
         """Columns and lines."""
         known = super().size

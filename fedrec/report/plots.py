@@ -52,9 +52,11 @@ def curves(
         bands: name to lower and upper values at the same x.
         levels: name to the height of a horizontal line.
     """
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "fedrec", "font.family": "sans-serif", "font.size": 9}
     # Names are text: no formula between two dollars, and no warning of glyphs that the page's own font may have.
-    with matplotlib.rc_context({**settings, "text.parse_math": False}), warnings.catch_warnings():
+    style = matplotlib.rc_context({
+        "svg.fonttype": "none", "svg.hashsalt": "fedrec", "font.family": "sans-serif", "font.size": 9, "text.parse_math": False,
+    })  # fmt: skip
+    with style, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(7.2, 3.1), layout="constrained")
         axes = figure.subplots()
