@@ -51,6 +51,7 @@ VALUES: dict[str, tuple[str, Any, list[str | None]]] = {
     "string views": ("title", pa.array(["a", None], pa.string_view()), ["a", None]),
     "a categorical": ("brand", pa.array(["acme", None, "acme"]).dictionary_encode(), ["acme", None, "acme"]),
     "a categorical of numbers": ("brand", pa.array([7.0, None]).dictionary_encode(), ["7", None]),
+    "a categorical that is not all used": ("item_id", pa.DictionaryArray.from_arrays([1], [2.0**53, 7.0]), ["7"]),
     "nullable integers": ("category", pa.array([12, None], pa.int16()), ["12", None]),
     "large integers": ("item_id", pa.array([2**53 + 1, 2**63 - 1]), ["9007199254740993", "9223372036854775807"]),
     "larger integers": ("item_id", pa.array([2**64 - 1], pa.uint64()), ["18446744073709551615"]),
@@ -271,6 +272,13 @@ def test_ways_to_write_a_csv_file(content: str, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_bytes(content.encode())
     frame = read_table(tmp_path / "items.csv").frame
     assert frame[["item_id", "title"]].to_numpy().tolist() == [["7", "lamp"], ["8", "mug"]]
+
+
+def test_a_long_text_is_read(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "items.csv").write_text(f"item_id,title\n7,{'lamp' * limit}\n")
+    assert len(read_table(tmp_path / "items.csv").frame["title"][0]) == 4 * limit
+    assert csv.field_size_limit() == limit
 
 
 CELL = st.text(st.sampled_from('ab ,;\t"\n\r\'\\N\ufeffé\u2028'), max_size=6)

@@ -206,20 +206,23 @@ def _leave_out_times(rows: _Rows) -> None:
 
 
 def _leave_out_unknown(rows: _Rows, items: Items) -> None:
-    frame = rows.frame
-    textless = pd.Series(_keys(frame, items.key).isin(items.textless), index=frame.index)
-    unknown = pd.Series(~_keys(frame, items.key).isin(items.keys), index=frame.index) & ~textless
+    def in_keys(keys: pd.Index) -> pd.Series:
+        return pd.Series(_keys(rows.frame, items.key).isin(keys), index=rows.frame.index)
 
-    def found(row: int) -> str:
-        whose = f"one of merchant {frame[C.MERCHANT][row]}'s items" if C.MERCHANT in items.key else f"in {items.name}"
-        return f"item_id {frame[C.ITEM][row]!r} is not {whose} ({int(unknown.sum())} such events)"
+    def named(row: int) -> str:
+        return f"item_id {rows.frame[C.ITEM][row]!r}"
 
-    def has_no_text(row: int) -> str:
-        return f"item_id {frame[C.ITEM][row]!r} has no text in {items.name} ({int(textless.sum())} such events)"
+    bare = in_keys(items.textless)
+    found = lambda row: f"{named(row)} has no text in {items.name} ({int(bare.sum())} such events)"  # noqa: E731
+    rows.leave_out(bare, C.ITEM, "the item has no text", found, hint="give the item a title")
 
-    rows.leave_out(textless, C.ITEM, "the item has no text", has_no_text, hint="give the item a title")
+    def stranger(row: int) -> str:
+        whose = f"one of merchant {rows.frame[C.MERCHANT][row]}'s items" if C.MERCHANT in items.key else f"in {items.name}"
+        return f"{named(row)} is not {whose} ({int(unknown.sum())} such events)"
+
+    unknown = ~in_keys(items.keys)
     hint = "add the items to the catalogue or remove the events"
-    rows.leave_out(unknown[rows.frame.index], C.ITEM, "the item is not in the catalogue", found, hint=hint)
+    rows.leave_out(unknown, C.ITEM, "the item is not in the catalogue", stranger, hint=hint)
 
 
 def _check_merchants(events: pd.DataFrame, table: Table) -> None:
