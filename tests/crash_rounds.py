@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fedrec.privacy import Ledger
+from fedrec.privacy import Ledger, head_file
 
 from .merchants import open_shop, public_and_trained, task
 
@@ -61,7 +61,8 @@ def main() -> None:
         # The server's last answer may have been lost, so it sometimes asks for that round again.
         if answered:
             first = max(answered) + (0 if rng.random() < 0.3 else 1)
-        ledger = Ledger(state / "ledger" / "shop.ledger.jsonl", 1e-5)
+        path = state / "ledger" / "shop.ledger.jsonl"
+        ledger = Ledger(path, 1e-5, head_file(path))
         lives.append({"recorded": len(ledger.releases()), "epsilon": ledger.spent().value, "declined": lines[-1:]})
     sys.stdout.write(json.dumps({"answered": answered, "lives": lives}) + "\n")
 

@@ -16,6 +16,7 @@ import pytest
 from fedrec.privacy import Ledger, LedgerError, Release, head_file
 from fedrec.privacy.ledger import used
 from fedrec.privacy.ledger_head import Head
+from fedrec.wire import HistogramTask
 
 DELTA = 1e-5
 HISTOGRAM = Release("run-a", 0, "histogram", 20.0, 1.0, 1, 1.0, "user", DELTA)
@@ -384,13 +385,16 @@ def test_a_release_is_on_disk_before_it_is_computed(
     public, trained = public_and_trained(shop)
     ledger, disk = shop.ledger, Disk(tmp_path, monkeypatch)
     assert ledger.head_path is not None
-    seen, compute, replace = [], merchant.train_round, os.replace
+    seen, replace = [], os.replace
 
-    def computed(*arguments: object, **named: object) -> object:
-        assert ledger.head_path is not None
-        seen.append((disk.read(ledger.path), disk.read(ledger.head_path)))
-        assert seen[-1] == (ledger.path.read_bytes(), ledger.head_path.read_bytes())
-        return compute(*arguments, **named)  # type: ignore[arg-type]
+    def watched(compute: Callable[..., object]) -> Callable[..., object]:
+        def computed(*arguments: object, **named: object) -> object:
+            assert ledger.head_path is not None
+            seen.append((disk.read(ledger.path), disk.read(ledger.head_path)))
+            assert seen[-1] == (ledger.path.read_bytes(), ledger.head_path.read_bytes())
+            return compute(*arguments, **named)
+
+        return computed
 
     def replaced(source: Path, target: Path) -> None:
         if target == ledger.head_path:
@@ -400,8 +404,11 @@ def test_a_release_is_on_disk_before_it_is_computed(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", replaced)
-    monkeypatch.setattr(merchant, "train_round", computed)
-    for number in (1, 2):
-        assert shop.train(task(shop, round=number, noise_multiplier=60.0), trained, public).statement.status == "ok"
-    assert [content.count(b"\n") for content, _ in seen if content] == [1, 2]
-    assert [json.loads(head)["lines"] for _, head in seen if head] == [1, 2]
+    monkeypatch.setattr(merchant, "noisy_histogram", watched(merchant.noisy_histogram))
+    monkeypatch.setattr(merchant, "train_round", watched(merchant.train_round))
+    asked = HistogramTask("run", 60.0, DELTA, "user")
+    replies = [shop.histogram(asked, public["prior.keys"])]
+    replies += [shop.train(task(shop, round=number, noise_multiplier=60.0), trained, public) for number in (1, 2)]
+    assert [reply.statement.status for reply in replies] == ["ok"] * 3
+    assert [content.count(b"\n") for content, _ in seen if content] == [1, 2, 3]
+    assert [json.loads(head)["lines"] for _, head in seen if head] == [1, 2, 3]

@@ -22,6 +22,7 @@ from fedrec import wire
 from fedrec.aggregation import weighted_mean
 from fedrec.model.adapter import digest, flat, norm, of_part, unflat
 from fedrec.privacy import Ledger, SeededNoise
+from fedrec.privacy.ledger_head import Head
 from fedrec.secure import Lattice, Roster
 from fedrec.training import expected_lot
 from server.run_folder import RunFolder
@@ -528,6 +529,7 @@ def test_secrets_are_for_their_owner_alone_and_gone_at_the_end(federation: Path,
     with stopped_after("confirm", federation, tiny_bert_folder, out):
         assert path.stat().st_mode & 0o777 == 0o600
         assert json.loads(path.read_text())["state"]["held"]
+        assert Head.from_json(json.loads(path.read_text())["head"]).lines == len(ledger_of(out, "m0").releases()) > 0
     with stopped_after("reveal", federation, tiny_bert_folder, tmp_path / "other"):
         assert json.loads((tmp_path / "other" / "replies" / "m0" / "secure.json").read_text())["state"] is None
 

@@ -181,7 +181,7 @@ def _sources(path: Path) -> list[Source]:
 
 def _ledgers(folder: Path) -> list[Path]:
     """In the folder, in a run's `privacy/`, or where a deployed merchant's node keeps it; also those whose head alone is left."""
-    found = set()
+    found: set[Path] = set()
     for place in (folder, folder / "privacy", folder / DEPLOYED):
         found.update(place.glob(f"*{SUFFIX}"))
         heads = head_folder(place.resolve()).glob(f"*{HEAD_SUFFIX}")
