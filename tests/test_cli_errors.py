@@ -274,6 +274,7 @@ def test_the_version_is_printed(fedrec: Fedrec) -> None:
 # The installed program
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_the_program_refuses_an_encoder_that_is_no_bert(federation: Path, tmp_path: Path) -> None:
     (tmp_path / "gpt").mkdir()

@@ -28,7 +28,7 @@ def test_ctrl_c_stops_with_130_and_resume_ends_where_an_unbroken_run_does(tmp_pa
     federation = tmp_path / "federation"
     split_source(write_source(tmp_path / "source", users=60), federation, 0.3, {"epsilon": 8.0, "delta": 1e-5})
     settings = {
-        "encoder": tiny_bert_folder, "rounds": 40, "encoder_rounds": 4, "rank": 4, "min_lot": 1, "noise_multiplier": 9.0,
+        "encoder": tiny_bert_folder, "rounds": 16, "encoder_rounds": 4, "rank": 4, "min_lot": 1, "noise_multiplier": 9.0,
         "histogram_noise_multiplier": 9.0, "encoder_sample_rate": 0.5, "bootstrap": 100,
     }  # fmt: skip
     flags = [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
@@ -45,7 +45,7 @@ def test_ctrl_c_stops_with_130_and_resume_ends_where_an_unbroken_run_does(tmp_pa
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors[-2000:]
     assert "--resume" in errors and "Traceback" not in errors
-    assert 4 <= lines(broken) < 41
+    assert 4 <= lines(broken) < 17
 
     for command in ([PROGRAM, "simulate", "--resume", "--out", str(broken), "--no-reference"], [*start, "--out", str(unbroken)]):
         assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
@@ -53,7 +53,7 @@ def test_ctrl_c_stops_with_130_and_resume_ends_where_an_unbroken_run_does(tmp_pa
     for ledger in sorted((unbroken / "privacy").glob("*.ledger.jsonl")):
         mine = (broken / "privacy" / ledger.name).read_text(encoding="utf-8").splitlines()
         rounds = [json.loads(line)["release"]["round"] for line in mine]
-        assert rounds == list(range(41))
+        assert rounds == list(range(17))
 
 
 def lines(run: Path) -> int:

@@ -308,6 +308,7 @@ def test_a_merchant_whose_data_are_broken_declines_under_its_own_name(server: Se
     assert statement_of(reply).merchant == "anna"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("identity")
 def test_a_worker_that_dies_is_replaced(server: Server, anna: Node) -> None:
     worker = anna.child("clients.worker")
@@ -371,6 +372,7 @@ def test_one_node_a_merchant_and_an_end_that_leaves_nothing(server: Server) -> N
         assert "Traceback" not in node.log
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_leaves_no_child(server: Server) -> None:
     with up(server, "cleo") as node:
         node.connected()
@@ -380,6 +382,7 @@ def test_a_node_that_is_killed_leaves_no_child(server: Server) -> None:
         until(lambda: node.family() == [], 10, "its children have ended")
 
 
+@pytest.mark.slow
 def test_a_key_that_the_server_does_not_know_ends_the_node_with_a_clear_line(server: Server) -> None:
     with up(server, "nobody", HASTY) as node:
         assert node.process.wait(60) == 1
@@ -388,6 +391,7 @@ def test_a_key_that_the_server_does_not_know_ends_the_node_with_a_clear_line(ser
     assert "nobody" not in server.nodes()
 
 
+@pytest.mark.slow
 def test_a_key_that_is_revoked_ends_the_node(server: Server) -> None:
     with up(server, "dora", HASTY) as node:
         node.connected()

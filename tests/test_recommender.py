@@ -21,7 +21,7 @@ from server.start import load_encoder_for
 from simulations.run import simulate
 
 from .conftest import make_catalogue
-from .helpers import make_federation, settings_of
+from .helpers import PLANNED, make_federation, settings_of
 
 HISTORY = ["i3", "i11", "i5"]
 
@@ -33,7 +33,7 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def run(federation: Path, tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return simulate(federation, settings_of(tiny_bert_folder, rounds=2), tmp_path_factory.mktemp("run") / "a")
+    return simulate(federation, settings_of(tiny_bert_folder, rounds=2, **PLANNED), tmp_path_factory.mktemp("run") / "a")
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_the_opened_sum_is_the_plain_sum_whoever_drops_out(case: tuple[int, int,
     assert len(play.collector.survivors) >= members - dropouts
 
 
-@pytest.mark.parametrize(("members", "dropouts", "colluders"), [(40, 4, 3), (64, 6, 6)])
+@pytest.mark.parametrize(("members", "dropouts", "colluders"), [(40, 4, 3), pytest.param(64, 6, 6, marks=pytest.mark.slow)])
 def test_the_same_where_each_has_few_neighbours(members: int, dropouts: int, colluders: int) -> None:
     around = neighbours(members, dropouts, colluders, members)
     assert around.count < members - 1, "a sparse graph"

@@ -818,6 +818,7 @@ def test_a_server_without_its_keys_does_not_start(
     assert not folder.database.exists()
 
 
+@pytest.mark.slow
 def test_a_server_ends_when_it_is_told_to_whoever_is_connected(tmp_path: Path) -> None:
     server = Server(create(tmp_path / "out", f"localhost:{free_ports()}", ["anna"]), tmp_path / "log")
     try:

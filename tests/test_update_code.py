@@ -25,7 +25,7 @@ from server.progress import watching
 from server.run_folder import RunFolder
 from simulations.run import resume, simulate
 
-from .helpers import ledger_rounds, make_federation, recorded, settings_of, simulate_with
+from .helpers import PLANNED, ledger_rounds, make_federation, recorded, settings_of, simulate_with
 
 MODEL_BYTES = 90_261_504
 """The packaged encoder's weights."""
@@ -286,6 +286,7 @@ def test_one_round_in_int8_differs_by_no_more_than_the_rounding(
     federation: Path, tiny_bert_folder: Path, tmp_path: Path, part: str
 ) -> None:
     values: dict[str, Any] = {"rounds": 1, "server_optimizer": "average", "weighting": "equal", "rank": 32, "encoder_rank": 16}
+    values |= PLANNED
     values |= {"encoder_rounds": 0} if part == "heads" else {"heads": False}
     plain = simulate(federation, settings_of(tiny_bert_folder, **values), tmp_path / "float32")
     with recorded() as crossed:

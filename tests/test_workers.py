@@ -33,6 +33,9 @@ MOST_GROWTH = 50
 SPAWNED = "spawn_main"
 """What is in the command line of a worker, and not in that of multiprocessing's resource tracker."""
 
+QUICK = {"noise_multiplier": 9.0, "histogram_noise_multiplier": 9.0, "encoder_sample_rate": 1.0}
+"""Noise that need not be planned, at rates whose accounting takes no time in each new process."""
+
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,7 +62,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
 
 
 def test_two_workers_give_what_one_process_gives(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
-    config, done = settings_of(tiny_bert_folder), []
+    config, done = settings_of(tiny_bert_folder, **QUICK), []
 
     def watch(event: str, fields: dict[str, Any]) -> None:
         if event == "merchant_done":
@@ -105,11 +108,12 @@ def frozen_until(round: int, then: Callable[[psutil.Process], None]) -> Callable
     return watch
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_its_merchant_the_round_and_nobody_else(
     federation: Path, tiny_bert_folder: Path, tmp_path: Path
 ) -> None:
     with watching(frozen_until(2, psutil.Process.kill)):
-        run = simulate(federation, settings_of(tiny_bert_folder), tmp_path / "run", workers=2)
+        run = simulate(federation, settings_of(tiny_bert_folder, **QUICK), tmp_path / "run", workers=2)
     lines = run.metrics()
     assert [len(line["took_part"]) for line in lines] == [4, 4, 3, 4]
     [(missed, reason)] = lines[2]["refused"].items()
@@ -129,7 +133,7 @@ def test_a_worker_that_dies_between_two_rounds_costs_nothing(federation: Path, t
                 worker.wait(10)
 
     with watching(watch):
-        run = simulate(federation, settings_of(tiny_bert_folder), tmp_path / "run", workers=2)
+        run = simulate(federation, settings_of(tiny_bert_folder, **QUICK), tmp_path / "run", workers=2)
     assert [len(line["took_part"]) for line in run.metrics()] == [4, 4, 4, 4]
     assert ledger_rounds(run) == {f"m{i}": [0, 1, 2, 3] for i in range(4)}
 
@@ -141,7 +145,7 @@ def test_an_error_of_the_server_leaves_no_worker(federation: Path, tiny_bert_fol
             raise LookupError("a bug")
 
     with pytest.raises(LookupError, match="a bug"), watching(watch):
-        simulate(federation, settings_of(tiny_bert_folder), tmp_path / "run", workers=2)
+        simulate(federation, settings_of(tiny_bert_folder, **QUICK), tmp_path / "run", workers=2)
     assert workers_of(psutil.Process()) == []
     assert len(central(resume(tmp_path / "run"))) == 4
 
