@@ -324,8 +324,9 @@ def test_what_is_turned_away_leaves_a_line(server: Server) -> None:
 
 
 def test_a_path_cannot_write_lines_of_its_own_into_the_log(server: Server) -> None:
-    asked(server, "/v1/%0a2026-01-01%2000:00:00,000%20registered%20merchant%20mallory%20(node%201)")
+    asked(server, "/v1/%0a2026-01-01%2000:00:00,000%20registered%20merchant%20mallory%20(node%201)%1b%5b2J")
     until(lambda: "mallory" in server.log, SOON)
+    assert r"\n2026-01-01" in server.log and "\x1b[2J" not in server.log
     assert not any(
         line.endswith("registered merchant mallory (node 1)") and "refused" not in line for line in server.log.splitlines()
     )

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 import clients.app
+import clients.node
 from clients.merchant import Merchant
 from fedrec import wire
 from fedrec.cli import main
@@ -48,10 +49,12 @@ from .helpers import central, ledger_rounds, make_federation, settings_of, simul
 from .merchants import TASK
 
 ROOT = Path(__file__).resolve().parents[1]
+MODULES = [path for folder in ("fedrec", "server", "clients", "simulations") for path in (ROOT / folder).rglob("*.py")]
 NASTY = [
     "[/b]", "[bold]", "[link=x]", "[", "]", "\\[", "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\r", "\n", "\t", "\x00", "\x7f",
-    "\x85", "\u202e", "\u2066", "\u200b", "\ufeff", "\u2028", "\u2029", "\udc80", "\ud83d", ":smile:", "$x$", "$", "\\", "_", "%s",
-    "{x}", "<script>alert(1)</script>", "&amp;", "'", '"', "caf\u00e9", "\u05e9\u05dc", "\U0001f469\u200d\U0001f467", "\u732b",
+    "\x85", "\u202e", "\u2066", "\u200b", "\ufeff", "\u2028", "\u2029", "\udc80", "\ud83d", ":smile:", "$x$", "$", "\\", "_",
+    "%s", "{x}", "<script>alert(1)</script>", "&amp;", "'", '"', "caf\u00e9", "\u05e9\u05dc", "\U0001f469\u200d\U0001f467",
+    "\u732b",
 ]  # fmt: skip
 FOREIGN = st.lists(st.sampled_from(NASTY) | st.characters(exclude_categories=()), max_size=12).map("".join)
 """Any text, halves of surrogate pairs too, with much of what a printer might obey."""
@@ -202,15 +205,18 @@ def error_of(run: Callable[[], None]) -> str:
     return shown.getvalue()
 
 
+def calls(tree: ast.Module) -> set[str]:
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
 def test_only_the_consoles_know_rich_and_nobody_prints_past_them() -> None:
-    for path in [path for folder in ("fedrec", "server", "clients", "simulations") for path in (ROOT / folder).rglob("*.py")]:
+    for path in MODULES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if path != ROOT / "fedrec" / "cli" / "console.py":
             froms = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
             names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
             assert not [name for name in froms + names if name.split(".")[0] == "rich"], path
-            calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-            assert not calls & {"print", "sys.stderr.write", "out.status", "err.status"}, path
+            assert not calls(tree) & {"print", "sys.stderr.write", "out.status", "err.status"}, path
 
 
 # -- widths and encodings ----------------------------------------------------------------------------------------------------
@@ -272,6 +278,22 @@ def test_a_log_record_is_one_line_and_a_traceback_is_under_it(text: str) -> None
     assert not obeyed("".join(lines))
     assert lines[0] == f"at refused {visible(text)} from there"
     assert [line for line in lines if line and not line.startswith("  ")] == lines[:2]
+
+
+PROCESSES = ["fedrec/cli/main.py", "clients/node.py", "clients/supernode.py", "clients/worker.py", "simulations/workers.py"]
+
+
+def test_every_process_logs_visibly() -> None:
+    mains = [path for path in MODULES if "__main__" in path.read_text(encoding="utf-8") or path.name == "workers.py"]
+    assert sorted(mains) == sorted(ROOT / path for path in PROCESSES)
+    for path in mains:
+        assert "log_visibly" in calls(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_a_node_that_cannot_start_logs_why_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "\x1b[2J\nfile").touch()
+    assert clients.node.main("shop", str(tmp_path / "\x1b[2J\nfile" / "state"), "localhost:1", "ca", "key") == 2
+    assert "cannot be written" in caplog.text and r"\x1b[2J\nfile" in caplog.text and not obeyed(caplog.text)
 
 
 # -- pages and pictures ------------------------------------------------------------------------------------------------------
