@@ -3,9 +3,8 @@
     python -m benchmarks.steps
 
 Against the obvious way (`benchmarks/obvious.py`) both compute the same per-user gradients, which is
-checked first, with our top layers in float32 and as they are timed. What they differ by is precision:
-our trunk is computed in bf16 where the processor has it and cached in float16, and our top layers run
-in bf16 ("float32": not). The obvious way also tokenises its texts in every step.
+checked first. What they differ by is precision: our trunk is computed in bf16 where the processor has it
+and cached in float16. The obvious way also tokenises its texts in every step.
 Without privacy the step is `simulations/reference.py`: plain autograd, every distinct text of the lot
 encoded once; "no text shared" is the same sum over every user's own copies of its texts.
 """
@@ -14,8 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,33 +95,13 @@ class Bench:
 
         return step
 
-    def float32(self) -> Step:
-        """Clipped sums, our way without bf16 in the top layers."""
-        step = self.ours()
-
-        def run(lot: Examples) -> list[torch.Tensor]:
-            with self._precision(False):
-                return step(lot)
-
-        return run
-
-    def difference(self, users: int, low_precision: bool) -> float:
+    def difference(self, users: int) -> float:
         """Largest difference of a user's gradient between both, over the largest gradient."""
         trainer, lot = self.trainer(), self.lot(users)
         samples = self._obvious().gradients(lot, self.negatives, self.encoder_history, trainer.softmax)
         slow = torch.cat([sample.flatten(1) for sample in samples], dim=1)
-        with self._precision(low_precision):
-            fast = torch.cat([torch.cat([s.flatten(1) for s in chunk.samples], dim=1) for chunk in trainer.gradients(lot)])
+        fast = torch.cat([torch.cat([s.flatten(1) for s in chunk.samples], dim=1) for chunk in trainer.gradients(lot)])
         return float((fast - slow).norm(dim=1).max() / slow.norm(dim=1).max())
-
-    @contextmanager
-    def _precision(self, low: bool) -> Iterator[None]:
-        before = self.encoder.low_precision
-        self.encoder.low_precision = low and before
-        try:
-            yield
-        finally:
-            self.encoder.low_precision = before
 
     def rounds(self, part: Part, users: int) -> dict[str, Way]:
         """A private round of one step over so many users, and the same without privacy."""
@@ -198,10 +176,9 @@ def against_obvious(folder: Path, users: list[int], histories: list[int], repeat
     found: dict[str, Any] = {"rows": []}
     for history in histories:
         bench = Bench(folder, history, history)
-        for name, low in (("difference", False), ("difference_bf16", True)):
-            found[name] = max(found.get(name, 0.0), bench.difference(users[0], low))
+        found["difference"] = max(found.get("difference", 0.0), bench.difference(users[0]))
         for count in users if history == histories[0] else users[:1]:
-            ways = {name: getattr(bench, name)() for name in ("ours", "float32", "obvious")}
+            ways = {name: getattr(bench, name)() for name in ("ours", "obvious")}
             lot = bench.lot(count)
             seconds = alternate({name: partial(step, lot) for name, step in ways.items()}, repeats)
             peak = {name: memory(_prepare, str(folder), history, name, count) for name in ("ours", "obvious")}
@@ -237,22 +214,21 @@ def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     rows = [
         "A private step on the encoder against the obvious way:", "",
-        "| users | history | ours, users/s | obvious, users/s | times faster | float32, times faster | ours, MB | obvious, MB "
+        "| users | history | ours, users/s | obvious, users/s | times faster | ours, MB | obvious, MB "
         "| times less |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in found["obvious"]["rows"]:
-        ours, exact, obvious = (row["seconds"][name] for name in ("ours", "float32", "obvious"))
+        ours, obvious = (row["seconds"][name] for name in ("ours", "obvious"))
         users = row["users"]
         mine, theirs = row["memory"]["ours"], row["memory"]["obvious"]
         rows.append(
             f"| {users} | {row['history']} | {users / ours:.1f} | {users / obvious:.1f} | {obvious / ours:.1f} "
-            f"| {obvious / exact:.1f} | {mine:.0f} | {theirs:.0f} | {theirs / max(mine, 1):.1f} |"
+            f"| {mine:.0f} | {theirs:.0f} | {theirs / max(mine, 1):.1f} |"
         )
     rows += [
         "",
-        f"Largest difference of a user's gradient: {found['obvious']['difference']:.1e} with our top layers in float32, "
-        f"{found['obvious']['difference_bf16']:.1e} as timed.",
+        f"Largest difference of a user's gradient: {found['obvious']['difference']:.1e}.",
         "",
         "A private round of one step against the same without privacy:", "",
         "| part | items | users | private, s | plain, s | ratio | no text shared, s | ratio |",

@@ -150,9 +150,12 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
     compare(fast, slow)
 
 
-@pytest.mark.parametrize("low_precision", [False, True])
-def test_who_else_is_in_the_lot_does_not_change_how_a_gradient_is_rounded(low_precision: bool) -> None:
-    """A lot with and without a user differs in that user's gradient alone; in bf16 too, on a real model."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_who_else_is_in_the_lot_does_not_change_how_a_gradient_is_rounded(threads: int) -> None:
+    """A lot with and without a user differs in that user's gradient alone: to the bit on one thread, on a real model.
+
+    With more, a product is split among them by its size.
+    """
     encoder = load_encoder(PACKAGED, 1, 4, 32, "cpu", 16)
     rng = np.random.default_rng(0)
     # Of so many lengths that a text is alone in its batch now and then.
@@ -164,16 +167,18 @@ def test_who_else_is_in_the_lot_does_not_change_how_a_gradient_is_rounded(low_pr
     examples = build_examples(make_histories(40, catalogue, baskets=9), history=6, positions=3, decay=0.3)
     trainer = EncoderTrainer(encoder, states, np.zeros(50, dtype=np.float32), base, trained, Scoring(10.0, 0.3, 0.0), history=6)
     trainer.negatives = rng.integers(0, 50, 7)
-    before, encoder.low_precision = encoder.low_precision, low_precision
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         whole = flat_gradients(trainer, examples)
         for user in range(0, 40, 2):
             for mates in ([], [rng.integers(40)], rng.choice(40, 9, replace=False)):
                 lot = np.unique([user, *mates])
                 alone = flat_gradients(trainer, examples.take(lot))[np.searchsorted(lot, user)]
-                assert torch.equal(alone, whole[user]), (user, lot)
+                difference = float((alone - whole[user]).norm())
+                assert difference <= (0 if threads == 1 else 1e-6) * float(whole[user].norm()), (user, lot)
     finally:
-        encoder.low_precision = before
+        torch.set_num_threads(before)
 
 
 def test_weights_that_make_much_of_rounding_make_little_of_who_else_is_there() -> None:

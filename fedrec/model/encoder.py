@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -36,6 +36,8 @@ TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
 TOKENS_STEP = 4
 """A text is padded to a multiple of so many tokens: to a length of its own, whatever else is in its batch."""
+LEAST_ROWS = 32
+"""Fewest tokens that a layer is given at once: products with fewer rows than 16 were found to be rounded otherwise."""
 EMBEDDED = 32
 """How many catalogues' embeddings a process keeps."""
 
@@ -241,13 +243,22 @@ class TextEncoder(nn.Module):
 
     def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
-        texts = len(hidden)
-        if texts == 1:  # a text alone is rounded otherwise than one of many, and whether it is alone depends on others
-            hidden, mask = hidden.repeat(2, 1, 1), mask.repeat(2, 1)
+        texts, times = len(hidden), -(-LEAST_ROWS // (len(hidden) * hidden.shape[1]))
+        if times > 1:  # how few tokens there are depends on who else is in the lot
+            hidden, mask = hidden.repeat(times, 1, 1), mask.repeat(times, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and self.layers > 0), self._attention():
             for layer in self.top:
                 hidden = layer(hidden, mask[:, None, None, :])
         return _mean(hidden.float(), mask)[:texts]
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Without bf16 on a processor: there how a text is rounded in bf16 depends on how many are beside it."""
+        before, self.low_precision = self.low_precision, self.low_precision and self.device.type != "cpu"
+        try:
+            yield
+        finally:
+            self.low_precision = before
 
     def _attention(self) -> AbstractContextManager[None]:
         """Plain products where gradients are asked for, not fused attention.

@@ -8,9 +8,10 @@ one length, where a grad sampler keeps each text's part. The negatives are the s
 for all users, so their forward pass is shared and only the way back is taken user by user. The
 result is exact, and memory is bounded by the number of texts in flight.
 
-Who else is in a lot must not change how a user's gradient is rounded, which in bf16 matters. So a text is padded
-to a length of its own, no batch is of one (those of two or more were found to be rounded alike), what is between
-the two passes is computed in float64, and parts are added up in the user's own order.
+Who else is in a lot must not change how a user's gradient is rounded, which in bf16 matters: on some processors by a
+five-hundredth of it. So a processor computes in float32, a text is padded to a length of its own, no batch is of a
+few tokens only (those of more were found to be rounded alike), what is between the two passes is computed in
+float64, and parts are added up in the user's own order.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ class EncoderTrainer:
     def gradients(self, lot: Examples | Records) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
         for chunk in self.chunks(lot):
-            yield self._gradients(chunk)
+            with self.encoder.in_float32():
+                found = self._gradients(chunk)
+            yield found
 
     def _gradients(self, chunk: Examples) -> PerRecord:
         pairs = layout(chunk, self.history)
