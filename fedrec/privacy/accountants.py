@@ -172,7 +172,7 @@ def rdp(events: Sequence[SampledGaussian], delta: float) -> float:
     """
     if len(events) > MOST_PAIRS + 1:
         return quick_rdp(events, delta)
-    larger = ORDERS[ORDERS > max(RDPAccountant.DEFAULT_ALPHAS)]
+    larger = ORDERS[max(RDPAccountant.DEFAULT_ALPHAS) < ORDERS]
     with _quiet():
         spent = sum(event.steps * _renyi_of_a_step(event.noise_multiplier, event.sample_rate) for event in events)
         spent = np.append(spent, _cumulants(events, larger) / (larger - 1))
@@ -183,8 +183,9 @@ def rdp(events: Sequence[SampledGaussian], delta: float) -> float:
 def quick_rdp(events: Sequence[SampledGaussian], delta: float) -> float:
     """An upper bound by RDP in about 0.1 ms a mechanism, where `rdp` takes up to 90 for one that is new to it.
 
-    Error: over `rdp` by up to 1% (measured). Renyi DP is computed at integer orders alone: (order - 1) times it is
-    convex in the order and 0 at order 1, so the straight lines between are over it.
+    Error: over `rdp`, measured by up to 0.5% for a ledger of runs and 10% for one step at a small rate. Renyi
+    DP is computed at integer orders alone: (order - 1) times it is convex in the order and 0 at order 1, so the
+    straight lines between are over it.
     """
     between = np.arange(1.1, 11, 0.1)
     with _quiet():

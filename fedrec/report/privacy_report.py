@@ -32,7 +32,7 @@ __all__ = ["privacy_report", "remaining_rounds", "to_html", "to_json", "write_pr
 
 MOST_ROUNDS = 10_000
 """The search for how many rounds are left stops here."""
-MOST_PREFIXES, MOST_MECHANISMS = 64, 64
+MOST_PREFIXES, MOST_MECHANISMS = 64, 32
 """Of a longer ledger only so many prefixes, evenly spaced, are composed again, with so many sampled mechanisms in all:
 an accountant takes up to 0.1 s for each."""
 MOST_PARTS = 20
