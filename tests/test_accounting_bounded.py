@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
 
 from fedrec.privacy import Policy, Release, over_budget
-from fedrec.privacy.accountants import ALL, _renyi_of_a_step, _renyi_of_many, epsilon, pld, prv, rdp
+from fedrec.privacy.accountants import ALL, ORDERS, _cumulants, _renyi_of_a_step, epsilon, pld, prv, quick_rdp, rdp
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.merging import MOST_PAIRS, few, merge
 from tests.test_accountants import PRV_NOISE, PRV_USUAL_SLACK, Oracle
@@ -100,16 +100,16 @@ def test_rounding_is_towards_less_privacy(events: list[SampledGaussian]) -> None
     assert sum(event.steps for event in sampled) == sum(event.steps for event in before)
     for event in before:
         assert any(e.noise_multiplier <= event.noise_multiplier and e.sample_rate >= event.sample_rate for e in sampled)
-    assert np.all(_renyi_of_many(rounded) >= _renyi_of_many(events) * (1 - 1e-9))
+    assert np.all(_cumulants(rounded, ORDERS) >= _cumulants(events, ORDERS) * (1 - 1e-9))
 
 
 @given(many, mechanisms)
 @settings(max_examples=10, deadline=None)
 def test_one_more_line_lowers_nothing(events: list[SampledGaussian], more: SampledGaussian) -> None:
     """By rounding too: grids are halves of each other, so a coarser one only takes privacy away."""
-    before, after = _renyi_of_many(few(events)), _renyi_of_many(few([*events, more]))
+    before, after = _cumulants(few(events), ORDERS), _cumulants(few([*events, more]), ORDERS)
     assert np.all(after >= before * (1 - 1e-9))
-    assert epsilon([*events, more], 1e-5, ("rdp",)).value >= epsilon(events, 1e-5, ("rdp",)).value - 1e-9
+    assert quick_rdp(merge([*events, more]), 1e-5) >= quick_rdp(merge(events), 1e-5) - 1e-9
 
 
 @pytest.mark.slow
@@ -122,15 +122,15 @@ def test_the_composed_epsilon_never_falls_as_a_ledger_grows() -> None:
         last = now
 
 
-@given(st.lists(mechanisms, min_size=1, max_size=4))
-@settings(max_examples=10, deadline=None)
-def test_the_quick_renyi_bound_is_opacus_at_integers_and_over_it_between(events: list[SampledGaussian]) -> None:
-    orders = np.asarray(RDPAccountant.DEFAULT_ALPHAS)
+@given(st.lists(mechanisms, min_size=1, max_size=3))
+@settings(max_examples=6, deadline=None)
+def test_quick_renyi_is_opacus(events: list[SampledGaussian]) -> None:
+    """At integers; and over it by the straight lines between them."""
+    orders, whole = np.asarray(RDPAccountant.DEFAULT_ALPHAS), np.arange(12, 64)
     exact = sum(event.steps * _renyi_of_a_step(event.noise_multiplier, event.sample_rate) for event in events)
-    quick = _renyi_of_many(events)
-    whole = np.isclose(orders, np.round(orders))
-    assert np.allclose(quick[whole], exact[whole], rtol=1e-6, atol=1e-9)
-    assert np.all(quick >= exact * (1 - 1e-6) - 1e-9)
+    quick = _cumulants(events, whole) / (whole - 1)
+    assert np.allclose(quick, exact[orders >= 12], rtol=1e-6, atol=1e-9)
+    assert rdp(events, 1e-5) * (1 - 1e-6) <= quick_rdp(events, 1e-5) <= 1.2 * rdp(events, 1e-5)
 
 
 def test_full_steps_of_any_noise_are_one_gaussian() -> None:
@@ -142,7 +142,7 @@ def test_full_steps_of_any_noise_are_one_gaussian() -> None:
     assert Oracle(events)(1e-5) == pytest.approx(pld(merge(events), 1e-5), abs=1e-3)
 
 
-@pytest.mark.parametrize(("rate", "most"), [(0.1, 1.005), (0.3, 1.02)])
+@pytest.mark.parametrize(("rate", "most"), [(0.1, 1.01), (0.3, 1.02)])
 def test_rounding_costs_ledgers_of_honest_runs_next_to_nothing(rate: float, most: float) -> None:
     """Sixty runs, each with noise of its own, by RDP; `test_ledgers_of_honest_runs_cost_what_they_should` by all."""
     events = honest(60, rate)
@@ -162,7 +162,7 @@ def test_ledgers_of_honest_runs_cost_what_they_should(runs: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_ledgers_cost_no_less_and_little_more(kind: str) -> None:
+def test_hostile_ledgers_cost_no_less_and_at_most_twice(kind: str) -> None:
     events = hostile(kind, 60)
     true, found = Oracle(events)(1e-5), epsilon(events, 1e-5).value
-    assert true <= found + 1e-3 and found <= 1.3 * true + 0.15
+    assert true <= found + 1e-3 and found <= 2 * true + 0.15

@@ -142,6 +142,27 @@ def test_secure_aggregation_has_one_step_a_round() -> None:
     assert plan.secure_aggregation is None and "local_steps is 2" in str(plan.no_secure_aggregation)
 
 
+@pytest.mark.parametrize("users", [5, 6, 10, 25])
+def test_a_few_users_are_planned_for_at_their_own_delta(users: int) -> None:
+    plan = solve(users=users, epsilon=8.0, rounds=18, sample_rate=1.0)
+    assert plan.delta == 1 / (10 * users)
+    assert 0.98 * 8 <= plan.epsilon_spent <= 8
+
+
+@pytest.mark.parametrize("budget", [0.5, 8.0])
+def test_a_larger_delta_needs_less_noise(budget: float) -> None:
+    """Whatever delta is: an accountant's bound under 0 is one of 0."""
+    deltas = (1e-60, 1e-16, 1e-11, 1e-6, 1e-3, 0.01, 0.05, 0.0999)
+    noise = [solve(users=10, epsilon=budget, delta=delta, rounds=18, sample_rate=1.0).noise_multiplier for delta in deltas]
+    assert noise == sorted(noise, reverse=True)
+
+
+def test_rdp_is_zero_where_delta_alone_covers_it() -> None:
+    event = SampledGaussian(2_000.0)
+    assert epsilon([event], 0.05, ("rdp",)).value == 0
+    assert epsilon([event], 0.05).value <= 0.011
+
+
 def test_delta_is_a_tenth_of_one_over_users() -> None:
     assert default_delta(2_600) == 1 / 26_000
     assert solve(**SMALL, rounds=1, sample_rate=1.0).delta == 1 / 26_000

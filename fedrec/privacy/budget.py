@@ -15,9 +15,15 @@ __all__ = ["over_budget"]
 def over_budget(policy: Policy, before: Sequence[Release], release: Release, now: datetime | None = None) -> str | None:
     """Why `release` may not be added to the ledger, or None. The reason holds no private data.
 
-    Checks the rounds of the run, the budget for the life of the data, and the budget of the
+    Checks the unit, the rounds of the run, the budget for the life of the data, and the budget of the
     last `period_days`. The composition is over all mechanisms, runs and settings together.
+
+    Units do not compose, so a ledger has one. A user is many examples, and a line at unit `event` bounds the
+    weight of each apart. Nor is the other way round free: who takes one example out of a user's gradient replaces
+    it by another, up to twice `clip_norm` away, and a line at unit `user` accounts for once.
     """
+    if others := {known.unit for known in before} - {release.unit}:
+        return f"policy: unit {release.unit!r} over a ledger with releases of unit {min(others)!r}; units do not mix"
     rounds = {known.round for known in before if known.run == release.run} | {release.round}
     if len(rounds - {0}) > policy.max_rounds:
         return f"policy: round {release.round} is over the policy's most rounds, {policy.max_rounds}"

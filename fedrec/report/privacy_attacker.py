@@ -40,13 +40,14 @@ def attacker(events: Sequence[SampledGaussian], spent: float, delta: float) -> A
     """Bounds for the composition of `events`, whose epsilon at `delta` is `spent`."""
     rates = {f"{rate:g}": rate for rate in FALSE_POSITIVES}
     alone = {name: tpr_bound(spent, delta if events else 0.0, rate) for name, rate in rates.items()}
-    if all(event.sample_rate == 1 for event in events):
+    if all(event.sample_rate == 1 for event in events) and math.isfinite(spent):
         # Full-participation Gaussians compose exactly: squared mu = steps / sigma^2 add up (Dong, Roth, Su, 2022, corollary 3.3).
-        mu = math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in events))
+        mu = math.hypot(*(math.sqrt(event.steps) / event.noise_multiplier for event in events))
         tighter, by = {name: gaussian_tpr_bound(mu, rate) for name, rate in rates.items()}, "gaussian"
     else:
         # Every (epsilon(delta), delta) holds at once, so the smallest of their bounds does.
-        points = [(epsilon(events, other).value, other) for other in PROFILE_DELTAS] + [(spent, delta)]
+        # One distribution of the loss answers for every delta, which a PRV's grid does not.
+        points = [(epsilon(events, other, ("pld", "rdp")).value, other) for other in PROFILE_DELTAS] + [(spent, delta)]
         tighter, by = {name: min(tpr_bound(*point, rate) for point in points) for name, rate in rates.items()}, "profile"
     return Attacker(odds_bound(spent), 1 / (1 + math.exp(-spent)), alone, tighter, by)
 

@@ -19,7 +19,8 @@ from markupsafe import Markup
 
 from fedrec.config import write_atomically
 from fedrec.privacy import ACCOUNTANTS, Epsilon, Release, SampledGaussian, epsilon
-from fedrec.privacy.accountants import FAST
+from fedrec.privacy.accountants import FAST, quick_rdp
+from fedrec.privacy.merging import MOST_PAIRS
 from fedrec.report.pages import page
 from fedrec.report.plots import Series, curves
 from fedrec.report.privacy_attacker import FALSE_POSITIVES, attacker
@@ -31,8 +32,11 @@ __all__ = ["privacy_report", "remaining_rounds", "to_html", "to_json", "write_pr
 
 MOST_ROUNDS = 10_000
 """The search for how many rounds are left stops here."""
-MOST_PREFIXES = 200
-"""Of a longer ledger only so many prefixes, evenly spaced, are composed again: each takes up to a second."""
+MOST_PREFIXES, MOST_MECHANISMS = 64, 32
+"""Of a longer ledger only so many prefixes, evenly spaced, are composed again, with so many sampled mechanisms in all:
+an accountant takes up to 0.1 s for each."""
+MOST_PARTS = 20
+"""Up to so many runs, and mechanisms, are composed apart by `FAST`; more are by RDP."""
 
 
 def privacy_report(sources: Sequence[Source], now: datetime | None = None) -> PrivacyReport:
@@ -63,21 +67,33 @@ def privacy_report(sources: Sequence[Source], now: datetime | None = None) -> Pr
 def remaining_rounds(events: Sequence[SampledGaussian], one: SampledGaussian, budget: float, delta: float) -> int:
     """How often `one` can follow `events` within `budget`, at most `MOST_ROUNDS`: a merchant's own test, repeated.
 
-    That many fit and one more does not. Doubling before halving keeps the accountants near the
-    budget: far over it a PRV takes all memory.
+    That many fit and one more does not. What fits by RDP, which costs next to nothing, fits; from there on it
+    takes a handful of compositions, since epsilon over the rounds is near a straight line.
     """
 
-    def fits(count: int) -> bool:
-        more = SampledGaussian(one.noise_multiplier, one.sample_rate, one.steps * count)
-        return epsilon([*events, more], delta).value <= budget
+    def spent(count: int, names: Sequence[str] = FAST) -> float:
+        more = [replace(one, steps=one.steps * count)] if count else []
+        return epsilon([*events, *more], delta, names).value
 
-    low, high = 0, 1
-    while high <= MOST_ROUNDS and fits(high):
-        low, high = high, 2 * high
-    high = min(high, MOST_ROUNDS + 1)
+    low, high = 0, MOST_ROUNDS + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if spent(middle, ("rdp",)) <= budget else (low, middle)
+    at_low, high, step = spent(low), low + 1, max(1, low // 8)
+    while high <= MOST_ROUNDS and (now := spent(high)) <= budget:
+        low, at_low, high, step = high, now, high + step, 2 * step
+    high = min(high, MOST_ROUNDS + 1)
+    at_high, tries = spent(high), 0
+    while high - low > 1:
+        # Every third time by halves, so that it ends soon whatever the curve.
+        tries += 1
+        share = (budget - at_low) / (at_high - at_low) if tries % 3 and at_low < at_high else 0.5
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        now = spent(middle)
+        if now <= budget:
+            low, at_low = middle, now
+        else:
+            high, at_high = middle, now
     return low
 
 
@@ -138,6 +154,7 @@ def _merchant(source: Source, now: datetime) -> MerchantPrivacy:
     return MerchantPrivacy(
         merchant=source.merchant,
         unit="event" if "event" in units else "user",
+        units_mixed=len(units) > 1,
         budget=policy.epsilon if policy else None,
         delta=delta,
         epsilon=total.value,
@@ -237,20 +254,28 @@ def _by_accountant(events: Sequence[SampledGaussian], delta: float | None) -> di
 
 
 def _parts(releases: Sequence[Release], key: Callable[[Release], str], delta: float | None) -> tuple[Part, ...]:
+    groups: dict[str, list[Release]] = {}
+    for release in releases:
+        groups.setdefault(key(release), []).append(release)
     parts = []
-    for name in dict.fromkeys(map(key, releases)):
-        group = [release for release in releases if key(release) == name]
-        alone = epsilon(_events(group), delta or 1.0)
+    for name, group in groups.items():
+        events = _events(group)
+        if len(groups) <= MOST_PARTS:
+            alone = epsilon(events, delta or 1.0)
+        else:
+            alone = Epsilon(max(0.0, quick_rdp(events, delta or 1.0)), delta or 1.0, "rdp")
         steps = sum(release.steps for release in group)
         parts.append(Part(name, len(group), steps, group[0].time, group[-1].time, alone.value, alone.accountant))
     return tuple(parts)
 
 
 def _rounds(releases: Sequence[Release], delta: float | None) -> tuple[Round, ...]:
-    events, every = _events(releases), math.ceil(len(releases) / MOST_PREFIXES)
-    out = []
+    events, out = _events(releases), []
+    sampled = {(event.noise_multiplier, event.sample_rate) for event in events if event.sample_rate < 1}
+    prefixes = min(MOST_PREFIXES, MOST_MECHANISMS // max(1, min(len(sampled), MOST_PAIRS)))
+    every = math.ceil(len(releases) / prefixes)
     for number, r in enumerate(releases, 1):
-        composed = number % max(every, 1) == 0 or number == len(releases)
+        composed = number % every == 0 or number == len(releases)
         after = epsilon(events[:number], delta or 1.0) if composed else None
         out.append(
             Round(

@@ -98,6 +98,8 @@ class MerchantPrivacy:
     that are quick enough to decide every release (`accountants.FAST`).
 
     Attributes:
+        unit: the weaker one, if there are lines of both.
+        units_mixed: there are lines of both, which only an older version wrote.
         trust: the weaker trust model, if there are lines of both.
         secure_terms: of the lines under `secure-aggregation`.
         epsilon_alone: what still holds if every other merchant tells the server all it knows; a line
@@ -108,6 +110,7 @@ class MerchantPrivacy:
 
     merchant: str
     unit: str
+    units_mixed: bool
     budget: float | None
     delta: float | None
     epsilon: float

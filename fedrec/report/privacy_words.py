@@ -47,6 +47,16 @@ def plain_words(report: PrivacyReport) -> list[tuple[str, str]]:
         )
         for same in report.same_name
     ]
+    words += [
+        (
+            "Warning",
+            f"the ledger of {m.merchant} has releases of unit user and of unit event. They do not compose: its figures bound "
+            "neither what is known about a whole user nor, for the releases of unit user, about one example. "
+            "Nothing more is released on this ledger.",
+        )
+        for m in merchants
+        if m.units_mixed
+    ]
     words.append(_simulation(merchants))
     words += trust_model(report)
     if any(merchant.unit == "event" for merchant in merchants):
