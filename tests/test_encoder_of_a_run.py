@@ -32,6 +32,8 @@ def made(federation: Path, tiny_bert_folder: Path, tmp_path_factory: pytest.Temp
     """`bert/`, and `run/` that was made with it, from this folder and by a relative name."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(tiny_bert_folder, folder / "bert")
+    config = folder / "bert" / "config.json"  # as old files have it: where their maker's copy was
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "somebody/bert"}))
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -112,6 +114,8 @@ def test_a_relative_encoder_is_absolute_in_everything_that_a_run_keeps(made: Pat
     assert run.config.encoder == str(made / "bert")
     assert json.loads((run.path / "site.json").read_text())["model"]["encoder"] == str(made / "bert")
     assert json.loads((run.path / "adapter" / "fedrec.json").read_text())["encoder"] == str(made / "bert")
+    adapter = json.loads((run.path / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(made / "bert")
     state = run.load()
     assert state is not None and len(state.encoder_fingerprint) == 24
 

@@ -75,9 +75,12 @@ def _config(folder: Path) -> BertConfig:
     if raw.get("is_decoder") or raw.get("position_embedding_type", "absolute") != "absolute":
         raise _refused(path, "is a decoder or has relative positions", expected="an encoder with absolute positions")
     try:
-        return BertConfig.from_pretrained(str(folder), local_files_only=True)
+        config = BertConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # of any kind, as above
         raise _refused(path, f"describes no model ({first_line(error)})") from None
+    # PEFT writes this beside the adapter, and asks a hub about a name; the file may hold the name of who made the model.
+    config.name_or_path = str(folder)
+    return config
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -128,9 +128,9 @@ class Recommender:
         if self._encoder is None:
             from fedrec.model.encoder import load_encoder
 
-            shape = (self.settings[name] for name in ("encoder", "encoder_layers", "encoder_rank", "max_tokens"))
-            encoder = load_encoder(*shape, self._device)
-            encoder.check_fingerprint(self.settings.get("encoder_fingerprint", ""))
+            run = self.settings
+            encoder = load_encoder(run["encoder"], run["encoder_layers"], run["encoder_rank"], run["max_tokens"], self._device)
+            encoder.check_fingerprint(run.get("encoder_fingerprint", ""))
             self._encoder = encoder
         return self._encoder
 
