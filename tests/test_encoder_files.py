@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from fedrec.cli import main
 from fedrec.errors import InputError
-from fedrec.model.encoder import TextEncoder, load_encoder
+from fedrec.model.encoder import TextEncoder, _load, load_encoder
 from fedrec.model.encoder_files import absolute_encoder, files_digest, files_seen, first_line
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "lamp", "blue", "soap", "##s"]
@@ -242,7 +242,7 @@ def test_half_precision_is_read_as_float32(kind: torch.dtype, whole: Path, bert:
 def test_weights_are_never_drawn_at_random(whole: Path) -> None:
     first = load(whole)
     torch.manual_seed(1)
-    load_encoder.__globals__["_load"].cache_clear()
+    _load.cache_clear()
     assert load(whole).fingerprint == first.fingerprint
 
 
@@ -273,7 +273,7 @@ def test_another_tokenizer_is_another_encoder(case: str, bert: Path) -> None:
 def test_what_a_call_leaves_in_a_tokenizer_does_not_count(whole: Path) -> None:
     encoder = load(whole)
     encoder.encode(["red " * 40])  # sets truncation in the tokenizer
-    load_encoder.__globals__["_load"].cache_clear()
+    _load.cache_clear()
     assert load(whole).fingerprint == encoder.fingerprint
 
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedrec.cli import main
 from fedrec.errors import InputError
+from fedrec.model.encoder import _load, cache_folder
 from fedrec.model.recommender import Recommender
 from server.run_folder import RunFolder
 from simulations.run import resume, simulate
@@ -128,6 +129,26 @@ def test_an_encoder_that_is_gone_is_missed_where_a_text_is_read(
     for arguments in (["recommend", made / "run", "--query", "red"], ["evaluate", made / "run"]):
         status, _, err = fedrec(*arguments)
         assert status == 2 and f"'{bert}' is no folder" in err.replace("\n", " ")
+
+
+def test_a_home_that_cannot_be_written_is_noted(
+    bert: Path, made: Path, fedrec: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", os.devnull)
+    for cache in (None, ""):
+        monkeypatch.delenv("FEDREC_CACHE") if cache is None else monkeypatch.setenv("FEDREC_CACHE", cache)
+        _load.cache_clear()  # as in a fresh process
+        caplog.clear()
+        assert fedrec("evaluate", made / "run")[0] == 0
+        assert f"{os.devnull}/.cache/fedrec/trunk: cannot be written" in caplog.text and "set FEDREC_CACHE" in caplog.text
+
+
+def test_no_home_at_all_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDREC_CACHE")
+    monkeypatch.setattr(Path, "home", classmethod(lambda _: (_ for _ in ()).throw(RuntimeError("no home"))))
+    with pytest.raises(InputError, match="FEDREC_CACHE: this user has no home folder"):
+        cache_folder()
 
 
 def test_the_same_weights_written_otherwise_are_the_same(bert: Path, made: Path) -> None:

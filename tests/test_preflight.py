@@ -126,6 +126,18 @@ def fedrec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     os.environ.update(before)
 
 
+def test_a_relative_encoder_is_the_merchant_folders(
+    shop: Shop, tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_bert_folder, shop.path / "bert")
+    edit(shop.folder.settings_file, model={"encoder": "bert", "device": "cpu"})
+    monkeypatch.chdir(tmp_path)
+    assert dict(checks(shop.folder))["model"].startswith(f"{shop.path / 'bert'} on cpu")
+    shutil.rmtree(shop.path / "bert")
+    with pytest.raises(InputError, match=f"encoder: '{shop.path / 'bert'}' is no folder"):
+        list(checks(shop.folder))
+
+
 def refusal(shop: Shop) -> tuple[list[str], str]:
     """What was in order before the first thing that was not, and what is said of that."""
     looked = []

@@ -342,5 +342,5 @@ def _fingerprint(bert: BertModel, tokenizer: object, boundary: int, max_tokens: 
     state.update(tokenizer_identity(tokenizer))
     for name, value in sorted(bert.state_dict().items()):
         state.update(name.encode())
-        state.update(value.detach().cpu().contiguous().numpy().tobytes())
+        state.update(value.detach().cpu().contiguous().numpy())
     return state.hexdigest()
