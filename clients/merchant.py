@@ -16,13 +16,14 @@ from safetensors.numpy import load_file, save
 
 from clients.interrupts import put_off
 from clients.losses import SUFFIX, open_ledger, refusal
+from clients.public_part import FLOOR, PRIOR_COUNTS, PRIOR_KEYS, check_adapter
 from clients.site import Site, site_of
 from fedrec import wire
 from fedrec.config import make_folder, write_atomically
 from fedrec.data import MerchantData, load_merchant
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, read_merchant_file
-from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays, digest, of_part
+from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
 from fedrec.privacy import (
@@ -47,7 +48,6 @@ OPEN, SMALL, SMALL_USERS = 16, 128, 20_000
 """How many merchants' data a process keeps: so many, or more where they are small and have no more users in all. Those that
 came first: a simulation asks them in turn, and would find the last ones always gone."""
 PUBLIC = "public.part"
-FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
 
 
 def answer_histogram(message: Message, context: Context) -> Reply:
@@ -64,10 +64,8 @@ def answer_train(message: Message, context: Context) -> Reply:
 
     def answer(merchant: Merchant) -> Reply:
         task, trained, public_digest, public = wire.decode_train(message)
-        held = merchant.held(public)
-        if held is None or digest(held) != public_digest:
-            return merchant.declined("needs the public part of the adapter")
-        return merchant.train(task, trained, held)
+        held = merchant.held(task, trained, public_digest, public)
+        return merchant.declined(held) if isinstance(held, str) else merchant.train(task, trained, held)
 
     return safely(context, answer)
 
@@ -157,17 +155,35 @@ class Merchant:
         self.ledger = open_ledger(self.site, self.name, self.policy.delta)
         self._examples: tuple[tuple[object, ...], Examples] | None = None
 
-    def held(self, public: Arrays | None) -> Arrays | None:
-        """The public part of the adapter: `public` where it came along, which is kept, else what was kept.
+    def held(self, task: RoundTask, trained: Arrays, public_digest: str, public: Arrays | None) -> Arrays | str:
+        """The public part of the adapter, or why the request gets nothing.
 
-        It is on disk, so that a merchant who restarts between two rounds misses none.
+        It is `public` where that came along, else what was kept. It is kept on disk, so that a merchant who restarts
+        between two rounds misses none, and only where the policy allows the round and the encoder here can use it.
+
+        Raises:
+            WireError: see `check_adapter`.
         """
+        if reason := self.refusal(task):
+            return reason
         path = self.site.replies / self.name / PUBLIC
+        held = public if public is not None else load_file(path) if path.exists() else None
+        if held is None or digest(held) != public_digest:
+            return "needs the public part of the adapter"
+        check_adapter(self.encoder(task), held, trained)
         if public is not None:
             make_folder(path.parent)
             write_atomically(path, save(public))
-            return public
-        return load_file(path) if path.exists() else None
+        return held
+
+    def refusal(self, task: RoundTask) -> str | None:
+        """Why this merchant has no part in a round, whatever it has left of its budget; or None."""
+        reason = self.policy.refusal(
+            unit=task.unit, noise_multiplier=task.noise_multiplier, clip_norm=task.clip_norm, delta=task.delta
+        )
+        if reason:
+            return f"policy: {reason}"
+        return None if self.encoder(task).fingerprint == task.trunk else "the encoder here is not the server's"
 
     def histogram(self, task: HistogramTask, keys: np.ndarray) -> Reply:
         """How popular the texts with these keys are here, with noise on those in the catalogue."""
@@ -189,9 +205,9 @@ class Merchant:
 
     def train(self, task: RoundTask, trained: Arrays, public: Arrays) -> Reply:
         """One round of private training."""
+        if reason := self.refusal(task):
+            return self.declined(reason)
         encoder = self.encoder(task)
-        if encoder.fingerprint != task.trunk:
-            return self.declined(f"the encoder here, {self.site.model.encoder}, is not the server's")
         release = Release(
             task.run, task.round, "dp-sgd", task.noise_multiplier, task.sample_rate, task.local_steps,
             task.clip_norm, task.unit, self.policy.delta,
@@ -212,22 +228,6 @@ class Merchant:
             return encode_update(update, noise) if task.update_code == "int8" else update
 
         return self._release(release, task.delta, compute)
-
-    def numbers(self, task: RoundTask, trained: Arrays, public: Arrays) -> int:
-        """How many numbers a step on `task.part` trains.
-
-        Raises:
-            WireError: the request's arrays are not the matrices that are trained here, by name and shape.
-        """
-        if task.part == "heads":
-            rank, width = public[HEAD_A].shape[1], public[HEAD_A].shape[0]
-            expected = dict.fromkeys(HEAD_B.values(), (rank, width))
-        else:
-            expected = {name: value.shape for name, value in self.encoder(task).trained().items()}
-        found = {name: value.shape for name, value in of_part(trained, task.part).items()}
-        if found != expected or set(public) & set(trained):
-            raise wire.WireError("the adapter's matrices are not the ones that are trained")
-        return sum(rows * columns for rows, columns in expected.values())
 
     def clipped_sum(self, task: RoundTask, trained: Arrays, public: Arrays, noise: NoiseSource) -> Arrays:
         """The sum of a lot's clipped gradients, WITHOUT noise: for a secure sum only."""

@@ -27,7 +27,7 @@ from clients.merchant import Merchant, safely
 from fedrec import secure, wire
 from fedrec.config import Trust, make_folder, write_atomically
 from fedrec.errors import InputError
-from fedrec.model.adapter import Arrays, digest, flat
+from fedrec.model.adapter import Arrays, flat, of_part
 from fedrec.privacy import NoiseSource, Release, discrete_gaussian, multiplier, noise_share, over_budget
 from fedrec.secure.terms import hashed
 from fedrec.wire import Announce, Reply, Statement, Step
@@ -65,17 +65,15 @@ def answer_mask(message: Message, context: Context) -> Reply:
 
     def answer(merchant: Merchant) -> Reply:
         task, trained, public_digest, public = wire.decode_train(message)
-        held = merchant.held(public)
-        if held is None or digest(held) != public_digest:
-            return merchant.declined("needs the public part of the adapter")
-        if merchant.encoder(task).fingerprint != task.trunk:
-            return merchant.declined(f"the encoder here, {merchant.site.model.encoder}, is not the server's")
+        held = merchant.held(task, trained, public_digest, public)
+        if isinstance(held, str):
+            return merchant.declined(held)
         release = Release(
             task.run, task.round, "dp-sgd", task.noise_multiplier, task.sample_rate, 1, task.clip_norm, task.unit,
             merchant.policy.delta,
         )  # fmt: skip
         content = wire.content_of_train(task, trained, public_digest)
-        size = merchant.numbers(task, trained, held)
+        size = sum(value.size for value in of_part(trained, task.part).values())
 
         def compute(noise: NoiseSource) -> np.ndarray:
             return flat(merchant.clipped_sum(task, trained, held, noise))

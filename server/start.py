@@ -10,6 +10,7 @@ from fedrec.data import CentralData
 from fedrec.errors import InputError
 from fedrec.model import Scoring, TextEncoder, init_base, init_trained, load_encoder
 from fedrec.model.encoder import cache_folder
+from fedrec.wire import MOST_TEXTS
 from server.progress import notify
 from server.run_folder import RunFolder, ServerState
 from server.strategy import RoundRecord
@@ -39,7 +40,13 @@ def load_encoder_for(config: RunConfig, state: ServerState | None = None) -> Tex
 
 
 def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -> ServerState:
-    """Round 0: the pretrained encoder, `A` from the public catalogue, every `B` zero."""
+    """Round 0: the pretrained encoder, `A` from the public catalogue, every `B` zero.
+
+    Raises:
+        InputError: the catalogue has more items than merchants take.
+    """
+    if len(central.catalogue) > MOST_TEXTS:
+        raise InputError(f"{len(central.catalogue):,} items", where="central/items", expected=f"at most {MOST_TEXTS:,}")
     notify("preparing", what="item texts through the frozen trunk", texts=len(central.catalogue))
     states = encoder.states(central.catalogue)
     base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)

@@ -24,7 +24,7 @@ from fedrec.wire.records import (
     trained_of,
     validated,
 )
-from fedrec.wire.values import KEYS, MASKED, Announce, HistogramTask, Reply, Statement, Step, Turn, WireError
+from fedrec.wire.values import KEYS, MASKED, MOST_TEXTS, Announce, HistogramTask, Reply, Statement, Step, Turn, WireError
 
 __all__ = [
     "decode_announce",
@@ -71,9 +71,13 @@ def decode_histogram_task(message: Message) -> tuple[HistogramTask, np.ndarray]:
     """The request's task and text keys (uint64).
 
     Raises:
-        WireError: the request is malformed.
+        WireError: the request is malformed, or has more keys than `MOST_TEXTS`.
     """
-    return validated(HistogramTask, dict(message.content[TASK])), from_record(arrays_of(message, ARRAYS))[KEYS]
+    arrays = from_record(arrays_of(message, ARRAYS))
+    keys = arrays.get(KEYS)
+    if set(arrays) != {KEYS} or keys is None or keys.dtype != np.uint64 or keys.ndim != 1 or keys.size > MOST_TEXTS:
+        raise WireError(f"expected the one array {KEYS}: at most {MOST_TEXTS} uint64")
+    return validated(HistogramTask, dict(message.content[TASK])), keys
 
 
 def encode_announce(ask: Announce) -> RecordDict:

@@ -22,6 +22,7 @@ __all__ = [
     "HISTOGRAM",
     "KEYS",
     "MASKED",
+    "MOST_TEXTS",
     "STATEMENT_KEYS",
     "STEP_KEYS",
     "UNKNOWN",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 HISTOGRAM, KEYS, MASKED = "histogram", "keys", "masked"
+MOST_TEXTS = 2_000_000
+"""Most texts of a catalogue that a message may speak of."""
 UNKNOWN = "?"
 """The name of a merchant who cannot read its own settings; no merchant's name."""
 Declared = Annotated[str, Field(pattern=r"^(\?|[A-Za-z0-9][A-Za-z0-9._-]{0,63})$")]
