@@ -235,7 +235,7 @@ def test_without_noise_the_canaries_refute_the_claim(target: Target, small: Targ
     assert found.auc > 0.95
 
 
-@pytest.mark.parametrize("mechanism", ["heads", "encoder", "secure-sum"])
+@pytest.mark.parametrize("mechanism", ["heads", "encoder"])
 @pytest.mark.parametrize("positions", [1, 4])
 def test_canaries_of_any_number_of_positions_are_found_without_noise(
     target: Target, small: Target, mechanism: str, positions: int
@@ -250,7 +250,7 @@ def test_without_noise_sampling_and_many_steps_hide_nothing(target: Target) -> N
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("claimed, positions", [(1.0, 2), (2.0, 2), (1.0, 4)])
+@pytest.mark.parametrize("claimed, positions", [(1.0, 2), (2.0, 4)])
 def test_with_noise_the_bound_stays_under_the_claim(
     target: Target, small: Target, mechanism: str, claimed: float, positions: int
 ) -> None:

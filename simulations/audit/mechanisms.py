@@ -52,9 +52,11 @@ class View:
 
 
 class Mechanism(Protocol):
-    """A kind of release; `what` is it in words."""
+    """A kind of release."""
 
-    what: str
+    @property
+    def what(self) -> str:
+        """It in words."""
 
     def forced(self, rounds: int) -> dict[str, Any]:
         """Settings under which all of a run's budget is in it."""

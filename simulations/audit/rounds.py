@@ -79,7 +79,7 @@ def noisy_update(run: Attacked, task: RoundTask, examples: Examples, trained: Ar
 def make_task(run: Attacked, part: Part, number: int) -> RoundTask:
     """What the server would ask for in a round."""
     config = run.config
-    own = {
+    own: dict[str, Any] = {
         "run": "audit", "round": number, "part": part, "trunk": "", "noise_multiplier": run.sigma,
         "sample_rate": config.sample_rate_of(part),
     }  # fmt: skip
