@@ -30,9 +30,11 @@ def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays) -> None
     texts = public[PRIOR_KEYS].size if PRIOR_KEYS in public else 0
     if rank > MOST_RANK or texts > MOST_TEXTS:
         raise WireError(f"the adapter is of rank {rank} and knows {texts} texts: at most {MOST_RANK} and {MOST_TEXTS}")
-    frozen = {CENTRE: (encoder.hidden,), FLOOR: (1,), PRIOR_COUNTS: (texts,), PRIOR_KEYS: (texts,)}
+    frozen: dict[str, tuple[int, ...]] = {
+        CENTRE: (encoder.hidden,), FLOOR: (1,), PRIOR_COUNTS: (texts,), PRIOR_KEYS: (texts,),
+    }  # fmt: skip
     frozen |= {name: value.shape for name, value in encoder.frozen().items()}
-    moved = {name: value.shape for name, value in encoder.trained().items()}
+    moved: dict[str, tuple[int, ...]] = {name: value.shape for name, value in encoder.trained().items()}
     if HEAD_A in public or set(trained) & set(HEAD_B.values()):
         frozen[HEAD_A] = (encoder.hidden, rank)
         moved |= dict.fromkeys(HEAD_B.values(), (rank, encoder.hidden))
