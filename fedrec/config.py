@@ -18,14 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrec.errors import InputError
 
 __all__ = [
-    "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "parse_overrides", "read_toml", "save_config",
-    "write_atomically",
+    "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "parse_overrides", "read_toml",
+    "save_config", "write_atomically",
 ]  # fmt: skip
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
+
+MOST_PAIRS = 100_000
+"""Ceiling of `positions * history`: how many events of a user are looked at, each as often as there are positions."""
 
 
 def _encoder_rounds(settings: dict[str, Any]) -> int:
@@ -153,6 +156,8 @@ class RunConfig(BaseModel):
             raise ValueError("nothing to train: heads is false and encoder_layers is 0")
         if self.heads and self.encoder_layers and self.encoder_rounds > self.rounds:
             raise ValueError(f"encoder_rounds ({self.encoder_rounds}) is more than rounds ({self.rounds})")
+        if self.positions * self.history > MOST_PAIRS:
+            raise ValueError(f"positions times history ({self.positions * self.history}) is more than {MOST_PAIRS}")
         if self.trust == "secure-aggregation":
             self._one_sum_a_round()
         return self

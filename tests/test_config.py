@@ -80,6 +80,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 def test_more_encoder_rounds_than_rounds_are_refused() -> None:
     assert "encoder_rounds (5) is more than rounds (4)" in fault({"rounds": 4, "encoder_rounds": 5})
+    assert "positions times history (101000) is more than 100000" in fault({"positions": 1000, "history": 101})
 
 
 @given(rounds=st.integers(1, 10_000))

@@ -577,7 +577,7 @@ def test_a_merchant_with_another_encoder_declines(crowd: Path, tiny_bert_folder:
         {"sample_rate": float("nan")}, {"sample_rate": 1.5}, {"local_steps": 0}, {"local_steps": -1}, {"clip_norm": float("nan")},
         {"clip_norm": float("inf")}, {"clip_norm": 0.0}, {"delta": float("nan")}, {"unit": "none"}, {"part": "all"}, {"more": 1},
         {"local_steps": 100_000}, {"history": 100_000}, {"positions": 0}, {"negatives": 100_000}, {"encoder_layers": -1},
-        {"update_code": "int4"},
+        {"update_code": "int4"}, {"positions": 1000, "history": 101},
     ],
 )  # fmt: skip
 def test_a_hostile_task_gets_nothing_and_costs_nothing(hostile: tuple[Path, Context, Message], task: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fedrec.config import Part, Unit, UpdateCode
+from fedrec.config import MOST_PAIRS, Part, Unit, UpdateCode
 from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
@@ -62,6 +62,10 @@ class RoundTask:
     decay: Factor
     prior_weight: Factor
     update_code: UpdateCode
+
+    def __post_init__(self) -> None:
+        if self.positions * self.history > MOST_PAIRS:
+            raise ValueError(f"positions times history: expected at most {MOST_PAIRS}, found {self.positions * self.history}")
 
     @property
     def scoring(self) -> Scoring:
