@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -151,7 +151,7 @@ class _PRV(PRVAccountant):  # type: ignore[misc]
         super().__init__()
         self.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
         self.steps = sum(event.steps for event in events)
-        single = [rdp([SampledGaussian(*pair)], delta_error / (8 * self.steps)) for *pair, _ in self.history]
+        single = [rdp([replace(event, steps=1)], delta_error / (8 * self.steps)) for event in events]
         # Gopi et al., remark 5.6, and Opacus's margin of 3.
         self.half_width = max(rdp(events, delta_error / 4), *single, PRV_ERROR) + 3
 
