@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +212,6 @@ def clipped_records(trainer: HeadsTrainer, lot: Examples, clip: float) -> torch.
     return torch.cat([chunk.per_record() for chunk in found]).double() * factors[:, None]
 
 
-
 def hostile_heads(seed: int, items: int = 24, hidden: int = 32, rank: int = 4) -> HeadsTrainer:
     """Weights under which much is left of rounding: sums that nearly cancel, of embeddings that are nearly parallel."""
     rng = np.random.default_rng(seed)
@@ -260,12 +258,13 @@ def test_on_the_heads_a_gradient_is_the_same_to_the_bit_whoever_else_is_in_the_l
     """In chunks of a few records, where whoever leaves moves others into another chunk, beside longer histories."""
     users, items = 600, 40
     monkeypatch.setattr("fedrec.training.heads.FLOATS_IN_FLIGHT", 2 * 136 * (items + 32))
-    examples = merged(build_examples(make_histories(users, make_catalogue(items), baskets=12), history=30, positions=2, decay=0.1))
+    histories = make_histories(users, make_catalogue(items), baskets=12)
+    examples = merged(build_examples(histories, history=30, positions=2, decay=0.1))
     trainer = hostile_heads(seed, items)
     whole = factors_of(trainer, examples)
     rng = np.random.default_rng(seed)
-    for lot in (np.arange(1, users), np.arange(users - 1), np.delete(np.arange(users), 300), np.arange(250, 500),
-                np.flatnonzero(rng.random(users) < 0.4), np.array([5]), np.array([5, 400])):  # fmt: skip
+    lots = [np.arange(1, users), np.arange(users - 1), np.delete(np.arange(users), 300), np.arange(250, 500)]
+    for lot in (*lots, np.flatnonzero(rng.random(users) < 0.4), np.array([5]), np.array([5, 400])):
         for wanted, found in zip(whole, factors_of(trainer, examples.take(lot)), strict=True):
             assert np.array_equal(wanted[lot], found, equal_nan=True)
 
@@ -275,11 +274,10 @@ def factors_of(trainer: HeadsTrainer, lot: Examples) -> list[np.ndarray]:
     rows, norms = [], []
     for chunk in trainer.gradients(lot):
         norms.append(chunk.squared_norms())
-        flat = [[torch.cat([h.left.flatten(1), h.right.flatten(1), h.along], dim=1)[: len(h)] for h in heads] for heads in chunk.parts]
-        found = torch.cat([torch.cat(heads, dim=1) for heads in flat])
+        flat = [torch.cat([part.flatten(1) for h in heads for part in (h.left, h.right, h.along)], dim=1) for heads in chunk.parts]
+        found = torch.cat([rows_of[: len(heads[0])] for rows_of, heads in zip(flat, chunk.parts, strict=True)])
         rows.append(torch.empty_like(found).index_copy_(0, chunk.order, found))
     return [torch.cat(norms).numpy(), torch.cat(rows).numpy()]
-
 
 
 def flat_gradients(trainer: EncoderTrainer, lot: Examples) -> torch.Tensor:
