@@ -15,7 +15,9 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from fedrec.model import Arrays
-from fedrec.model.encoder import TARGETS, _load_bert
+from fedrec.model.encoder import TARGETS
+from fedrec.model.encoder_files import encoder_folder
+from fedrec.model.pretrained import load_bert
 from fedrec.training.examples import Examples
 from fedrec.training.sampled import SampledSoftmax, layout
 
@@ -39,7 +41,7 @@ class Obvious:
     """Per-user clipped gradients of the LoRA `B` matrices."""
 
     def __init__(self, name: str, layers: int, arrays: Arrays, texts: tuple[str, ...], rank: int, max_tokens: int) -> None:
-        bert, self.tokenizer = _load_bert(name)
+        bert, self.tokenizer = load_bert(encoder_folder(name))
         count = int(bert.config.num_hidden_layers)
         top = list(range(count - layers, count))
         lora = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), layers_to_transform=top)
