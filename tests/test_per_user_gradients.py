@@ -274,8 +274,11 @@ def factors_of(trainer: HeadsTrainer, lot: Examples) -> list[np.ndarray]:
     rows, norms = [], []
     for chunk in trainer.gradients(lot):
         norms.append(chunk.squared_norms())
-        flat = [torch.cat([part.flatten(1) for h in heads for part in (h.left, h.right, h.along)], dim=1) for heads in chunk.parts]
-        found = torch.cat([rows_of[: len(heads[0])] for rows_of, heads in zip(flat, chunk.parts, strict=True)])
+        flat = []
+        for heads in chunk.parts:
+            made_of = [part.flatten(1) for head in heads for part in (head.left, head.right, head.along)]
+            flat.append(torch.cat(made_of, dim=1)[: len(heads[0])])
+        found = torch.cat(flat)
         rows.append(torch.empty_like(found).index_copy_(0, chunk.order, found))
     return [torch.cat(norms).numpy(), torch.cat(rows).numpy()]
 
