@@ -208,6 +208,46 @@ def clipped_records(trainer: HeadsTrainer, lot: Examples, clip: float) -> torch.
     return torch.cat([chunk.per_record() for chunk in found]).double() * factors[:, None]
 
 
+
+def hostile_heads(seed: int, items: int = 24, hidden: int = 32, rank: int = 4) -> HeadsTrainer:
+    """Weights under which much is left of rounding: sums that nearly cancel, of embeddings that are nearly parallel."""
+    rng = np.random.default_rng(seed)
+    e = rng.normal(size=(items, hidden)) * 10 ** -rng.uniform(0, 3) + rng.normal(size=hidden)
+    e = normalize(torch.tensor(e, dtype=torch.float32), dim=1)
+    base = {HEAD_A: (rng.normal(size=(hidden, rank)) * 10 ** rng.uniform(-1, 5)).astype(np.float32)}
+    trained = {name: (rng.normal(size=(rank, hidden)) * 10 ** -rng.uniform(0, 6)).astype(np.float32) for name in HEAD_B.values()}
+    return HeadsTrainer(e, np.zeros(items, dtype=np.float32), base, trained, Scoring(1000.0, 0.1, 0.0))
+
+
+def of_lot(trainer: HeadsTrainer, lot: Examples, clip: float) -> torch.Tensor:
+    """The clipped sum as the optimizer takes it up."""
+    parameters = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in trainer.parameters()]
+    optimizer = UserDPOptimizer(
+        parameters, SeededNoise(0), learning_rate=1.0, noise_multiplier=1.0, clip_norm=clip, expected_lot=1.0
+    )
+    for chunk in trainer.gradients(lot):
+        optimizer.add(chunk)
+    return torch.cat([parameter.summed_grad.double().flatten() for parameter in parameters])
+
+
+@pytest.mark.parametrize("seed", [1, 4, 7])
+def test_a_user_moves_a_large_lots_sum_by_its_own_gradient_and_by_no_rounding(seed: int) -> None:
+    """Summed in float32 it moved by a ten-thousandth of the clipping norm more, and by hundreds of times that at 20,000 users."""
+    users, clip = 1500, 1e-3
+    examples = merged(build_examples(make_histories(users, make_catalogue(24), baskets=6), history=50, positions=2, decay=0.1))
+    trainer = hostile_heads(seed)
+    whole, records = of_lot(trainer, examples, clip), clipped_records(trainer, examples, clip)
+    assert float(records.norm(dim=1).max()) > 0.5 * clip
+    for user in (0, 1, 700, users - 1):
+        rest = of_lot(trainer, examples.take(np.delete(np.arange(users), user)), clip)
+        own = clipped_sum_of(trainer, examples, user, clip)
+        assert float((whole - rest - own).norm()) < 1e-6 * clip, user
+
+
+def clipped_sum_of(trainer: HeadsTrainer, lot: Examples, user: int, clip: float) -> torch.Tensor:
+    return of_lot(trainer, lot.take(np.array([user])), clip)
+
+
 def test_a_gradient_that_is_not_finite_spoils_no_other_users(tiny_bert_folder: Path) -> None:
     """A server may choose weights that overflow for one item: whoever bought it counts as zero, and only they."""
     _, encoder, states, base, trained, scoring, prior, *_ = setup(tiny_bert_folder, 0)

@@ -105,9 +105,10 @@ class HeadGradients:
         left: (records, P, rank).
         right: (records, P, hidden), of a size near 1.
         along: (records, items), without what `own` holds.
-        cross: (records,) inner products of the outer products and the sum over the catalogue.
+        cross: (records,) float64, inner products of the outer products and the sum over the catalogue.
         own: None where all items are common.
         table: the catalogue.
+        count: how many records there are, the rest being there to make products of an even shape; None for all.
     """
 
     left: Tensor
@@ -116,6 +117,10 @@ class HeadGradients:
     cross: Tensor
     own: Own | None
     table: Table
+    count: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.left[: self.count])
 
     def squared_norms(self) -> Tensor:
         """(records,) squared Frobenius norms or a little more, float64, never too small.
@@ -129,7 +134,7 @@ class HeadGradients:
         common, rest = self.along[:, : table.common], self.along[:, table.common :]
         rights = torch.bmm(right, right.mT)  # (records, P, P)
         lengths = left.norm(dim=2) * rights.diagonal(dim1=1, dim2=2).sqrt()
-        mass = (lengths.sum(1) + common.abs() @ table.sizes[: table.common]).double()
+        mass = (lengths.sum(1) + _masses(common, table.sizes[: table.common])).double()
         first = (torch.bmm(left, left.mT) * rights).sum((1, 2)).double()
         second = ((common @ table.gram) * common).sum(1).double()  # of the items that are counted exactly
         if self.own is not None:
@@ -138,14 +143,14 @@ class HeadGradients:
             with_common = torch.bmm(table.columns[items], common[:, :, None])[:, :, 0]  # (records, k)
             # The cosines among a record's own few items are taken for ones: they add little.
             second += 2 * (along * with_common).sum(1) + own_mass.square()
-            by_mass, length = (rest.abs() @ table.sizes[table.common :]).double(), rest.norm(dim=1).double()
+            by_mass, length = _masses(rest, table.sizes[table.common :]).double(), rest.norm(dim=1).double()
             # The squares in a short length may have underflowed, while `scaled` may be large.
             by_spread = torch.where(length > UNDERFLOW, table.spread * length, torch.inf)
             beyond = torch.minimum(by_mass, by_spread) * (1 + rest.shape[1] * 2.0**-24)
             mass += own_mass + by_mass
             # The margin is under the root as well: what was rounded off a small number is large after it.
             second = ((_at_least_zero(second) + _margin(table, mass)).sqrt() + beyond).square()
-        return _at_least_zero(first - 2 * self.cross.double() + second) + _margin(table, mass)
+        return (_at_least_zero(first - 2 * self.cross.double() + second) + _margin(table, mass))[: self.count]
 
     def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """sum over records of weights[u] times the outer products, (rank, hidden), and times `along`, (items,); float64.
@@ -154,6 +159,8 @@ class HeadGradients:
         size of a user's gradient in what thousands of them sum up to.
         """
         used = weights != 0
+        if len(used) < len(self.left):
+            return self.take(slice(self.count)).sums(weights)
         if not used.all():  # a row that is not finite would spoil the sum even with weight 0
             return self.take(used).sums(weights[used])
         left = (self.left * weights[:, None, None]).flatten(0, 1)
@@ -164,29 +171,37 @@ class HeadGradients:
 
     def per_record(self) -> Tensor:
         """The gradients themselves, (records, rank, hidden)."""
+        if self.count is not None:
+            return self.take(slice(self.count)).per_record()
         along = self.along if self.own is None else self.along.scatter_add(1, self.own.items, self.own.along)
         first = torch.einsum("upr,upd->urd", self.left, self.right)
         return first - torch.einsum("uj,jr,jd->urd", along, self.table.scaled, self.table.unit)
 
-    def take(self, used: Tensor) -> HeadGradients:
-        """Those of some records, (records,) bool."""
+    def take(self, used: Tensor | slice) -> HeadGradients:
+        """Those of some records, (records,) bool or a slice."""
         own = self.own and Own(self.own.items[used], self.own.along[used])
         return HeadGradients(self.left[used], self.right[used], self.along[used], self.cross[used], own, self.table)
 
 
 @dataclass(frozen=True)
 class RecordGradients:
-    """The gradients of some records over all trained parameters: one `HeadGradients` a head, for each part of the records."""
+    """The gradients of some records over all trained parameters.
+
+    Attributes:
+        parts: one `HeadGradients` a head, for each part of the records.
+        order: (records,) which records the parts hold, one part after the other; None where that is their order.
+    """
 
     parts: tuple[tuple[HeadGradients, ...], ...]
+    order: Tensor | None = None
 
     def squared_norms(self) -> Tensor:
         """(records,) of all parameters together."""
-        return torch.cat([torch.stack([head.squared_norms() for head in heads]).sum(0) for heads in self.parts])
+        return self._ordered([torch.stack([head.squared_norms() for head in heads]).sum(0) for heads in self.parts])
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
         """sum over records of weights[u] times the gradient, one float64 tensor (rank, hidden) a head."""
-        each = weights.split([len(heads[0].left) for heads in self.parts])
+        each = (weights if self.order is None else weights[self.order]).split([len(heads[0]) for heads in self.parts])
         out = []
         for parts in zip(*self.parts, strict=True):
             outer, along = (sum(sums) for sums in zip(*map(HeadGradients.sums, parts, each), strict=True))
@@ -196,8 +211,16 @@ class RecordGradients:
 
     def per_record(self) -> Tensor:
         """(records, numbers): each record's gradient in one row."""
-        rows = [torch.cat([head.per_record().flatten(1) for head in heads], dim=1) for heads in self.parts]
-        return torch.cat(rows)
+        return self._ordered([torch.cat([head.per_record().flatten(1) for head in heads], dim=1) for heads in self.parts])
+
+    def _ordered(self, rows: list[Tensor]) -> Tensor:
+        found = torch.cat(rows)
+        return found if self.order is None else torch.empty_like(found).index_copy_(0, self.order, found)
+
+
+def _masses(along: Tensor, sizes: Tensor) -> Tensor:
+    # Not a product of matrix and vector: that rounds a row by where it stands.
+    return torch.linalg.vector_norm(along * sizes, ord=1, dim=1)
 
 
 def _margin(table: Table, mass: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ FLOATS_KEPT = 4_000_000
 """Bound on the numbers of a head's factors that are kept, which bounds memory."""
 FLOATS_PADDED = 24_000_000
 """Bound on the numbers of the embeddings that are pooled, and of the weights with what they are made of."""
+LEAST_RECORDS, WIDTH = 128, 8
+"""Fewest records that are computed at once, empty ones included, where the bounds allow it; and the least room for their
+items, which is doubled until they fit."""
 MOST_RANK = 1000
 """Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
 
@@ -91,31 +94,60 @@ class HeadsTrainer:
     def gradients(self, lot: Examples | Records) -> Iterator[RecordGradients]:
         """The gradients of a lot's records, as many at a time as fit the memory bound."""
         history, candidate = self.history.table(), self.candidate.table()
-        items, hidden = self.history.e.shape
-        kept = items + lot.positions * (history.scaled.shape[1] + hidden)
-        most = max(1, FLOATS_KEPT // kept)
-        for start in range(0, len(lot), most):
-            part = lot.take(np.arange(start, min(start + most, len(lot))))
-            yield RecordGradients(tuple(self._gradients(chunk, history, candidate) for chunk in self._chunks(part)))
+        for part in self._parts(lot):
+            rows, chunks = zip(*self._chunks(part), strict=True)
+            found = tuple(self._gradients(chunk, len(own), history, candidate) for own, chunk in zip(rows, chunks, strict=True))
+            yield RecordGradients(found, torch.as_tensor(np.concatenate(rows), device=self.offset.device))
 
     @torch.no_grad()
     def losses(self, lot: Examples | Records) -> Tensor:
         """Each record's loss, shape (records,); zero where a record has no target."""
         history, candidate = self.history.table(), self.candidate.table()
-        parts = [masked_loss(self._scores(chunk, history, candidate).logits, chunk) for chunk in self._chunks(lot)]
-        return torch.cat([self.offset.new_zeros(0), *parts])
+        out = [self.offset.new_zeros(0)]
+        for part in self._parts(lot):
+            out.append(self.offset.new_zeros(len(part)))
+            for rows, chunk in self._chunks(part):
+                losses = masked_loss(self._scores(chunk, history, candidate).logits, chunk)
+                out[-1][torch.as_tensor(rows)] = losses[: len(rows)]
+        return torch.cat(out)
 
-    def _chunks(self, lot: Examples | Records) -> Iterator[Examples]:
+    def _parts(self, lot: Examples | Records) -> Iterator[Examples]:
+        """The lot in pieces whose factors are kept together."""
         items, hidden = self.history.e.shape
-        padded = self.events * (hidden + 8 * lot.positions)
-        size = max(1, min(FLOATS_IN_FLIGHT // (lot.positions * (items + hidden)), FLOATS_PADDED // padded))
-        for start in range(0, len(lot), size):
-            chunk = lot.take(np.arange(start, min(start + size, len(lot)))).padded()
-            longest = int(np.flatnonzero(chunk.weights.any(axis=(0, 1))).max(initial=0)) + 1
-            yield Examples(
-                self.place[chunk.items[:, :longest]], chunk.weights[:, :, :longest],
-                self._placed(chunk.target), chunk.target_weight, self._placed(chunk.seen),
-            )  # fmt: skip
+        kept = items + lot.positions * (self.history.ea.shape[1] + hidden)
+        most = max(1, min(FLOATS_KEPT // kept, FLOATS_PADDED // (8 * self.events * lot.positions)))
+        for start in range(0, len(lot), most):
+            yield lot.take(np.arange(start, min(start + most, len(lot)))).padded()
+
+    def _chunks(self, part: Examples) -> Iterator[tuple[np.ndarray, Examples]]:
+        """Records of one width each, and which rows of the part they are.
+
+        How a product is rounded depends on its shape, and hostile weights can make much of rounding: a record
+        that was computed with fewer others, or beside one with a longer history, had another gradient. So a
+        record's width is its own, and empty records fill up a chunk that is small or of an odd size. On the
+        processors tested a gradient is then the same to the bit in every lot.
+        """
+        items, hidden = self.history.e.shape
+        floats = FLOATS_PADDED // (self.events * (hidden + 8 * part.positions))
+        size = max(8, min(FLOATS_IN_FLIGHT // (part.positions * (items + hidden)), floats) // 8 * 8)
+        used = part.weights.any(axis=1)  # (records, L)
+        longest = np.where(used.any(axis=1), part.length - used[:, ::-1].argmax(axis=1), 1)
+        doublings = np.ceil(np.log2(np.maximum(longest, WIDTH) / WIDTH)).astype(int)
+        for times in np.unique(doublings):
+            rows = np.flatnonzero(doublings == times)
+            for start in range(0, len(rows), size):
+                own = rows[start : start + size]
+                records = max(min(size, LEAST_RECORDS), -(-len(own) // 8) * 8)
+                yield own, self._filled(part.take(own), records, WIDTH << times)
+
+    def _filled(self, chunk: Examples, records: int, width: int) -> Examples:
+        items = np.zeros((records, width), dtype=np.int64)
+        weights = np.zeros((records, chunk.positions, width), dtype=chunk.weights.dtype)
+        columns = min(width, chunk.length)
+        items[: len(chunk), :columns] = chunk.items[:, :columns]
+        weights[: len(chunk), :, :columns] = chunk.weights[:, :, :columns]
+        target, seen = self._placed(chunk.target), self._placed(chunk.seen)
+        return Examples(self.place[items], weights, target, chunk.target_weight, seen)
 
     def _placed(self, rows: np.ndarray) -> np.ndarray:
         return np.column_stack([rows[:, :2], self.place[rows[:, 2]]])
@@ -131,12 +163,7 @@ class HeadsTrainer:
         return _Scores(items, weights, used, length, users, cosines, logits)
 
     @torch.no_grad()
-    def _gradients(self, chunk: Examples, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
-        if len(chunk) == 1:
-            # A record alone is rounded otherwise than one of many, which hostile weights can make much of.
-            first = torch.tensor([True, False], device=self.offset.device)
-            of_history, of_candidate = self._gradients(_with_twin(chunk), history, candidate)
-            return of_history.take(first), of_candidate.take(first)
+    def _gradients(self, chunk: Examples, count: int, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
         scores = self._scores(chunk, history, candidate)
         users, cosines, weights = scores.users, scores.cosines, scores.weights
         at_cosines = _at_logits(scores.logits, chunk).mul_(self.scoring.temperature)  # (records, P, items)
@@ -146,9 +173,9 @@ class HeadsTrainer:
         # The inner product of `users` and `at_users`, summed over the items instead.
         right = at_users.addcmul_(users, product.sum(-1, keepdim=True), value=-1)
         along = product.sum(1)  # (records, items)
-        cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2))
+        cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2), dtype=torch.float64)
         own = strongest(along, _targets(chunk).to(users.device), candidate)
-        of_candidate = HeadGradients(left, users, along, cross, own, candidate)
+        of_candidate = HeadGradients(left, users, along, cross, own, candidate, count)
 
         size = right.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # (records, P, 1)
         right = right.div_(size)
@@ -157,10 +184,10 @@ class HeadsTrainer:
         left = (weights @ scaled) * size
         projected = right @ scores.used.mT  # (records, P, L)
         own_along = (projected * weights * size).sum(1)  # (records, L)
-        cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1)
+        cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1, dtype=torch.float64)
         along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
         own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
-        return HeadGradients(left, right, along, cross, own, history), of_candidate
+        return HeadGradients(left, right, along, cross, own, history, count), of_candidate
 
 
 @dataclass(frozen=True)
@@ -180,12 +207,6 @@ class _Scores:
     users: Tensor
     cosines: Tensor
     logits: Tensor
-
-
-def _with_twin(chunk: Examples) -> Examples:
-    """The one record and another one with nothing to predict."""
-    weights = np.concatenate([chunk.weights, np.zeros_like(chunk.weights)])
-    return Examples(chunk.items.repeat(2, axis=0), weights, chunk.target, chunk.target_weight, chunk.seen)
 
 
 def _targets(chunk: Examples) -> Tensor:
