@@ -37,7 +37,7 @@ from fedrec.privacy import (
     votes,
 )
 from fedrec.text import line
-from fedrec.training import Examples, RoundTask, build_examples, encode_update, merged, round_sum, train_round
+from fedrec.training import Examples, Records, RoundTask, build_records, encode_update, round_sum, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
 __all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant", "purchases", "safely"]
@@ -153,7 +153,7 @@ class Merchant:
 
     def __post_init__(self) -> None:
         self.ledger = open_ledger(self.site, self.name, self.policy.delta)
-        self._examples: tuple[tuple[object, ...], Examples] | None = None
+        self._examples: tuple[tuple[object, ...], Examples | Records] | None = None
 
     def held(self, task: RoundTask, trained: Arrays, public_digest: str, public: Arrays | None) -> Arrays | str:
         """The public part of the adapter, or why the request gets nothing.
@@ -255,14 +255,15 @@ class Merchant:
         floor = float(public[FLOOR][0])
         return log_prior(np.array([counts.get(key, floor) for key in self.data.catalogue.keys.tolist()]), floor)
 
-    def examples(self, task: RoundTask) -> Examples:
+    def examples(self, task: RoundTask) -> Examples | Records:
         """The merchant's records, kept until a request asks for them otherwise."""
         key = (task.part, task.history, task.positions, task.decay, task.unit)
         if self._examples is None or self._examples[0] != key:
-            built = build_examples(
-                self.data.histories, history=task.history, positions=task.positions, decay=task.decay, unit=task.unit
-            )
-            self._examples = (key, merged(built) if task.part == "heads" else built)
+            built = build_records(
+                self.data.histories, history=task.history, positions=task.positions, decay=task.decay, unit=task.unit,
+                merge=task.part == "heads",
+            )  # fmt: skip
+            self._examples = (key, built)
         return self._examples[1]
 
     def declined(self, reason: str) -> Reply:

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrec.errors import InputError
 
 __all__ = [
-    "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "parse_overrides", "read_toml",
-    "save_config", "write_atomically",
+    "MOST_NOISE", "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "parse_overrides",
+    "read_toml", "save_config", "write_atomically",
 ]  # fmt: skip
 
 Unit = Literal["user", "event"]
@@ -27,6 +27,8 @@ Part = Literal["heads", "encoder"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
 
+MOST_NOISE = 10_000.0
+"""Ceiling of a noise multiplier: up to it, and a million numbers, the noise has a grid that is fine enough."""
 MOST_PAIRS = 100_000
 """Ceiling of `positions * history`: how many events of a user are looked at, each as often as there are positions."""
 
@@ -68,11 +70,11 @@ class RunConfig(BaseModel):
     """How many merchants of the roster may be missing from a secure sum; the others' noise suffices without theirs."""
     colluders: int = Field(1, ge=0)
     """How many merchants may tell the server all they know; the noise suffices without theirs."""
-    noise_multiplier: float | None = Field(None, gt=0)
+    noise_multiplier: float | None = Field(None, gt=0, le=MOST_NOISE)
     """Noise of a step on the heads over `clip_norm`; planned from `epsilon` when absent."""
-    encoder_noise_multiplier: float | None = Field(None, gt=0)
+    encoder_noise_multiplier: float | None = Field(None, gt=0, le=MOST_NOISE)
     """The same for a step on the encoder."""
-    histogram_noise_multiplier: float | None = Field(None, gt=0)
+    histogram_noise_multiplier: float | None = Field(None, gt=0, le=MOST_NOISE)
     """The same for the popularity histogram, whose norm per user is 1."""
     histogram_share: float = Field(0.1, ge=0, lt=1)
     """Share of the budget (of squared Gaussian mu) for the popularity histogram; 0 sends none."""

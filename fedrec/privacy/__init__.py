@@ -7,7 +7,6 @@ from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
 from fedrec.privacy.ledger_head import head_file, head_folder
 from fedrec.privacy.mechanism import (
-    MOST_NOISE,
     Gradients,
     PerRecord,
     UserDPOptimizer,
@@ -22,7 +21,6 @@ from fedrec.privacy.policy import Policy
 
 __all__ = [
     "ACCOUNTANTS",
-    "MOST_NOISE",
     "Epsilon",
     "Gradients",
     "Ledger",

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from fedrec.privacy.discrete import discrete_gaussian, noise_share
 from fedrec.privacy.noise import NoiseSource
 
-__all__ = ["MOST_NOISE", "Gradients", "PerRecord", "UserDPOptimizer", "clipped_sum", "noisy", "noisy_histogram", "votes"]
+__all__ = ["Gradients", "PerRecord", "UserDPOptimizer", "clipped_sum", "noisy", "noisy_histogram", "votes"]
 
-MOST_NOISE = 1e4
-"""Ceiling of a noise multiplier: with it, and a million numbers, `noisy` has a grid that is fine enough."""
 ROUNDING = 2.0**-10
 """How much more than the clipping norm `noisy` allows a user to move a sum by, as a share of it: the rounding of gradients
 and of their sum may depend on who else is in it."""
@@ -129,7 +127,7 @@ def noisy(total: np.ndarray, noise_multiplier: float, clip_norm: float, noise: N
         (numbers,) float64, whole multiples of a power of two.
 
     Raises:
-        ValueError: the noise multiplier is over what there is a grid for: see `MOST_NOISE`.
+        ValueError: the noise multiplier is over what there is a grid for: see `fedrec.config.MOST_NOISE`.
     """
     step = math.ldexp(1.0, math.frexp(noise_multiplier * clip_norm)[1] - FINENESS)
     sensitivity = (1 + ROUNDING) * clip_norm / step + math.sqrt(total.size)

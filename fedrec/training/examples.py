@@ -106,7 +106,8 @@ def joined(parts: Sequence[Examples]) -> Examples:
     starts = np.cumsum([0, *map(len, parts)])
 
     def moved(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) + np.array((start, 0, 0)) for part, start in zip(parts, starts[:-1], strict=True)])
+        rows = zip((getattr(part, name) for part in parts), starts[:-1], strict=True)
+        return np.concatenate([own + np.array((start, 0, 0)) for own, start in rows])
 
     items, weights, target_weight = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "weights", "target_weight")

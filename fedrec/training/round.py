@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fedrec.config import MOST_PAIRS, Part, Unit, UpdateCode
+from fedrec.config import MOST_NOISE, MOST_PAIRS, Part, Unit, UpdateCode
 from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
@@ -50,7 +50,7 @@ class RoundTask:
     local_steps: Size
     sample_rate: float
     clip_norm: Annotated[float, Field(ge=1e-6)]
-    noise_multiplier: float
+    noise_multiplier: Annotated[float, Field(le=MOST_NOISE)]
     delta: float
     unit: Unit
     learning_rate: Factor

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from fedrec.config import Trust, Unit
+from fedrec.config import MOST_NOISE, Trust, Unit
 from fedrec.model.adapter import Arrays, digest
 from fedrec.privacy.events import Mechanism
 from fedrec.secure.terms import hashed
@@ -56,7 +56,7 @@ class HistogramTask:
     """What the server asks for the popularity prior."""
 
     run: RunId
-    noise_multiplier: float
+    noise_multiplier: Annotated[float, Field(le=MOST_NOISE)]
     delta: float
     unit: Unit
 
@@ -107,7 +107,7 @@ class Announce:
     dropouts: int
     colluders: int
     mechanism: Mechanism
-    noise_multiplier: float
+    noise_multiplier: Annotated[float, Field(le=MOST_NOISE)]
     sample_rate: float
     clip_norm: float
     unit: Unit
