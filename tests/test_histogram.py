@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_the_systems_noise_never_repeats() -> None:
     assert not np.any(one.uniform(50) == two.uniform(50))
     assert not np.any(one.uniform(50) == one.uniform(50))
     assert not SystemNoise.simulated and SeededNoise.simulated
+
+
+@given(st.floats(0.3, 1e4), st.floats(1e-6, 10.0), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_what_is_released_lies_on_a_grid_that_depends_on_nothing_private(sigma: float, clip: float, seed: int) -> None:
+    """In float64 alone the numbers that a Gaussian can give differ with what is under it, and where is the server's choice."""
+    step = 2.0 ** (math.frexp(sigma * clip)[1] - 22)
+    assert 2**21 * step <= sigma * clip <= 2**22 * step
+    generator = np.random.default_rng(seed)
+    total = generator.normal(0, 1000 * clip, 40)
+    other = total + clip * generator.normal(0, 0.1, 40)
+    first, second = (noisy(one, sigma, clip, SeededNoise(seed, "grid")) for one in (total, other))
+    for released in (first, second, noisy(total, sigma, clip, SystemNoise()), noisy(np.zeros(40), sigma, clip, SystemNoise())):
+        assert np.array_equal(released, np.rint(released / step) * step)
+    assert np.array_equal((first - second) / step, np.rint(total / step) - np.rint(other / step))
 
 
 def test_seeded_noise_repeats_and_differs_by_name() -> None:

@@ -130,7 +130,7 @@ class HeadsTrainer:
         items, hidden = self.history.e.shape
         floats = FLOATS_PADDED // (self.events * (hidden + 8 * part.positions))
         size = max(8, min(FLOATS_IN_FLIGHT // (part.positions * (items + hidden)), floats) // 8 * 8)
-        used = part.weights.any(axis=1)  # (records, L)
+        used = np.any(part.weights, axis=1)  # (records, L)
         longest = np.where(used.any(axis=1), part.length - used[:, ::-1].argmax(axis=1), 1)
         doublings = np.ceil(np.log2(np.maximum(longest, WIDTH) / WIDTH)).astype(int)
         for times in np.unique(doublings):
