@@ -19,7 +19,7 @@ from fedrec.errors import InputError
 
 __all__ = [
     "MOST_NOISE", "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "parse_overrides",
-    "read_toml", "save_config", "write_atomically",
+    "read_toml", "save_config", "writable_cache", "write_atomically",
 ]  # fmt: skip
 
 Unit = Literal["user", "event"]
@@ -251,19 +251,30 @@ def cache_root() -> Path:
     """The folder of what may be computed again: `FEDREC_CACHE`, else the user's cache folder.
 
     Raises:
+        InputError: neither is known.
+    """
+    try:
+        return Path(os.environ.get("FEDREC_CACHE") or Path.home() / ".cache" / "fedrec")
+    except RuntimeError:
+        raise InputError("this user has no home folder", where="FEDREC_CACHE", expected="a folder for a cache") from None
+
+
+def writable_cache() -> Path:
+    """`cache_root`, for who must write there.
+
+    Raises:
         InputError: it cannot be made or written.
     """
-    given = os.environ.get("FEDREC_CACHE")
+    folder = cache_root()
     try:
-        folder = Path(given) if given else Path.home() / ".cache" / "fedrec"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except RuntimeError as error:  # there is no home
-        where, found = "FEDREC_CACHE", str(error)
     except OSError as error:
-        where, found = str(folder), f"the cache cannot be written ({error.strerror})"
-    raise InputError(found, where=where, hint="set FEDREC_CACHE to a folder that can be written")
+        raise InputError(
+            f"the cache cannot be written ({error.strerror})", where=str(folder),
+            hint="set FEDREC_CACHE to a folder that can be written",
+        ) from None  # fmt: skip
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -9,7 +9,6 @@ from fedrec.config import Part, RunConfig
 from fedrec.data import CentralData
 from fedrec.errors import InputError
 from fedrec.model import Scoring, TextEncoder, init_base, init_trained, load_encoder
-from fedrec.model.encoder import cache_folder
 from fedrec.wire import MOST_TEXTS
 from server.progress import notify
 from server.run_folder import RunFolder, ServerState
@@ -25,10 +24,8 @@ def load_encoder_for(config: RunConfig, state: ServerState | None = None) -> Tex
         state: what was trained with it, where something was.
 
     Raises:
-        InputError: it cannot be loaded, is not the one that `state` was trained with, a rank is over its width, or there is
-            nowhere to keep what it computes.
+        InputError: it cannot be loaded, is not the one that `state` was trained with, or a rank is over its width.
     """
-    cache_folder()
     encoder = load_encoder(
         config.encoder, config.encoder_layers, config.encoder_rank, config.max_tokens, config.device, config.texts_per_batch
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clients.site import KEYS, ROSTER
-from fedrec.config import RunConfig, write_atomically
+from fedrec.config import RunConfig, writable_cache, write_atomically
 from fedrec.data import load_central, merchant_folders
 from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
@@ -52,6 +52,7 @@ def simulate(
     Raises:
         InputError: bad data or settings, every merchant would decline, or `out` is taken; there is no run folder then.
     """
+    writable_cache()  # a run without it would encode every catalogue once a process
     for _ in checked(federation, config):
         pass
     config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.config import RunConfig, cache_root, load_config, parse_overrides, read_toml, save_config, write_atomically
+from fedrec.config import RunConfig, load_config, parse_overrides, read_toml, save_config, writable_cache, write_atomically
 from fedrec.errors import InputError
 
 
@@ -204,7 +204,7 @@ def test_a_cache_that_cannot_be_written_is_named(case: str, monkeypatch: pytest.
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError) as refused:
-        cache_root()
+        writable_cache()
     assert refused.value.where == where and "set FEDREC_CACHE" in str(refused.value)
 
 
@@ -212,7 +212,7 @@ def test_the_cache_is_made_where_it_is_set_else_in_the_home(tmp_path: Path, monk
     monkeypatch.setenv("HOME", str(tmp_path))
     for value, folder in ((str(tmp_path / "a" / "b"), tmp_path / "a" / "b"), ("", tmp_path / ".cache" / "fedrec")):
         monkeypatch.setenv("FEDREC_CACHE", value)
-        assert cache_root() == folder and list(folder.iterdir()) == []
+        assert writable_cache() == folder and list(folder.iterdir()) == []
 
 
 def test_a_fault_in_a_file_names_the_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fedrec.cli.terminal import TrustName, err, out, print_json, quiet_libraries, round_progress, show_results
-from fedrec.config import RunConfig, cache_root, load_config, parse_overrides
+from fedrec.config import RunConfig, load_config, parse_overrides, writable_cache
 from fedrec.errors import InputError
 
 __all__ = ["demo", "simulate_command"]
@@ -173,7 +173,7 @@ def _demo_folder(by: By, config: RunConfig) -> Path:
     from fedrec.data.demo import build_demo
 
     trust = "" if config.trust == "local" else f"-{config.trust}"
-    folder = cache_root() / f"demo-{by.value}-epsilon-{config.epsilon:g}-delta-{config.delta:g}{trust}"
+    folder = writable_cache() / f"demo-{by.value}-epsilon-{config.epsilon:g}-delta-{config.delta:g}{trust}"
     if not folder.exists():
         err.print(f"making the demo's federation folder in {folder}", soft_wrap=True)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -46,7 +46,7 @@ def cache_folder() -> Path:
     """Where trunk caches live.
 
     Raises:
-        InputError: the cache cannot be made or written.
+        InputError: see `cache_root`.
     """
     return cache_root() / "trunk"
 
