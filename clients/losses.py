@@ -40,7 +40,9 @@ SAID = {field.name for field in fields(Release)} & {field.name for field in fiel
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 """What reading a file that is damaged raises: it proves nothing then."""
 ROUNDING = 1e-6
-"""By so much, relatively, a figure may be over what was computed again."""
+"""By so much, relatively, a figure may be over another that the same ledger holds."""
+VERSIONS = 0.02
+"""By so much a figure that an older version computed may be over what is computed again: the accountants' own error, twice."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Record:
         if self.complete:
             return True
         spent = epsilon(_releases(steps), self.delta).value if steps and self.delta else 0.0
-        return self.epsilon <= spent * (1 + ROUNDING)
+        return self.epsilon <= spent + VERSIONS
 
 
 def open_ledger(site: Site, name: str, delta: float) -> Ledger:
@@ -78,14 +80,19 @@ def refusal(ledger: Ledger, site: Site, name: str) -> LedgerError | None:
     """Why nothing may be released: the ledger's own reason, or a stored reply of which it knows nothing."""
     stored = list(_replies(site, name))  # before the ledger, which another process may be writing
     try:
-        told = max((release.epsilon_after for release in ledger.releases()), default=0.0)
+        releases = ledger.releases()
     except LedgerError as error:
         return error
-    newest = max(stored, key=lambda record: record.epsilon, default=None)
-    if newest is None or newest.epsilon <= told * (1 + ROUNDING):
-        return None
-    found = f"lines are missing: {newest.what} says that epsilon {newest.epsilon:.3f} was spent, the ledger says {told:.3f}"
-    return LedgerError(found, where=str(ledger.path), hint=HINT)
+    have, told = used(releases), max((release.epsilon_after for release in releases), default=0.0)
+    for record in sorted(stored, key=lambda one: -one.epsilon):
+        if record.epsilon > told * (1 + ROUNDING):
+            more = f"says that epsilon {record.epsilon:.3f} was spent, the ledger says {told:.3f}"
+        elif record.complete and WHOLE.kind not in have and record.used - have:
+            more = "knows of more"
+        else:
+            continue
+        return LedgerError(f"lines are missing: {record.what} {more}", where=str(ledger.path), hint=HINT)
+    return None
 
 
 def records(ledger: Ledger, site: Site, name: str) -> list[Record]:

@@ -27,11 +27,13 @@ from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
 from fedrec.privacy import (
+    HEAD_SUFFIX,
     NoiseSource,
     Policy,
     Release,
     SeededNoise,
     SystemNoise,
+    head_folder,
     noisy_histogram,
     over_budget,
     votes,
@@ -119,13 +121,17 @@ def forget_merchants() -> None:
 
 def _check_name(site: Site, name: str) -> None:
     """A ledger is for life: under another name this data's would be forgotten, and its budget be whole again."""
+    # A head that was set apart may lie beside other merchants' heads.
+    beside = head_folder(site.ledger)
+    heads = beside.glob(f"*{HEAD_SUFFIX}") if site.ledger_head in (None, beside) else ()
     others = [path for path in site.ledger.glob(f"*{SUFFIX}") if path.name != f"{name}{SUFFIX}"]
+    others += [path for path in heads if path.name != f"{name}{HEAD_SUFFIX}"]
     if others:
         raise InputError(
             f"the name is {name!r}, and the ledger here is {others[0].name}",
             where=str(site.merchant / MERCHANT_FILE),
             expected="the name that the ledger has",
-            hint="rename the ledger with the merchant",
+            hint="rename ledger, head and the folder of replies with the merchant",
         )
 
 

@@ -65,6 +65,8 @@ def answer_mask(message: Message, context: Context) -> Reply:
 
     def answer(merchant: Merchant) -> Reply:
         task, trained, public_digest, public = wire.decode_train(message)
+        if merchant.policy.trust != TRUST:
+            return merchant.declined("policy: trust 'secure-aggregation' is weaker than the policy's 'local'")
         held = merchant.held(task, trained, public_digest, public)
         if isinstance(held, str):
             return merchant.declined(held)

@@ -27,7 +27,7 @@ Part = Literal["heads", "encoder"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
 
-MOST_NOISE = 10_000.0
+MOST_NOISE = 5_000.0
 """Ceiling of a noise multiplier: up to it, and a million numbers, the noise has a grid that is fine enough."""
 MOST_PAIRS = 100_000
 """Ceiling of `positions * history`: how many events of a user are looked at, each as often as there are positions."""

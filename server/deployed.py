@@ -26,7 +26,7 @@ from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_htt
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from fedrec.config import RunConfig, writable_cache
+from fedrec.config import RunConfig
 from fedrec.data import load_central
 from fedrec.deploy.layout import ServerFolder
 from fedrec.errors import InputError

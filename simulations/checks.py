@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from clients.merchant import SUFFIX
+from clients.losses import SUFFIX
 from fedrec.config import RunConfig
 from fedrec.data import CentralData, Histories, MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
-from fedrec.privacy import Ledger, Policy, Release, over_budget, plan_noise
+from fedrec.privacy import Ledger, Policy, Release, head_file, over_budget, plan_noise
 from fedrec.privacy.secure_plan import why_no_secure_sum
 
-__all__ = ["check_federation", "check_merchant", "check_run", "checked", "merchant_files", "would_not_work"]
+__all__ = ["check_federation", "check_merchant", "check_run", "checked", "merchant_files", "nothing_to_learn", "would_not_work"]
 
 SHOWN = 5
 """How many merchants an error names before it counts the others."""
@@ -117,7 +117,8 @@ def _declined(policies: Mapping[str, Policy], config: RunConfig, ledgers: Path |
     """For each of a run's first requests who would decline it and why: the histogram if there is one, then round 1."""
     before: dict[str, list[Release]] = {name: [] for name in policies}
     if ledgers is not None:
-        before = {name: Ledger(ledgers / f"{name}{SUFFIX}", policy.delta).releases() for name, policy in policies.items()}
+        paths = {name: ledgers / f"{name}{SUFFIX}" for name in policies}
+        before = {name: Ledger(path, policies[name].delta, head_file(path)).releases() for name, path in paths.items()}
     for request in _first_requests(config):
         reasons = {}
         for name, policy in policies.items():

@@ -14,7 +14,7 @@ from opacus.accountants import RDPAccountant
 from fedrec.privacy import Policy, Release, over_budget
 from fedrec.privacy.accountants import ALL, ORDERS, _cumulants, _renyi_of_a_step, epsilon, pld, prv, quick_rdp, rdp
 from fedrec.privacy.events import SampledGaussian
-from fedrec.privacy.merging import MOST_PAIRS, few, merge
+from fedrec.privacy.merging import MOST_SAMPLED, few, merge
 from tests.test_accountants import PRV_NOISE, PRV_USUAL_SLACK, Oracle
 
 SECONDS = 20.0
@@ -23,7 +23,7 @@ SECONDS = 20.0
 sigmas = st.floats(0.3, 300)
 rates = st.one_of(st.just(1.0), st.floats(1e-6, 0.999))
 mechanisms = st.builds(SampledGaussian, sigmas, rates, st.integers(1, 1_000))
-many = st.lists(mechanisms, min_size=MOST_PAIRS + 2, max_size=40, unique_by=lambda event: event.noise_multiplier)
+many = st.lists(mechanisms, min_size=MOST_SAMPLED + 2, max_size=40, unique_by=lambda event: event.noise_multiplier)
 
 
 def hostile(kind: str, lines: int) -> list[SampledGaussian]:
@@ -96,7 +96,7 @@ def test_rounding_is_towards_less_privacy(events: list[SampledGaussian]) -> None
     rounded = few(events)
     sampled = [event for event in rounded if event.sample_rate < 1]
     before = [event for event in events if event.sample_rate < 1]
-    assert len(sampled) <= MOST_PAIRS and len(rounded) <= len(sampled) + 1
+    assert len(sampled) <= MOST_SAMPLED and len(rounded) <= len(sampled) + 1
     assert sum(event.steps for event in sampled) == sum(event.steps for event in before)
     for event in before:
         assert any(e.noise_multiplier <= event.noise_multiplier and e.sample_rate >= event.sample_rate for e in sampled)
@@ -115,7 +115,7 @@ def test_one_more_line_lowers_nothing(events: list[SampledGaussian], more: Sampl
 @pytest.mark.slow
 def test_the_composed_epsilon_never_falls_as_a_ledger_grows() -> None:
     events, last = [], 0.0
-    for event in hostile("of one cost", MOST_PAIRS + 8):
+    for event in hostile("of one cost", MOST_SAMPLED + 8):
         events.append(event)
         now = epsilon(events, 1e-5).value
         assert now >= last - PRV_NOISE

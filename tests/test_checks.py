@@ -177,11 +177,32 @@ def test_what_the_default_settings_would_refuse_is_noted(fedrec: Fedrec, own: Pa
     set_policy(own, "m1", delta=1e-7)
     set_policy(own, "m2", population=40)
     small, declines = checked(fedrec, "own")
-    assert small.startswith("merchant m2 declares 40 users: at encoder_sample_rate 0.1 a step expects 4.0 of them; expected ")
-    assert declines == "merchant m1 would decline: policy: delta 1e-05 is over the policy's 1e-07"
+    default = "with a run's default settings merchant"
+    assert small.startswith(f"{default} m2 declares 40 users: at encoder_sample_rate 0.1 a step expects 4.0 of them; expected ")
+    assert declines == f"{default} m1 would decline: policy: delta 1e-05 is over the policy's 1e-07"
     assert checked(fedrec, "own/merchants/m2") == [small] and checked(fedrec, "own/merchants/m1") == [declines]
     said = " ".join(fedrec("data", "check", "own").out.split())
-    assert f"with a run's default settings {small}" in said and declines in said
+    assert small in said and declines in said
+
+
+def test_a_merchant_of_whom_nothing_can_be_learned_is_noted_beside_others(fedrec: Fedrec, own: Path) -> None:
+    for name in names(own):
+        set_policy(own, name, population=50)
+    one_basket(own / "merchants" / "m1")
+    assert checked(fedrec, "own") == ["merchant m1: no user has two baskets"]
+
+
+def test_a_run_on_ledgers_that_were_cut_does_not_start(own: Path, tmp_path: Path) -> None:
+    from fedrec.privacy import LedgerError, head_file
+
+    path = tmp_path / "ledgers" / "m0.ledger.jsonl"
+    ledger = Ledger(path, 1e-5, head_file(path))
+    for number in (1, 2):
+        ledger.append(Release("before", number, "dp-sgd", 50.0, 1.0, 1, 0.1, "user", 1e-5))
+    check_run(own, RunConfig(**ONCE), path.parent)
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(LedgerError, match="line 2 is missing"):
+        check_run(own, RunConfig(**ONCE), path.parent)
 
 
 def test_a_delta_that_protects_nobody_is_refused(fedrec: Fedrec, own: Path) -> None:

@@ -232,6 +232,21 @@ def test_an_end_that_breaks_off_anywhere_is_set_aside(ledger: Ledger) -> None:
 # Ledger and head
 
 
+def test_a_head_that_cannot_be_written_costs_no_line(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or every round would be paid for and none answered."""
+    before = ledger.path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Head, "write", full)
+        with pytest.raises(LedgerError, match="nothing was released"):
+            ledger.append(release(LINES))
+    assert ledger.path.read_bytes() == before
+    assert ledger.append(release(LINES)).round == LINES
+
+
 def test_a_line_that_is_ahead_of_its_head_counts(ledger: Ledger) -> None:
     """A crash between the two writes."""
     assert ledger.head_path is not None

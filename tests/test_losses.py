@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from clients.app import app
 from clients.losses import ACCEPTED, accept, open_ledger, refusal
-from clients.merchant import forget_merchants
+from clients.merchant import forget_merchants, open_merchant
 from clients.site import deployed_site
 from fedrec import wire
 from fedrec.deploy.layout import MerchantFolder
@@ -25,6 +25,7 @@ from fedrec.errors import InputError
 from fedrec.model.adapter import digest
 from fedrec.privacy import Ledger, LedgerError, epsilon
 from fedrec.privacy.ledger import used
+from fedrec.privacy.ledger_head import Head
 from fedrec.report.privacy_sources import find_sources
 from fedrec.wire import Statement
 
@@ -123,6 +124,31 @@ def leave(shop: Shop, what: str) -> None:
         if name != what:
             assert path is not None
             path.unlink()
+
+
+def test_a_stored_answer_without_a_figure_still_knows_what_the_ledger_had(shop: Shop) -> None:
+    """The first step of a secure sum states nothing, and its copy of the head says all."""
+    head = json.loads(shop.ledger.head().to_json())
+    cut(shop)
+    shop.ledger.head_path.unlink()  # type: ignore[union-attr]
+    first = shop.ledger.intact()[0][0]
+    ledger = Ledger(shop.ledger.path, shop.ledger.delta, shop.ledger.head_path)
+    Head(1, json.loads(ledger.path.read_text())["chain"], [vars(replace(first.kind, steps=1))]).write(shop.ledger.head_path)  # type: ignore[arg-type]
+    shop.reply.unlink()
+    assert shop.refused() is None
+    answers = {"announce": {"statement": asdict(Statement("shop", "ok", run="run", round=4))}}
+    kept = {"answers": answers, "head": json.dumps(head)}
+    (shop.folder.replies / "shop" / "secure.json").write_text(json.dumps(kept))
+    refused = shop.refused()
+    assert refused is not None and "knows of more" in str(refused)
+
+
+def test_another_name_is_refused_by_the_head_alone(shop: Shop) -> None:
+    remove(shop)
+    settings = shop.path / "merchant.toml"
+    settings.write_text(settings.read_text().replace('name = "shop"', 'name = "other"'))
+    with pytest.raises(InputError, match=r"shop\.head\.json"):
+        open_merchant(deployed_site(shop.folder))
 
 
 DAMAGES = [remove, cut, change, zero, folder_instead]

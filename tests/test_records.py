@@ -125,3 +125,16 @@ def test_memory_does_not_grow_with_users_times_positions_times_history(monkeypat
     monkeypatch.setattr("fedrec.training.records.NUMBERS_KEPT", 1_000_000)
     few, many = peak(50), peak(250)
     assert few < 30e6 and many - few < 200 * 3000
+
+
+def test_memory_does_not_grow_with_items_times_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest positions over one event: what a user knows would be looked at a thousand times at once."""
+    monkeypatch.setattr("fedrec.training.records.NUMBERS_PADDED", 250_000)
+    histories = make_histories(100, make_catalogue(400), 60, 0)
+    tracemalloc.start()
+    try:
+        records = build_records(histories, history=1, positions=1000, decay=0.1)
+        records.take(np.arange(100)).padded()
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()

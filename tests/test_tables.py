@@ -229,6 +229,7 @@ CSV_FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "a header with blanks": ("item_id, title\n7,lamp\n", ("'title' is missing", "rename ' title' to 'title'")),
     "only a header of strangers": ("a|b\n1|2\n", ("'item_id' is missing; found a|b",)),
     "only blank lines": ("\n\n", ("cannot be read (it is empty)",)),
+    "only a byte order mark": ("\ufeff\n", ("cannot be read (it is empty)",)),
     "a long quote that is not closed": ('item_id,title\n7,"' + "lamp " * 40_000 + "\n", ("line 2: a quote opens",)),
 }
 
@@ -505,5 +506,5 @@ def test_the_commands_show_what_is_left_out(fedrec: Fedrec, tmp_path: Path) -> N
     assert check.status == 0 and "some rows cannot be used" in check.out
     merchant, place = path.parent.name, path.relative_to(tmp_path)
     assert f"{merchant}: left out 1 of the events, user_id is empty; the first: {place}, column user_id, row 0" in check.out
-    assert "central: left out 1 of the events, the item is not in the catalogue" in check.out
+    assert "central/: left out 1 of the events, the item is not in the catalogue" in check.out
     assert_refused(fedrec("data", "check", "fed", "--strict"), "events.parquet, column user_id, row 0", r"\N")

@@ -32,18 +32,20 @@ def check(
     """Read and validate everything in a folder; a fault, and what is left out, is named by file or query, column and row."""
     from fedrec.config import RunConfig
     from fedrec.data import load_central
-    from simulations.checks import check_federation, check_merchant, merchant_files, would_not_work
+    from simulations.checks import check_federation, check_merchant, merchant_files, nothing_to_learn, would_not_work
 
     if not path.is_dir():
         raise InputError("no such folder", where=str(path), expected="a merchant folder or a federation folder")
     if (path / "merchants").is_dir():
         settings, merchants = list(merchant_files(path).values()), check_federation(path, strict=strict)
-        left_out = {"central": load_central(path).left_out}
+        left_out = {"central/": load_central(path).left_out}
     else:
         one, data = check_merchant(path, strict=strict)
         settings, merchants, left_out = [one], {one.name: data}, {}
     left_out = {name: data.left_out for name, data in merchants.items()} | left_out
-    notes = would_not_work({one.name: one.privacy for one in settings}, RunConfig())
+    policies = {one.name: one.privacy for one in settings}
+    notes = [f"with a run's default settings {note}" for note in would_not_work(policies, RunConfig())]
+    notes += [f"merchant {name}: {why}" for name, data in merchants.items() if (why := nothing_to_learn(data.histories))]
     rows = [
         {
             "merchant": name,
@@ -63,7 +65,7 @@ def check(
     out.print(table(title, list(rows[0]), [list(row.values()) for row in rows]))
     _print_left_out(left_out)
     for note in notes:
-        out.print(f"with a run's default settings {note}", style="yellow", soft_wrap=True)
+        out.print(note, style="yellow", soft_wrap=True)
     out.print("users and events here are the merchant's own figures; they are not sent to anyone", style="dim")
 
 

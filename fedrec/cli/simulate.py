@@ -153,7 +153,7 @@ def _run(
                 )
             results = finish(folder, reference)
     except KeyboardInterrupt:
-        err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}")
+        err.print(f"interrupted; go on with: fedrec simulate --resume --out {folder_path}", soft_wrap=True)
         raise
     except TooFewMerchants as reason:
         err.print(f"stopped: {reason}; go on with: fedrec simulate --resume --out {folder_path}", soft_wrap=True)

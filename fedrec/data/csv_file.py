@@ -74,7 +74,7 @@ def _values(data: bytes, delimiter: str, header: list[str], start: int, known: l
 
 
 def _check_encoding(data: bytes, path: Path) -> None:
-    if not data.strip():
+    if not data.removeprefix(UTF8_BOM).strip():
         raise InputError("cannot be read (it is empty)", where=str(path), expected="a header and rows")
     advice = {"expected": "UTF-8", "hint": "save as UTF-8 (in Excel: CSV UTF-8)"}
     if data.startswith(UTF16_BOMS):

@@ -5,7 +5,7 @@ from fedrec.privacy.budget import over_budget
 from fedrec.privacy.discrete import discrete_gaussian, multiplier, noise_share
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.ledger import Ledger, LedgerError, Release
-from fedrec.privacy.ledger_head import head_file, head_folder
+from fedrec.privacy.ledger_head import HEAD_SUFFIX, head_file, head_folder
 from fedrec.privacy.mechanism import (
     Gradients,
     PerRecord,
@@ -21,6 +21,7 @@ from fedrec.privacy.policy import Policy
 
 __all__ = [
     "ACCOUNTANTS",
+    "HEAD_SUFFIX",
     "Epsilon",
     "Gradients",
     "Ledger",

@@ -24,7 +24,7 @@ from opacus.accountants.analysis.prv import Domain
 from scipy.special import gammaln
 
 from fedrec.privacy.events import SampledGaussian
-from fedrec.privacy.merging import MOST_PAIRS, few, merge
+from fedrec.privacy.merging import MOST_SAMPLED, few, merge
 
 __all__ = ["ACCOUNTANTS", "ALL", "FAST", "Epsilon", "accountant", "epsilon", "quick_rdp"]
 
@@ -45,7 +45,7 @@ ORDERS = np.array([*range(2, 13), 14, 16, 20, 24, 32, 48, 63, 96, 128, 192, 256,
 PRV_ERROR, LARGEST_PRV_ERROR = 0.01, 0.1
 PRV_POINTS = 2**21
 """Most points of PRV's grids, one for each different mechanism, together: about 3 s. The error grows instead,
-and over 0.1 PRV gives up. With `MOST_PAIRS` this bounds its work, whatever is in the ledger."""
+and over 0.1 PRV gives up. With `MOST_SAMPLED` this bounds its work, whatever is in the ledger."""
 PLD_INTERVAL = 1e-4
 """Grid of the privacy loss: dp-accounting's default. It is coarser from epsilon 100 on, so that
 memory stays bounded; the bound stays an upper one."""
@@ -121,7 +121,7 @@ def _quiet() -> Iterator[None]:
 
 @accountant("prv")
 def prv(events: Sequence[SampledGaussian], delta: float) -> float:
-    """Opacus's PRV accountant on at most `MOST_PAIRS` sampled mechanisms (`few`): the upper end of its estimate.
+    """Opacus's PRV accountant on at most `MOST_SAMPLED` sampled mechanisms (`few`): the upper end of its estimate.
 
     Error: at most 0.02 over the true epsilon of these at delta less 0.2% (theorem 5.5 of the paper, with
     eps_error 0.01 and delta_error delta/1000), and not under it. Measured against PLD: 0.0100 to
@@ -170,7 +170,7 @@ def rdp(events: Sequence[SampledGaussian], delta: float) -> float:
     Error: none under; over by the conversion from Renyi DP, 4% to 15% at epsilon from 1 to 50,
     and a floor that no noise gets under, about log(1/delta)/511.
     """
-    if len(events) > MOST_PAIRS + 1:
+    if len(events) > MOST_SAMPLED + 1:
         return quick_rdp(events, delta)
     larger = ORDERS[max(RDPAccountant.DEFAULT_ALPHAS) < ORDERS]
     with _quiet():
@@ -198,7 +198,7 @@ def quick_rdp(events: Sequence[SampledGaussian], delta: float) -> float:
 
 @accountant("pld")
 def pld(events: Sequence[SampledGaussian], delta: float) -> float:
-    """dp-accounting's PLD accountant on at most `MOST_PAIRS` sampled mechanisms (`few`): pessimistic, so an upper bound.
+    """dp-accounting's PLD accountant on at most `MOST_SAMPLED` sampled mechanisms (`few`): pessimistic, so an upper bound.
 
     Error: none under; over by the rounding of each step's losses to a grid of 1e-4 ("connect the
     dots", section 4 of the paper). Measured: within 1e-4 at sample rate 1, and at most 0.009 over

@@ -182,8 +182,9 @@ class Ledger:
             lines = self._lines()
             after = epsilon([*(known.event for known, _ in lines), release.event], self.delta)
             full = self._dated(release, after, before=lines[-1][0].epsilon_after if lines else 0.0)
-            if self.head_path and not self.head_path.exists():
-                _head(lines).write(self.head_path)  # or the first line that says it has one could be without
+            if self.head_path:
+                # Or the first line that says it has one could be without; and one that cannot be written must not cost a round.
+                _head(lines).write(self.head_path)
             self._mend_end()
             chain, line = line_of(lines[-1][1] if lines else GENESIS, vars(full))
             with open(self.path, "ab") as file:

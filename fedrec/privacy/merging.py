@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from fedrec.privacy.events import SampledGaussian
 
-__all__ = ["MOST_PAIRS", "few", "merge"]
+__all__ = ["MOST_SAMPLED", "few", "merge"]
 
-MOST_PAIRS = 16
+MOST_SAMPLED = 16
 """Most different pairs of noise and rate under 1 that a costly accountant composes: it takes 0.05 s (PRV)
 to 0.3 s (PLD) a pair."""
 FINEST = 2.0**-10
@@ -44,7 +44,7 @@ def merge(events: Sequence[SampledGaussian]) -> list[SampledGaussian]:
 
 
 def few(events: Sequence[SampledGaussian]) -> list[SampledGaussian]:
-    """An upper bound on the composition of `events` with at most `MOST_PAIRS` sampled mechanisms, and one full one.
+    """An upper bound on the composition of `events` with at most `MOST_SAMPLED` sampled mechanisms, and one full one.
 
     So few are left as they are. More are put in the cells of a grid, and all steps of a cell count with its
     least noise and largest rate. That is never less: less noise with fresh noise on top, and a larger sample
@@ -57,10 +57,10 @@ def few(events: Sequence[SampledGaussian]) -> list[SampledGaussian]:
     """
     merged = merge(events)
     sampled = [event for event in merged if event.sample_rate < 1]
-    if len(sampled) <= MOST_PAIRS:
+    if len(sampled) <= MOST_SAMPLED:
         return merged
     cells = _joined((_cell(event), event) for event in sampled)
-    while len(cells) > MOST_PAIRS:
+    while len(cells) > MOST_SAMPLED:
         cells = _joined(((noise >> 1, rate >> 1), event) for (noise, rate), event in cells.items())
     return sorted([*cells.values(), *(event for event in merged if event.sample_rate == 1)], key=_order)
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from fedrec.config import write_atomically
 from fedrec.privacy import ACCOUNTANTS, Epsilon, Release, SampledGaussian, epsilon
 from fedrec.privacy.accountants import FAST, quick_rdp
-from fedrec.privacy.merging import MOST_PAIRS
+from fedrec.privacy.merging import MOST_SAMPLED
 from fedrec.report.pages import page
 from fedrec.report.plots import Series, curves
 from fedrec.report.privacy_attacker import FALSE_POSITIVES, attacker
@@ -272,7 +272,7 @@ def _parts(releases: Sequence[Release], key: Callable[[Release], str], delta: fl
 def _rounds(releases: Sequence[Release], delta: float | None) -> tuple[Round, ...]:
     events, out = _events(releases), []
     sampled = {(event.noise_multiplier, event.sample_rate) for event in events if event.sample_rate < 1}
-    prefixes = min(MOST_PREFIXES, MOST_MECHANISMS // max(1, min(len(sampled), MOST_PAIRS)))
+    prefixes = min(MOST_PREFIXES, MOST_MECHANISMS // max(1, min(len(sampled), MOST_SAMPLED)))
     every = math.ceil(len(releases) / prefixes)
     for number, r in enumerate(releases, 1):
         composed = number % every == 0 or number == len(releases)

@@ -118,7 +118,13 @@ class Records:
     def _seen(self, number: np.ndarray) -> np.ndarray:
         index = self.index
         record, _, pair = ragged(index.knowns[self.user], np.diff(index.knowns)[self.user])
-        known, place = np.nonzero(number[record] > index.first[pair][:, None])
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        step = max(1, NUMBERS_PADDED // self.positions)  # or the true number of items would say how much memory it takes
+        for start in range(0, len(record), step):
+            rows = slice(start, start + step)
+            known, place = np.nonzero(number[record[rows]] > index.first[pair[rows]][:, None])
+            found.append((known + start, place))
+        known, place = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.argsort(record[known] * self.positions + place, kind="stable")
         return np.column_stack([record[known], place, index.known[pair[known]]])[order]
 

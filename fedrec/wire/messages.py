@@ -130,9 +130,10 @@ def encode_reply(reply: Reply) -> RecordDict:
     """A merchant's answer.
 
     Raises:
-        WireError: an array is neither float32 nor an int8 code with its scales nor a masked one;
-            nothing else can get in by construction.
+        WireError: an array is neither float32 nor an int8 code with its scales nor a masked one, or a field of the
+            statement is not what it may be; nothing else can get in by construction.
     """
+    validated(Statement, asdict(reply.statement))
     for name, value in reply.arrays.items():
         if name == MASKED and value.dtype == np.uint32 and reply.statement.trust == "secure-aggregation":
             continue

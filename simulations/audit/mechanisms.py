@@ -20,10 +20,10 @@ from fedrec.model.adapter import flat, unflat
 from fedrec.privacy import NoiseSource, SampledGaussian, epsilon, noise_share, noisy_histogram, plan_noise, votes
 from fedrec.privacy.discrete import LARGEST_SHARE, LEAST_SHARE
 from fedrec.privacy.noise_plan import gaussian_mu
-from fedrec.training import Examples, RoundTask, expected_lot, round_sum
+from fedrec.training import Examples, Records, RoundTask, expected_lot, round_sum
 from server.progress import notify
 from simulations.audit.canaries import disjoint_canaries, joined, make_canaries, subset
-from simulations.audit.rounds import examples_of, noisy_update, of_all, of_each, rounds
+from simulations.audit.rounds import examples_of, noisy_update, of_all, of_each, records_of, rounds
 from simulations.audit.target import NO_NOISE, Attacked
 
 __all__ = ["MECHANISMS", "Mechanism", "View", "audit_config", "forced_settings"]
@@ -101,7 +101,7 @@ class Training:
         claimed = epsilon([event], config.delta).value if given else config.epsilon
         return (given or plan_noise(config).of(self.part)) if noise else NO_NOISE, claimed
 
-    def answer(self, run: Attacked, task: RoundTask, examples: Examples, trained: Arrays, noise: NoiseSource) -> Arrays:
+    def answer(self, run: Attacked, task: RoundTask, examples: Examples | Records, trained: Arrays, noise: NoiseSource) -> Arrays:
         """What comes of a round."""
         return noisy_update(run, task, examples, trained, noise)
 
@@ -109,7 +109,7 @@ class Training:
         """See `Mechanism`."""
         config, honest = run.config, run.target.merchant.data.histories
         canaries, known = examples_of(config, planted), examples_of(config, honest)
-        everyone = examples_of(config, joined(honest, subset(planted, included)))
+        everyone = records_of(config, joined(honest, subset(planted, included)), self.part)
         for one in rounds(run, self.part, everyone, self.answer):
             task = one.task
             scale = expected_lot(task, run.population) / (task.learning_rate * task.local_steps)
@@ -127,7 +127,7 @@ class SecureSum(Training):
     merchants. What it does not know is the honest merchants' shares of the noise, the fewest that an opened sum holds.
     """
 
-    def answer(self, run: Attacked, task: RoundTask, examples: Examples, trained: Arrays, noise: NoiseSource) -> Arrays:
+    def answer(self, run: Attacked, task: RoundTask, examples: Examples | Records, trained: Arrays, noise: NoiseSource) -> Arrays:
         """The opened sum, as a change of the adapter; masks cancel."""
         target, terms = run.target, _terms(run, task.round)
         summed = round_sum(

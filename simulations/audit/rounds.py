@@ -14,16 +14,19 @@ from fedrec.config import Part, RunConfig
 from fedrec.data import Histories
 from fedrec.model import Arrays, centred
 from fedrec.privacy import Gradients, NoiseSource, PerRecord, clipped_sum
-from fedrec.training import Examples, RoundTask, build_examples, train_round
+from fedrec.training import Examples, Records, RoundTask, build_examples, build_records, train_round
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.factors import RecordGradients
 from fedrec.training.heads import HeadsTrainer
 from server.progress import notify
 from simulations.audit.target import Attacked, Target
 
-__all__ = ["Answer", "Round", "examples_of", "heads_trainer", "make_task", "noisy_update", "of_all", "of_each", "rounds"]
+__all__ = [
+    "Answer", "Round", "examples_of", "heads_trainer", "make_task", "noisy_update", "of_all", "of_each", "records_of",
+    "rounds",
+]  # fmt: skip
 
-Answer = Callable[[Attacked, RoundTask, Examples, Arrays, NoiseSource], Arrays]
+Answer = Callable[[Attacked, RoundTask, Examples | Records, Arrays, NoiseSource], Arrays]
 """What comes of a round on a merchant's records from an adapter, as a change of it."""
 
 
@@ -53,7 +56,7 @@ class _Watched:
         return self.drawn[-1]
 
 
-def rounds(run: Attacked, part: Part, examples: Examples, answer: Answer) -> Iterator[Round]:
+def rounds(run: Attacked, part: Part, examples: Examples | Records, answer: Answer) -> Iterator[Round]:
     """The rounds of a federation with the server's optimizer between them."""
     config, trained, state = run.config, run.target.trained, {}  # type: RunConfig, Arrays, Arrays
     rate = config.server_learning_rate if part == "heads" else config.encoder_learning_rate
@@ -67,7 +70,7 @@ def rounds(run: Attacked, part: Part, examples: Examples, answer: Answer) -> Ite
         trained = after
 
 
-def noisy_update(run: Attacked, task: RoundTask, examples: Examples, trained: Arrays, noise: NoiseSource) -> Arrays:
+def noisy_update(run: Attacked, task: RoundTask, examples: Examples | Records, trained: Arrays, noise: NoiseSource) -> Arrays:
     """An `Answer`: that of the one merchant under attack, with all of the noise."""
     target = run.target
     return train_round(
@@ -105,12 +108,19 @@ def heads_trainer(target: Target, trained: Arrays, task: RoundTask) -> HeadsTrai
     """The heads as a merchant trains them."""
     target.encoder.load({**target.base, **trained})
     e = centred(target.encoder.embed(target.merchant.data.catalogue), target.base)
-    return HeadsTrainer(e, target.prior, target.base, trained, task.scoring)
+    return HeadsTrainer(e, target.prior, target.base, trained, task.scoring, events=2 * task.history)
 
 
 def examples_of(config: RunConfig, histories: Histories) -> Examples:
     """One record a user."""
     return build_examples(histories, history=config.history, positions=config.positions, decay=config.decay, unit="user")
+
+
+def records_of(config: RunConfig, histories: Histories, part: Part) -> Examples | Records:
+    """The same as a merchant trains on them."""
+    return build_records(
+        histories, history=config.history, positions=config.positions, decay=config.decay, merge=part == "heads"
+    )
 
 
 def _passes(run: Attacked, one: Round, records: Examples) -> Iterator[Iterator[Gradients]]:
