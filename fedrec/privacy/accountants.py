@@ -177,7 +177,7 @@ def rdp(events: Sequence[SampledGaussian], delta: float) -> float:
         spent = sum(event.steps * _renyi_of_a_step(event.noise_multiplier, event.sample_rate) for event in events)
         spent = np.append(spent, _cumulants(events, larger) / (larger - 1))
         value, _ = renyi.get_privacy_spent(orders=[*RDPAccountant.DEFAULT_ALPHAS, *larger], rdp=spent, delta=delta)
-    return float(value)
+    return max(0.0, float(value))  # at a large order and delta the conversion goes below what any epsilon can be
 
 
 def quick_rdp(events: Sequence[SampledGaussian], delta: float) -> float:
