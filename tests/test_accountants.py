@@ -63,7 +63,8 @@ def check(events: list[SampledGaussian], deltas: Sequence[float]) -> None:
         by_prv, by_rdp = prv(events, delta), rdp(events, delta)
         assert true <= by_prv <= at_less + PRV_SLACK, (events, delta)
         assert by_prv <= true + PRV_USUAL_SLACK + 5e-4 * math.sqrt(true), (events, delta)
-        assert by_rdp >= true, (events, delta)
+        # The oracle itself is over, by the rounding of each step's losses: up to 0.009 for 10,000 steps of nearly no loss.
+        assert by_rdp >= true - 1e-6 * sum(event.steps for event in events), (events, delta)
 
 
 def check_all(events: list[SampledGaussian], delta: float) -> None:
