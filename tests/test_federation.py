@@ -150,7 +150,7 @@ def test_a_reply_is_the_size_of_its_matrices_and_far_under_the_model() -> None:
     from fedrec.model.encoder import load_encoder
 
     arrays = {name: np.ones((8, 384), dtype=np.float32) for name in HEAD_B.values()}
-    statement = Statement("a-merchant-with-a-name", "ok", "", "dp-sgd", "user", population=1500, epsilon_spent=1.2345678)
+    statement = Statement("a-merchant-with-a-name", "ok", mechanism="dp-sgd", population=1500, epsilon_spent=1.2345678)
     size = wire.size(wire.encode_reply(Reply(arrays, statement)))
     assert size <= 1.05 * sum(value.nbytes for value in arrays.values())
     assert load_encoder(layers=0).base_size >= 500 * size
@@ -286,7 +286,10 @@ BROKEN = {
     "names": (lambda reply: rewritten(reply, lambda r: Reply({"a": np.zeros(1, np.float32)}, r.statement)), "names: missing"),
     "no arrays": (lambda reply: rewritten(reply, lambda r: Reply({}, r.statement)), "names: missing"),
     "less noise than asked": (with_statement(noise_multiplier=0.01), "is under the task's"),
-    "noise that is no number": (with_statement(noise_multiplier=float("nan")), "not finite"),
+    "noise that is no number": (
+        raw("statement", lambda content: ConfigRecord({**dict(content["statement"]), "noise_multiplier": float("nan")})),
+        "not finite",
+    ),
     "no population": (with_statement(population=0), "population"),
     "one more record": (raw("extra", MetricRecord({"loss": 1.0})), "expected the records"),
     "statement with one more field": (

@@ -85,8 +85,15 @@ def honest(message: Message, name: str) -> Message:
 
 
 def saying(**changes: Any) -> Answer:
-    """An answer whose statement is changed."""
-    return lambda message, name: replied(message, statement_of(message, name, **changes))
+    """An answer whose statement is changed on the way, by a sender whose own encoder refuses nothing."""
+
+    def answer(message: Message, name: str) -> Message:
+        honestly = statement_of(message, name, **{key: value for key, value in changes.items() if key == "status"})
+        reply = replied(message, honestly)
+        reply.content["statement"] = ConfigRecord({**reply.content.config_records["statement"], **changes})
+        return reply
+
+    return answer
 
 
 def silent(message: Message, name: str) -> None:

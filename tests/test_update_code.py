@@ -161,7 +161,7 @@ def test_a_reply_at_full_size_is_two_thousand_times_smaller_than_the_model(
 ) -> None:
     rng = np.random.default_rng(0)
     update = {name: rng.normal(size=shape).astype(np.float32) for name in names}
-    statement = Statement("a-merchant-with-a-name", "ok", "", "dp-sgd", "user", population=1500, epsilon_spent=1.2345678)
+    statement = Statement("a-merchant-with-a-name", "ok", mechanism="dp-sgd", population=1500, epsilon_spent=1.2345678)
     both = update, encode_update(update, SystemNoise())
     plain, coded = (wire.size(wire.encode_reply(Reply(arrays, statement))) for arrays in both)
     assert coded < MODEL_BYTES / 2000
