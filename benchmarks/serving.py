@@ -28,8 +28,8 @@ from fedrec.data import Catalogue, Columns
 from fedrec.data.demo import demo_tables
 from fedrec.model import TextEncoder, centred, load_encoder
 from fedrec.model.adapter import CENTRE
-from fedrec.model.index import ItemIndex
-from fedrec.model.recommender import Recommender
+from fedrec.recommender import Recommender
+from fedrec.recommender.index import ItemIndex
 
 __all__ = ["main"]
 

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedrec import wire
 from fedrec.data import load_central
-from fedrec.model.recommender import save_recommender
+from fedrec.model.saved import save_adapter, settings_of_run, table_of_run
 from fedrec.privacy import plan_noise
 from server.evaluation import CentralEvaluator
 from server.progress import notify
@@ -54,7 +54,9 @@ def main(grid: Grid, context: Context) -> None:
         now = strategy.state
         line = round_line(now.round, config.part(now.round), strategy.record, evaluator.line(now.public, now.trained))
         folder.add_metrics(line)
-        save_recommender(folder.path / "adapter", config, encoder, central, now.public, now.trained, line["scoring"])
+        arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}
+        settings = settings_of_run(config, encoder, now.public, line["scoring"])
+        save_adapter(folder.path / "adapter", encoder, arrays, settings, table_of_run(central, now.public))
         folder.save(now)
         notify("round_done", **line)  # after all of it is on disk: what was shown counts
         return MetricRecord({name: float(value) for name, value in line["central"].items()})

@@ -15,7 +15,8 @@ from torch import Tensor
 from fedrec.data import load_central
 from fedrec.model import TextEncoder
 from fedrec.model.adapter import HEAD_B, load_arrays, save_arrays
-from fedrec.model.recommender import Recommender, save_recommender
+from fedrec.model.saved import save_adapter, settings_of_run, table_of_run
+from fedrec.recommender import Recommender
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
 from simulations.run import simulate
@@ -115,11 +116,14 @@ def test_a_round_on_the_heads_leaves_it_as_it_is(run: RunFolder, tmp_path: Path)
     state, central = run.load(), load_central(Path(json.loads((run.path / "site.json").read_text())["federation"]))
     assert state is not None
     encoder, scoring = load_encoder_for(run.config, state), run.metrics()[-1]["scoring"]
-    save_recommender(tmp_path, run.config, encoder, central, state.public, state.trained, scoring)
+    settings = settings_of_run(run.config, encoder, state.public, scoring)
+    table = table_of_run(central, state.public)
+    public = {name: value for name, value in state.public.items() if not name.startswith("prior.")}
+    save_adapter(tmp_path, encoder, {**public, **state.trained}, settings, table)
     before, stat = kept(tmp_path), kept(tmp_path).stat()
     first = Recommender.load(tmp_path, device="cpu").rank(HISTORY, 9)
     heads = {name: state.trained[name] + 1 for name in HEAD_B.values()}
-    save_recommender(tmp_path, run.config, encoder, central, state.public, {**state.trained, **heads}, scoring)
+    save_adapter(tmp_path, encoder, {**public, **state.trained, **heads}, settings, table)
     assert kept(tmp_path) == before and kept(tmp_path).stat() == stat
     assert Recommender.load(tmp_path, device="cpu").rank(HISTORY, 9) != first
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from fedrec.cli import main
 from fedrec.errors import InputError
 from fedrec.model.encoder import _load, cache_folder
-from fedrec.model.recommender import Recommender
+from fedrec.recommender import Recommender
 from server.run_folder import RunFolder
 from simulations.run import resume, simulate
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from benchmarks.clusters import clustered, tastes
 from fedrec.errors import InputError
 from fedrec.model import ranking
-from fedrec.model.index import ItemIndex
 from fedrec.model.ranking import best_items, blocks, products, top_k
+from fedrec.recommender.index import ItemIndex
 
 NOTHING = np.zeros((0, 2), dtype=np.int64)
 

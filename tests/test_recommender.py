@@ -13,8 +13,8 @@ from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
 from fedrec.model import Scoring, TextEncoder, log_prior, ranking
 from fedrec.model.adapter import CENTRE
-from fedrec.model.recommender import Recommender
 from fedrec.model.towers import user_vectors
+from fedrec.recommender import Recommender
 from server.evaluation import CentralEvaluator
 from server.run_folder import RunFolder
 from server.start import load_encoder_for

@@ -27,7 +27,7 @@ def recommend(
 ) -> None:
     """Rank the catalogue of a run for a history or a query."""
     quiet_models()
-    from fedrec.model.recommender import Recommender
+    from fedrec.recommender import Recommender
 
     recommender = Recommender.load(run)
     ranked = recommender.rank([item for item in history.split(",") if item], k=k, query=query, merchant=merchant)

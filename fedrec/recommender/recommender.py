@@ -1,9 +1,4 @@
-"""A trained recommender, from a run folder: load, rank, save.
-
-`adapter/` holds the encoder's LoRA in PEFT's format, the heads and the public base as
-safetensors, the scoring and the encoder's fingerprint as JSON, the public catalogue as Parquet,
-and its embeddings, so that only a text that is new has to be encoded.
-"""
+"""A trained recommender, from a run folder: load, rank, save."""
 
 from __future__ import annotations
 
@@ -19,53 +14,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedrec.config import RunConfig, write_atomically
-from fedrec.data import Catalogue, CentralData, Columns
-from fedrec.data.tables import write_table
+from fedrec.data import Catalogue, Columns
 from fedrec.errors import InputError
-from fedrec.model.adapter import Arrays, digest, load_arrays, save_arrays
+from fedrec.model.adapter import Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
-from fedrec.model.encoder_files import files_digest, held_encoder
-from fedrec.model.index import ItemIndex
-from fedrec.model.shelf import Ranked, Shelf, look_up, with_prior
+from fedrec.model.saved import COUNT, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
+from fedrec.recommender.index import ItemIndex
+from fedrec.recommender.shelf import Ranked, Shelf, look_up, with_prior
 
 if TYPE_CHECKING:
     from fedrec.model.encoder import TextEncoder
 
-__all__ = ["Recommender", "save_recommender"]
+__all__ = ["Recommender"]
 
-COUNT, TEXT = "popularity", "text"
 INDEX = "items.faiss"
-
-
-def save_recommender(
-    folder: Path,
-    config: RunConfig,
-    encoder: TextEncoder,
-    central: CentralData,
-    public: Arrays,
-    trained: Arrays,
-    scoring: dict[str, float],
-) -> None:
-    """Write everything that `Recommender.load` needs into `folder`."""
-    arrays = {name: value for name, value in {**public, **trained}.items() if not name.startswith("prior.")}
-    frame = pd.DataFrame({Columns.ITEM: central.catalogue.item_ids, TEXT: central.catalogue.texts, COUNT: public["prior.counts"]})
-    for group in central.groups:
-        if len(central.groups) > 1:
-            frame[f"{Columns.MERCHANT}:{group.name}"] = np.isin(np.arange(len(frame)), group.positions)
-    settings = {
-        "encoder": config.encoder,
-        "encoder_layers": config.encoder_layers,
-        "encoder_rank": config.encoder_rank,
-        "max_tokens": config.max_tokens,
-        "encoder_fingerprint": encoder.fingerprint,
-        "encoder_files": encoder.files,
-        "history": config.history,
-        "scoring": scoring,
-        "floor": float(public["prior.floor"][0]),
-    }
-    Recommender(encoder, arrays, settings, frame).save(folder)
 
 
 class Recommender:
@@ -82,7 +45,7 @@ class Recommender:
         self.arrays, self.settings = arrays, settings
         self.scoring = Scoring(**settings["scoring"])
         self.table = table
-        self.catalogue = Catalogue(tuple(table[Columns.ITEM]), tuple(table[TEXT]))
+        self.catalogue = catalogue_of(table)
         self.index: ItemIndex | None = None
         self._encoder, self._device = encoder, device
         self._folder: Path | None = None
@@ -104,16 +67,10 @@ class Recommender:
             InputError: there is no adapter, its encoder has changed or cannot be loaded, or faiss is missing.
         """
         folder = Path(run) / "adapter" if (Path(run) / "adapter").is_dir() else Path(run)
-        try:
-            settings = json.loads((folder / "fedrec.json").read_text(encoding="utf-8"))
-            table = pd.read_parquet(folder / "catalogue.parquet")
-        except OSError:
-            raise InputError("there is no trained adapter", where=str(folder), expected="a run folder with adapter/") from None
-        except ValueError as error:
-            raise InputError(f"the adapter cannot be read ({error})", where=str(folder), hint="copy the run again") from None
-        recommender = cls(None, load_arrays(folder / "fedrec.safetensors"), settings, table, device)
+        arrays, settings, table = read_adapter(folder)
+        recommender = cls(None, arrays, settings, table, device)
         recommender._folder = folder
-        recommender._check_encoder()
+        check_held(settings, device)
         if index:
             recommender._open_index(folder / INDEX)
         return recommender
@@ -126,26 +83,12 @@ class Recommender:
             InputError: it cannot be loaded, or is not the one that the run was made with.
         """
         if self._encoder is None:
-            from fedrec.model.encoder import load_encoder
-
-            run = self.settings
-            encoder = load_encoder(run["encoder"], run["encoder_layers"], run["encoder_rank"], run["max_tokens"], self._device)
-            encoder.check_fingerprint(run.get("encoder_fingerprint", ""))
-            self._encoder = encoder
+            self._encoder = encoder_of(self.settings, self._device)
         return self._encoder
 
     def save(self, folder: str | Path) -> None:
         """Write what `load` reads."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        embedded = self._embedded(self.catalogue)
-        self.encoder.load(self.arrays)
-        self.encoder.save_peft(path)
-        save_arrays(self.arrays, path / "fedrec.safetensors")
-        write_table(self.table, path / "catalogue.parquet")
-        write_atomically(path / "fedrec.json", json.dumps(self.settings, indent=2).encode())
-        if read_embedded(path, self._key(), len(self.catalogue)) is None:
-            write_embedded(path, self._key(), embedded.cpu().numpy())
+        save_adapter(Path(folder), self.encoder, self.arrays, self.settings, self.table)
 
     def use(self, index: ItemIndex) -> None:
         """Search the whole catalogue through `index` from now on; a merchant's part is still searched exactly."""
@@ -264,18 +207,6 @@ class Recommender:
         """Under which the run's embedded catalogue is kept."""
         fingerprint = self.settings.get("encoder_fingerprint") or self.encoder.fingerprint
         return embedding_key(fingerprint, self.arrays, self.catalogue)
-
-    def _check_encoder(self) -> None:
-        """Whether the encoder has changed since the run: by its files' bytes, and where they differ by loading it.
-
-        One that is not here at all is missed when a text has to be read.
-        """
-        settings = self.settings
-        if not settings.get("encoder_fingerprint"):
-            return  # a run from before it was kept
-        here = held_encoder(settings["encoder"])
-        if here is not None and files_digest(here) != settings["encoder_files"]:
-            _ = self.encoder
 
     def _open_index(self, path: Path) -> None:
         state = hashlib.blake2b(self._key().encode(), digest_size=16)
