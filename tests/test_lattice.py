@@ -100,5 +100,11 @@ def test_at_the_finest_scale_the_worst_sum_does_not_wrap_around(size: int, users
     assert lattice.sensitivity(clip) <= 1.02 * clip * scale
 
 
+@pytest.mark.parametrize("users", [1e7, 1e9])
+def test_the_more_users_the_coarser_so_that_all_at_one_coordinate_fit(users: float) -> None:
+    assert users * finest(1, 1.0, users, 1.0, 1e9) < 2**31
+    assert finest(1, 1.0, users, 1.0, 1e9) == pytest.approx(0.9 * 2**31 / users, rel=0.01)
+
+
 def test_the_noise_has_a_ceiling_in_steps() -> None:
     assert finest(100, 1.0, 10, 1e6, 1e7) * 1e6 <= 1e7

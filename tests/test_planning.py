@@ -6,7 +6,7 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dp_accounting as dp
 import pytest
@@ -117,6 +117,8 @@ def test_one_noise_for_the_sum_is_worth_the_root_of_the_honest(merchants: int, d
     of_sum = math.sqrt(merchants * secure.noise_multiplier_alone**2)
     assert secure.honest == honest and honest * secure.noise_multiplier_alone**2 == pytest.approx(plan.noise_multiplier**2)
     assert secure.noise_multiplier_of_sum == pytest.approx(of_sum)
+    histogram = math.sqrt(merchants) * cast(float, secure.histogram_noise_multiplier_alone)
+    assert secure.histogram_noise_multiplier_of_sum == pytest.approx(histogram)
     assert secure.signal_to_noise == pytest.approx(merchants * plan.lot / (of_sum * math.sqrt(plan.trainable)))
     assert secure.signal_to_noise == pytest.approx(math.sqrt(honest) * plan.signal_to_noise_of_mean)
     assert plan.noise_multiplier == solve(**SMALL, rounds=18, sample_rate=1.0).noise_multiplier

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from fedrec.privacy import Ledger, Policy, Release, over_budget
+from fedrec.privacy import Ledger, Policy, Release, SampledGaussian, over_budget
 from fedrec.report.privacy_report import privacy_report
 from fedrec.report.privacy_sources import find_sources
 from fedrec.report.privacy_words import plain_words
@@ -59,3 +59,18 @@ def test_a_report_on_a_ledger_of_one_unit_has_no_such_warning(tmp_path: Path) ->
     ledger.append(LINE)
     report = privacy_report(find_sources([ledger.path]))
     assert not report.merchants[0].units_mixed and "Warning" not in dict(plain_words(report))
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.0001, float("nan")])
+def test_a_rate_that_is_no_share_is_no_event(rate: float) -> None:
+    with pytest.raises(ValueError, match="sample_rate"):
+        SampledGaussian(1.0, rate, 1)
+
+
+def test_a_policy_of_noise_of_its_own_has_no_part_in_a_secure_sum() -> None:
+    terms = {"dropouts": 0, "colluders": 1}
+    local = Policy(epsilon=8, delta=1e-5, population=100)
+    assert "weaker" in str(local.refusal_of_terms(**terms))
+    secure = local.model_copy(update={"trust": "secure-aggregation", "colluders": 1})
+    assert secure.refusal_of_terms(**terms) is None
+    assert "colluders" in str(secure.refusal_of_terms(dropouts=0, colluders=0))
