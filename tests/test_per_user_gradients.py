@@ -150,7 +150,7 @@ def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) ->
     compare(fast, slow)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_who_else_is_in_the_lot_does_not_change_how_a_gradient_is_rounded(threads: int) -> None:
     """A lot with and without a user differs in that user's gradient alone: to the bit on one thread, on a real model.
 

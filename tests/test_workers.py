@@ -61,6 +61,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
 # The same run
 
 
+@pytest.mark.slow
 def test_two_workers_give_what_one_process_gives(federation: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     config, done = settings_of(tiny_bert_folder, **QUICK), []
 
