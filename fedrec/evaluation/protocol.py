@@ -21,7 +21,7 @@ from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metr
 from fedrec.model.ranking import blocks, pairs_of, products
 from fedrec.model.towers import Scoring, log_prior, user_vectors
 
-__all__ = ["DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "calibrate", "evaluate", "evaluate_popularity", "summarise"]
+__all__ = ["DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "calibrate", "evaluate", "evaluate_popularity", "group_of", "joined", "metrics_of", "summarise"]
 
 DECAYS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -83,7 +83,7 @@ class EvaluationSet:
         for group in central.groups:
             chosen = np.array([_is_calibration(name, calibration_share, seed) for name in group.histories.user_ids])
             for calibration in (False, True):
-                built, without = _group(group, np.flatnonzero(chosen == calibration), history)
+                built, without = group_of(group, np.flatnonzero(chosen == calibration), history)
                 left_out[calibration] += without
                 if built is not None:
                     parts[calibration].append(built)
@@ -104,14 +104,14 @@ def evaluate(
     if not dataset.users:
         raise InputError("no held-out user's last basket holds anything new", where="central/events", hint="hold out more users")
     scored = _scored(dataset, history, candidate, counts, floor, scoring.temperature, scoring.decay, (scoring.prior_weight,))
-    return _joined([_metrics(block, scores, k) for block, _, scores in scored])
+    return joined([metrics_of(block, scores, k) for block, _, scores in scored])
 
 
 def evaluate_popularity(dataset: EvaluationSet, counts: np.ndarray, k: int) -> PerUser:
     """The popularity list of each group's catalogue as a recommender."""
-    return _joined(
+    return joined(
         [
-            _metrics(block, np.broadcast_to(counts[group.positions], (len(block.items), len(group.positions))), k)
+            metrics_of(block, np.broadcast_to(counts[group.positions], (len(block.items), len(group.positions))), k)
             for group in dataset.groups
             for block in group.blocks()
         ]
@@ -144,7 +144,7 @@ def calibrate(
     for decay in DECAYS:
         found: dict[float, list[np.ndarray]] = {weight: [] for weight in prior_weights}
         for block, weight, scores in _scored(dataset, history, candidate, counts, floor, temperature, decay, prior_weights):
-            found[weight].append(_metrics(block, scores, k).ndcg)
+            found[weight].append(metrics_of(block, scores, k).ndcg)
         for weight, values in found.items():
             value = float(np.concatenate(values).mean())
             if best is None or value > best[0]:
@@ -184,11 +184,13 @@ def _scored(
                 yield block, weight, cosines + weight * prior
 
 
-def _metrics(group: Group, scores: np.ndarray, k: int) -> PerUser:
+def metrics_of(group: Group, scores: np.ndarray, k: int) -> PerUser:
+    """Metrics of each of the group's users from (users, items) scores; what the history holds is masked."""
     return metrics_from_ranks(pessimistic_ranks(scores, group.masked, group.relevant), group.relevant[:, 0], k)
 
 
-def _joined(parts: list[PerUser]) -> PerUser:
+def joined(parts: list[PerUser]) -> PerUser:
+    """The users of all parts, one part after the other."""
     return PerUser(*(np.concatenate([getattr(part, name) for part in parts]) for name in METRICS))
 
 
@@ -197,7 +199,13 @@ def _is_calibration(user: str, share: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") / 2**64 < share
 
 
-def _group(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group | None, int]:
+def group_of(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group | None, int]:
+    """Those of the users whose last basket holds something new, and how many the others are.
+
+    Args:
+        users: (users,) numbers of users of the group's histories.
+        length: most events of a history.
+    """
     positions = np.asarray(group.positions, dtype=np.int64)
     if not len(users):
         return None, 0

@@ -1,0 +1,62 @@
+"""EASE: the linear item-item model whose weights have a closed form (Steck, WWW 2019, equations 7 and 8).
+
+P = (X'X + lambda I)^-1,    B = I - P / diag(P),    score = x B
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+from fedrec.model.adapter import Arrays
+
+__all__ = ["Ease"]
+
+
+@dataclass(frozen=True)
+class Ease:
+    """Weights between the items that have a buyer.
+
+    Attributes:
+        items: how many the catalogue has.
+        rows: (bought,) the items that have a buyer, ascending.
+        weights: (bought, bought) float32, zero on the diagonal.
+    """
+
+    kind: ClassVar[str] = "ease"
+    strengths: ClassVar[tuple[float, ...]] = (10.0, 30.0, 100.0, 300.0, 1000.0)
+
+    items: int
+    rows: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def fit(cls, bought: csr_array, strength: float) -> Ease:
+        """See `OwnLayer.fit`; `strength` is lambda."""
+        rows = np.unique(bought.indices)
+        used = bought[:, rows]
+        # An item that nobody bought would have the row and column of the identity: it is left out, and so is its cost.
+        gram = torch.from_numpy((used.T @ used).toarray().astype(np.float64))
+        gram.diagonal().add_(strength)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        weights = inverse.div_(-inverse.diagonal().clone()).fill_diagonal_(0.0)
+        return cls(bought.shape[1], rows.astype(np.int64), weights.float().numpy())
+
+    def scores(self, histories: csr_array) -> np.ndarray:
+        """See `OwnLayer.scores`."""
+        out = np.zeros(histories.shape, dtype=np.float32)
+        out[:, self.rows] = histories[:, self.rows] @ self.weights
+        return out
+
+    def arrays(self) -> Arrays:
+        """See `OwnLayer.arrays`."""
+        return {"items": np.array([self.items]), "rows": self.rows, "weights": self.weights}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Ease:
+        """See `OwnLayer.from_arrays`."""
+        return cls(int(arrays["items"][0]), arrays["rows"], arrays["weights"])

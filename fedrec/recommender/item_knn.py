@@ -1,0 +1,76 @@
+"""Item-kNN: cosines of who bought what, shrunk where few did, the nearest neighbours of each item kept.
+
+s_ij = n_ij / (sqrt(n_i n_j) + shrink)      (Aiolli, RecSys 2013, section 3; shrinkage as Bell and Koren, ICDM 2007)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.sparse import csr_array, vstack
+
+from fedrec.model.adapter import Arrays
+
+__all__ = ["ItemKnn"]
+
+NEIGHBOURS = 100
+ROWS = 500
+"""Items whose neighbours are sought at once, which bounds memory."""
+
+
+@dataclass(frozen=True)
+class ItemKnn:
+    """Similarities of each item to its nearest neighbours.
+
+    Attributes:
+        similar: (items, items) float32; row i holds what an item i in a history adds, zero on the diagonal.
+    """
+
+    kind: ClassVar[str] = "item-knn"
+    strengths: ClassVar[tuple[float, ...]] = (3.0, 10.0, 30.0, 100.0)
+
+    similar: csr_array
+
+    @classmethod
+    def fit(cls, bought: csr_array, strength: float) -> ItemKnn:
+        """See `OwnLayer.fit`; `strength` is the shrinkage, in buyers."""
+        by_item = bought.T.tocsr()
+        root = np.sqrt(np.diff(by_item.indptr).astype(np.float32))
+        parts = [csr_array((0, bought.shape[1]), dtype=np.float32)]
+        for start in range(0, by_item.shape[0], ROWS):
+            together = (by_item[start : start + ROWS] @ bought).tocsr()
+            together.sort_indices()
+            row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+            value = together.data / (root[start + row] * root[together.indices] + np.float32(strength))
+            value[together.indices == start + row] = 0.0
+            kept = _nearest(row, value)
+            shape = together.shape
+            parts.append(csr_array((value[kept], (row[kept], together.indices[kept])), shape=shape))
+        return cls(csr_array(vstack(parts, format="csr")))
+
+    def scores(self, histories: csr_array) -> np.ndarray:
+        """See `OwnLayer.scores`."""
+        found: np.ndarray = (histories @ self.similar).toarray()
+        return found.astype(np.float32, copy=False)
+
+    def arrays(self) -> Arrays:
+        """See `OwnLayer.arrays`."""
+        found = self.similar
+        return {"data": found.data, "indices": found.indices, "indptr": found.indptr}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> ItemKnn:
+        """See `OwnLayer.from_arrays`."""
+        items = len(arrays["indptr"]) - 1
+        return cls(csr_array((arrays["data"], arrays["indices"], arrays["indptr"]), shape=(items, items)))
+
+
+def _nearest(row: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Which of the entries are among the largest `NEIGHBOURS` of their row; of equal ones the earlier columns."""
+    order = np.lexsort((np.arange(len(row)), -value, row))
+    count = np.bincount(row)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    best = order[place < NEIGHBOURS]
+    return np.sort(best[value[best] > 0])
