@@ -1,4 +1,4 @@
-"""`fedrec recommend` and `fedrec evaluate`: use a finished run."""
+"""`fedrec evaluate`: measure a finished run again."""
 
 from __future__ import annotations
 
@@ -8,34 +8,13 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries, quiet_models, table
+from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries
 from fedrec.errors import InputError
 
-__all__ = ["evaluate", "recommend"]
+__all__ = ["evaluate"]
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def recommend(
-    run: Run,
-    history: Annotated[str, typer.Option(help="Item ids, most recent last, separated by commas.")] = "",
-    query: Annotated[str | None, typer.Option(help="Words that count as one more item.")] = None,
-    merchant: Annotated[str | None, typer.Option(help="Rank only this merchant's items.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
-    json: Json = False,
-) -> None:
-    """Rank the catalogue of a run for a history or a query."""
-    quiet_models()
-    from fedrec.recommender import Recommender
-
-    recommender = Recommender.load(run)
-    ranked = recommender.rank([item for item in history.split(",") if item], k=k, query=query, merchant=merchant)
-    texts = dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True))
-    if json:
-        print_json([{"item_id": item, "score": score, "text": texts[item]} for item, score in ranked])
-        return
-    out.print(table("", ["item", "score", "text"], [[item, f"{score:.3f}", texts[item]] for item, score in ranked]))
 
 
 def evaluate(
