@@ -1,5 +1,7 @@
 """`fedrec recommend`: what a person and a file of people get, and what is refused before a model is loaded."""
 
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import json
@@ -17,7 +19,7 @@ from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
 
 
 @pytest.fixture(scope="module")
-def run(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def run(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as far as `recommend` reads it; its encoder is the tests' own, which no name stands for."""
     folder = tmp_path_factory.mktemp("run")
     held = {"encoder_fingerprint": recommender.encoder.fingerprint, "encoder": "gone", "encoder_files": ""}
@@ -29,7 +31,7 @@ def asked(answer: str) -> list[str]:
     return [one["item_id"] for one in json.loads(answer)["items"]]
 
 
-def test_a_list_and_its_reasons_are_printed(fedrec: Fedrec, run: Path, recommender: Recommender) -> None:  # noqa: F811
+def test_a_list_and_its_reasons_are_printed(fedrec: Fedrec, run: Path, recommender: Recommender) -> None:
     answer = fedrec("recommend", run, "--history", "i3, i11,gone\x1b,i5", "--k", 4)
     assert answer.status == 0, answer.err
     assert "not in the catalogue, so ignored: 'gone\\x1b'" in answer.out and "source: model; mean distance" in answer.out
@@ -44,7 +46,7 @@ def test_a_list_and_its_reasons_are_printed(fedrec: Fedrec, run: Path, recommend
     assert nothing.status == 0 and "the filters leave none of the 30 items" in nothing.out and "source: none" in nothing.out
 
 
-def test_every_option_reaches_the_answer(fedrec: Fedrec, run: Path, recommender: Recommender, tmp_path: Path) -> None:  # noqa: F811
+def test_every_option_reaches_the_answer(fedrec: Fedrec, run: Path, recommender: Recommender, tmp_path: Path) -> None:
     (tmp_path / "stock.txt").write_text("".join(f"i{i}\n" for i in range(20)))
     pd.DataFrame({"item_id": ["i0"]}).to_parquet(tmp_path / "not.parquet")
     wanted = Filter(["lamps", "mugs"], ["acme"], 2, 8, [f"i{i}" for i in range(20)], ["i0"])
@@ -71,7 +73,7 @@ def test_a_file_of_users_is_answered(
     run: Path,
     recommender: Recommender,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(command, "CHUNK", 2)
     events = pd.DataFrame(
@@ -98,7 +100,7 @@ def test_a_file_of_users_is_answered(
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"lists.{suffix}", "users.csv"]
 
 
-def test_names_alone_are_looked_up(fedrec: Fedrec, run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_names_alone_are_looked_up(fedrec: Fedrec, run: Path, tmp_path: Path) -> None:
     (tmp_path / "users.csv").write_text("user_id\nann\nbob\nann\n")
     answer = fedrec("recommend", run, "--users", "users.csv", "--out", "lists.csv")
     assert answer.status == 0 and "lists for 2 users: 2 from popularity" in answer.out and "'ann' is not known here" in answer.out
@@ -108,7 +110,7 @@ def test_an_interrupted_file_of_users_leaves_nothing(
     fedrec: Fedrec,
     run: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "users.csv").write_text("user_id\nann\nbob\n")
     (tmp_path / "lists.csv").write_text("yesterday's")
@@ -142,7 +144,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_wrong_use_is_refused(case: str, fedrec: Fedrec, run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_wrong_use_is_refused(case: str, fedrec: Fedrec, run: Path, tmp_path: Path) -> None:
     arguments, named = BAD[case]
     (tmp_path / "users.csv").write_text("user_id,item_id,timestamp\nann,i1,2026-01-01\nann,i2,soon\n")
     assert_refused(fedrec("recommend", run, *arguments), *named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,12 @@ class ItemDetails:
             return items[column].fillna("").astype(str).str.strip().to_numpy(dtype=object)
 
         return cls(texts(C.BRAND), texts(C.CATEGORY), _prices(items[C.PRICE]) if C.PRICE in items else None)
+
+    @cached_property
+    def folded(self) -> dict[str, pd.Series]:
+        """Brand and category for comparison: any case of letters is the same; a column that is not there is absent."""
+        named = {C.BRAND: self.brand, C.CATEGORY: self.category}
+        return {name: pd.Series([text.casefold() for text in column]) for name, column in named.items() if column is not None}
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns that are there, by name: what `from_table` reads again."""

@@ -13,15 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 
-from fedrec.data import Catalogue, ItemDetails
+from fedrec.data import Catalogue, Columns, ItemDetails
 from fedrec.errors import InputError
 from fedrec.model.ranking import top_k
 
 __all__ = ["Filter", "choose", "intra_list_distance"]
 
+Column = TypeVar("Column", np.ndarray, pd.Series)
 CANDIDATES = 50
 TIMES = 5
 """A diverse list is made of the best `TIMES * k` items, and of `CANDIDATES` at least."""
@@ -62,11 +65,11 @@ class Filter:
             InputError: it asks for a column that the catalogue does not have.
         """
         found: dict[str, np.ndarray] = {}
-        for name, column in (("category", details.category), ("brand", details.brand)):
+        for name in (Columns.CATEGORY, Columns.BRAND):
             if wanted := {one.strip().casefold() for one in getattr(self, name)}:
-                found[name] = np.array([value.casefold() in wanted for value in _there(column, name)], dtype=bool)
+                found[name] = _there(details.folded.get(name), name).isin(wanted).to_numpy()
         if self.price_min is not None or self.price_max is not None:
-            price = _there(details.price, "price")
+            price = _there(details.price, Columns.PRICE)
             low = -np.inf if self.price_min is None else self.price_min
             high = np.inf if self.price_max is None else self.price_max
             found["price"] = (price >= low) & (price <= high)  # false for NaN
@@ -155,7 +158,7 @@ def _diverse(candidates: list[tuple[int, float]], k: int, diversity: float, vect
     return [candidates[place] for place in chosen]
 
 
-def _there(column: np.ndarray | None, name: str) -> np.ndarray:
+def _there(column: Column | None, name: str) -> Column:
     if column is None:
         raise InputError(
             f"the catalogue has no column {name!r}", where=f"the filter on {name}", expected=f"{name} in the table of items",
