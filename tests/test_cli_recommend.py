@@ -14,7 +14,7 @@ import pytest
 from fedrec.cli import recommend as command
 from fedrec.recommender import Filter, Recommender, Wish
 
-from .test_answers import HISTORY, ids, recommender  # noqa: F401
+from .test_answers import HISTORY, ids, popular, recommender  # noqa: F401
 from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
 
 
@@ -57,6 +57,8 @@ def test_every_option_reaches_the_answer(fedrec: Fedrec, run: Path, recommender:
     repeated = asked(fedrec("recommend", run, *options, "--repeats").out)
     assert repeated == ids(recommender.recommend(["i3", "i4", "i5"], filter=wanted, repeats=True)) and "i4" in repeated
     assert "i6" not in asked(fedrec("recommend", run, *options[:-5], "--exclude", "i6,i0", "--json").out)
+    many = ",".join(f"i{i}" for i in range(2, 300))  # too long for the name of a file
+    assert asked(fedrec("recommend", run, "--exclude", many, "--json").out) == popular(recommender, range(2))
     plain = ["recommend", run, "--history", "i3,i11,i5", "--k", 8, "--json"]
     assert asked(fedrec(*plain, "--diversity", 0.5).out) == ids(recommender.recommend(HISTORY, k=8, diversity=0.5))
     timed = json.loads(fedrec(*plain, "--times", "2026-01-02,2026-01-01,2026-01-02").out)

@@ -15,6 +15,7 @@ from fedrec.data import Catalogue, Columns, DataSource, Histories, ItemDetails, 
 from fedrec.data.rows import check_events, check_items
 from fedrec.data.split import public_population, split_source
 from fedrec.data.tables import read_table
+from fedrec.deploy.units import merchant_toml
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
 
@@ -490,6 +491,13 @@ def test_a_merchant_says_which_kinds_count(tmp_path: Path) -> None:
     assert "never a purchase" in fault(lambda: read_merchant_file(tmp_path / "merchant.toml"))
     nothing = fault(lambda: bought(tmp_path, history_events=["gift"]))
     assert "nothing is left of the events" in nothing and "history_events in [data]" in nothing
+
+
+def test_a_deployment_writes_the_kinds_and_what_they_mean(tmp_path: Path) -> None:
+    (tmp_path / "merchant.toml").write_text(TOML + '[data]\nhistory_events = ["View", "click"]\n')
+    file = read_merchant_file(tmp_path / "merchant.toml")
+    (tmp_path / "merchant.toml").write_text(merchant_toml(file, guessed=False))
+    assert read_merchant_file(tmp_path / "merchant.toml") == file and file.data.history_events == ("view", "click")
 
 
 def test_a_column_of_many_kinds_is_left_out_in_few_lines(tmp_path: Path) -> None:

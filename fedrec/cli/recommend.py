@@ -60,7 +60,7 @@ def recommend(
     from fedrec.recommender import Filter, Person, Recommender, Wish
 
     only = None if stock is None else _ids_in(stock)
-    without = _ids_in(Path(exclude)) if exclude and Path(exclude).is_file() else _listed(exclude)
+    without = _ids_in(Path(exclude)) if _is_file(exclude) else _listed(exclude)
     wanted = Filter(category or (), brand or (), price_min, price_max, only, without)
     wish = Wish(k, query, wanted, repeats=repeats, diversity=diversity)
     if users is not None and to is not None:
@@ -87,6 +87,13 @@ def _check_batch(users: Path | None, to: Path | None, single: str | None) -> Non
         raise InputError("its folder is not there", where=f"--out {to}", expected="a file to write")
     if to.resolve() == users.resolve():
         raise InputError("is the file of --users", where=f"--out {to}", expected="another name")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).is_file()
+    except OSError:  # ids in a row are soon too long for a name
+        return False
 
 
 def _listed(text: str) -> list[str]:

@@ -217,7 +217,8 @@ def time_numbers(times: Sequence[object], place: Callable[[int], str] = "times[{
 def _notes_on(wanted: Filter, parts: dict[str, np.ndarray], allowed: np.ndarray, catalogue: Catalogue) -> list[str]:
     """What is to be said of the filters, whoever asks."""
     notes = []
-    if wanted.only is not None and (gone := [one for one in wanted.only if one not in catalogue.index]):
+    stock = list(wanted.only or ())
+    if gone := [stock[place] for place in np.flatnonzero(catalogue.index.get_indexer(stock) < 0)]:
         notes.append(f"in stock and not in the catalogue, so ignored: {_some([repr(item) for item in gone])}")
     if parts and not allowed.any():
         each = ", ".join(f"{name} {int(part.sum()):,}" for name, part in parts.items())
