@@ -116,6 +116,13 @@ def test_decay_is_the_one_that_finds_most() -> None:
     assert best_decay(built(dict.fromkeys("abc", users["u4"])), counts, 1) == 0.0
 
 
+def test_what_was_bought_long_ago_still_comes_before_what_never_was() -> None:
+    dataset, counts = built({"a": [[1], *([[2]] * 30), [1, 3]]}), np.ones(20)
+    counts[3] = 1000
+    found = evaluate_repeats(personal_frequency(dataset, counts, 1.0), 2)
+    assert (found.repeat.tolist(), found.explore.tolist()) == ([1.0], [0.0])
+
+
 def test_a_summary_counts_who_has_any() -> None:
     dataset = built({"a": [[1], [1]], "b": [[1], [2]], "c": [[1], [1, 2]]})
     found = summarise_repeats(evaluate_repeats(personal_frequency(dataset, np.arange(20.0), 0.0), 1), 1, 100, 0)
