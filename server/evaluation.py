@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from fedrec.config import RunConfig
 from fedrec.data import CentralData
-from fedrec.evaluation import EvaluationSet, PerUser, calibrate, evaluate, evaluate_popularity, summarise
+from fedrec.errors import InputError
+from fedrec.evaluation import (
+    EvaluationSet,
+    PerUser,
+    best_decay,
+    calibrate,
+    evaluate,
+    evaluate_popularity,
+    evaluate_repeats,
+    global_frequency,
+    model_scores,
+    personal_frequency,
+    summarise,
+    summarise_repeats,
+)
 from fedrec.evaluation.protocol import PRIOR_WEIGHTS
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, role_table
 
@@ -36,7 +50,7 @@ class CentralEvaluator:
         """What the ranking uses: chosen on the calibration users, or the settings as they are."""
         config = self.config
         if not config.calibrate:
-            return Scoring(config.temperature, config.decay, config.prior_weight if with_prior else 0.0)
+            return self._as_set() if with_prior else replace(self._as_set(), prior_weight=0.0)
         return calibrate(
             self.calibration,
             *self.tables(public, trained),
@@ -63,15 +77,45 @@ class CentralEvaluator:
 
     def baselines(self, public: Arrays, trained: Arrays) -> dict[str, dict[str, float]]:
         """At round 0: text alone, the private popularity list alone, and both as merchants train under them."""
-        config = self.config
         text = self.scoring(public, trained, with_prior=False)
-        as_trained = Scoring(config.temperature, config.decay, config.prior_weight)
         return {
             "text zero-shot": self.summary(self.per_user(public, trained, text)),
             "popularity, private histograms": self.popularity(public[COUNTS]),
-            "untrained start": self.summary(self.per_user(public, trained, as_trained)),
+            "untrained start": self.summary(self.per_user(public, trained, self._as_set())),
+        }
+
+    def repeats(self, public: Arrays, trained: Arrays) -> dict[str, dict[str, float]]:
+        """Where people buy again: the model, personal frequency and the popularity list on whole last baskets.
+
+        Everything that is chosen is chosen for this, on the calibration users.
+
+        Raises:
+            InputError: there is no user to measure, or to choose on.
+        """
+        config, counts, floor = self.config, public[COUNTS], float(public[FLOOR][0])
+        share = config.calibration_share if config.calibrate else 0.0
+        users, calibration = EvaluationSet.build(self.central, config.history, share, config.seed, repeats=True)
+        if not users.users:
+            raise InputError("no held-out user has two baskets", where="central/events", hint="hold out more users")
+        tables, scoring, decay = self.tables(public, trained), self._as_set(), config.decay
+        if config.calibrate:
+            temperature, k = config.temperature, config.top_k
+            scoring = calibrate(calibration, *tables, counts, floor, temperature=temperature, k=k)
+            decay = best_decay(calibration, counts, k)
+        scores = {
+            "model": model_scores(users, *tables, scoring, counts, floor),
+            "personal frequency": personal_frequency(users, counts, decay),
+            "global frequency": global_frequency(users, counts),
+        }
+        return {
+            name: summarise_repeats(evaluate_repeats(values, config.top_k), config.top_k, config.bootstrap, config.seed)
+            for name, values in scores.items()
         }
 
     def popularity(self, counts: np.ndarray) -> dict[str, float]:
         """A popularity list as a recommender; `counts` (items,) of the central catalogue."""
         return self.summary(evaluate_popularity(self.users, counts, self.config.top_k))
+
+    def _as_set(self) -> Scoring:
+        """As the settings say, which is also what merchants train under."""
+        return Scoring(self.config.temperature, self.config.decay, self.config.prior_weight)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 
 from fedrec import __version__
@@ -247,6 +248,18 @@ def test_a_tidy_source_is_split_and_checked(fedrec: Fedrec, tmp_path: Path) -> N
     assert made.status == 0 and [row["merchant"] for row in json.loads(made.out)["merchants"]] == ["m0", "m1"]
     checked = fedrec("data", "check", "made/merchants/m1", "--json")
     assert checked.status == 0 and [row["merchant"] for row in json.loads(checked.out)["merchants"]] == ["m1"]
+
+
+def test_each_kind_of_event_is_counted(fedrec: Fedrec, federation: Path, tmp_path: Path) -> None:
+    shutil.copytree(federation, tmp_path / "federation")
+    path = tmp_path / "federation" / "merchants" / "m0" / "events.parquet"
+    events = pd.read_parquet(path)
+    pd.concat([events, events.head(5).assign(event="\x1b[2Jview")]).to_parquet(path, index=False)
+    answer = fedrec("data", "check", "federation")
+    assert answer.status == 0 and f"m0: kinds of events: {len(events)} purchase, 5 \\x1b[2jview" in answer.out
+    assert "m1: kinds" not in answer.out and "\x1b[2" not in answer.out.replace("\\x1b", "")
+    kinds = json.loads(fedrec("data", "check", "federation", "--json").out)["kinds"]
+    assert kinds["m0"] == {"purchase": len(events), "\x1b[2jview": 5} and list(kinds) == ["m0", "m1", "central/"]
 
 
 def test_a_split_writes_the_trust_model_into_every_policy(fedrec: Fedrec, tmp_path: Path) -> None:

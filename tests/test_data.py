@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.data import Catalogue, Columns, Histories, load_central, load_merchant, merchant_folders
+from fedrec.data import Catalogue, Columns, DataSource, Histories, ItemDetails, load_central, load_merchant, merchant_folders
 from fedrec.data.rows import check_events, check_items
 from fedrec.data.split import public_population, split_source
 from fedrec.data.tables import read_table
+from fedrec.deploy.units import merchant_toml
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
 
@@ -457,3 +458,79 @@ def test_an_id_with_two_texts_in_the_central_catalogue_is_refused(tmp_path: Path
     items.to_parquet(path, index=False)
     with pytest.raises(InputError, match="different texts"):
         load_central(tmp_path / "out")
+
+
+# Kinds of events, and what is known of items
+
+KINDS = (
+    "user_id,item_id,timestamp,event\n1,007,2026-01-01,Purchase\n1,7,2026-01-02,view\n1,8,2026-01-03, VIEW \n1,8,2026-01-04,\n"
+    "1,7,2026-01-05,rating\n1,,2026-01-06,search\n1,9,2026-01-07,click\n1,7,2026-01-08,Return\n1,7,2026-01-09,impression\n"
+)
+
+
+def bought(folder: Path, **settings: object) -> list[str]:
+    data = load_merchant(folder, DataSource.model_validate(settings))
+    return [data.catalogue.item_ids[item] for item in data.histories.of(0)[0]]
+
+
+def test_what_was_only_shown_or_looked_for_is_no_history(tmp_path: Path) -> None:
+    data = load_merchant(write_csv(tmp_path, events=KINDS), strict=True)  # none of it is a fault
+    assert bought(tmp_path) == ["007", "8", "7"]
+    assert data.kinds == {"purchase": 2, "view": 2, "rating": 1, "search": 1, "click": 1, "return": 1, "impression": 1}
+    reasons = {one.reason: (one.rows, one.fault) for one in data.left_out}
+    assert reasons.pop("event is a return") == (1, False)
+    said = "event is of the kind {!r}, which is no history"
+    assert reasons == {said.format(kind): (1 + (kind == "view"), False) for kind in ("view", "search", "click", "impression")}
+
+
+def test_a_merchant_says_which_kinds_count(tmp_path: Path) -> None:
+    write_csv(tmp_path, events=KINDS.replace("1,9,", "1,8,"))
+    assert bought(tmp_path, history_events=["View", "click"]) == ["7", "8", "8"]
+    assert bought(tmp_path, history_events=["purchase"]) == ["007", "8"]
+    (tmp_path / "merchant.toml").write_text(TOML + '[data]\nhistory_events = ["return"]\n')
+    assert "never a purchase" in fault(lambda: read_merchant_file(tmp_path / "merchant.toml"))
+    nothing = fault(lambda: bought(tmp_path, history_events=["gift"]))
+    assert "nothing is left of the events" in nothing and "history_events in [data]" in nothing
+
+
+def test_a_deployment_writes_the_kinds_and_what_they_mean(tmp_path: Path) -> None:
+    (tmp_path / "merchant.toml").write_text(TOML + '[data]\nhistory_events = ["View", "click"]\n')
+    file = read_merchant_file(tmp_path / "merchant.toml")
+    (tmp_path / "merchant.toml").write_text(merchant_toml(file, guessed=False))
+    assert read_merchant_file(tmp_path / "merchant.toml") == file and file.data.history_events == ("view", "click")
+
+
+def test_a_column_of_many_kinds_is_left_out_in_few_lines(tmp_path: Path) -> None:
+    rows = "".join(f"1,7,2026-01-01,note {i}\n" for i in range(30))
+    data = load_merchant(write_csv(tmp_path, events=KINDS + rows), DataSource(history_events=("purchase",)))
+    many = [one.rows for one in data.left_out if "another kind" in one.reason]
+    assert len(data.left_out) == 12 and len(many) == 1
+    assert sum(one.rows for one in data.left_out) == 7 + 30
+
+
+def test_the_server_and_a_split_leave_out_what_was_only_shown(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", merchants=2)
+    events = pd.read_parquet(source / "events.parquet")
+    viewed = events.assign(event="view", user_id="only-looks")
+    pd.concat([events.assign(event="purchase"), viewed]).to_parquet(source / "events.parquet", index=False)
+    split_source(source, tmp_path / "made", 0.3, POLICY)
+    kept = pd.concat([pd.read_parquet(path) for path in (tmp_path / "made").rglob("events.parquet")])
+    assert len(kept) == len(events) and set(kept["event"]) == {"purchase"} and "only-looks" not in set(kept["user_id"])
+    path = tmp_path / "made" / "central" / "events.parquet"
+    before = load_central(tmp_path / "made")
+    central = pd.read_parquet(path)
+    pd.concat([central, central.assign(event="click")]).to_parquet(path, index=False)
+    after = load_central(tmp_path / "made")
+    assert same(after.groups[0].histories, before.groups[0].histories)
+    assert after.kinds == {"purchase": len(central), "click": len(central)}
+
+
+def test_brand_category_and_price_are_kept_in_the_catalogues_order(tmp_path: Path) -> None:
+    items = 'item_id,title,brand,price\n9,a,Acme,"12,50"\n8,b,,"1,299.00"\n7,c, acme ,3\n6,d,x,free\n5,e,x,inf\n'
+    details = load_merchant(write_csv(tmp_path, items, EVENTS.replace("007", "9"))).details
+    assert details.brand is not None and details.price is not None and details.category is None
+    assert details.brand.tolist() == ["Acme", "", "acme", "x", "x"]
+    np.testing.assert_array_equal(details.price, [12.5, np.nan, 3.0, np.nan, np.nan])
+    again = ItemDetails.from_table(pd.DataFrame(details.columns()))
+    np.testing.assert_array_equal(again.price, details.price)
+    assert again.brand is not None and again.brand.tolist() == details.brand.tolist() and again.category is None

@@ -77,7 +77,7 @@ def test_the_run_folder_is_that_of_a_simulation(shop: Deployed) -> None:
     evaluated = shop.fedrec("evaluate", str(run.path), "--json")
     assert json.loads(evaluated.stdout)["central"] == run.metrics()[-1]["central"]
     ranked = shop.fedrec("recommend", str(run.path), "--query", "red lamp", "--merchant", "m0", "--json")
-    assert len(json.loads(ranked.stdout)) == 10
+    assert len(json.loads(ranked.stdout)["items"]) == 10
 
 
 def test_what_was_sent_is_what_may_be_sent(shop: Deployed) -> None:

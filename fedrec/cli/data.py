@@ -19,8 +19,11 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Check data, and turn a tidy pair of tables into a federation folder.", no_args_is_help=True)
 
+KINDS = 12
+"""Kinds of events that a line names."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse the first row that would be left out, unless it is a return.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse the first row that would be left out as faulty.")]
 
 
 @app.command()
@@ -32,17 +35,20 @@ def check(
     """Read and validate everything in a folder; a fault, and what is left out, is named by file or query, column and row."""
     from fedrec.config import RunConfig
     from fedrec.data import load_central
+    from fedrec.data.kinds import PURCHASE
     from simulations.checks import check_federation, check_merchant, merchant_files, nothing_to_learn, would_not_work
 
     if not path.is_dir():
         raise InputError("no such folder", where=str(path), expected="a merchant folder or a federation folder")
     if (path / "merchants").is_dir():
         settings, merchants = list(merchant_files(path).values()), check_federation(path, strict=strict)
-        left_out = {"central/": load_central(path).left_out}
+        central = load_central(path)
+        left_out, kinds = {"central/": central.left_out}, {"central/": central.kinds}
     else:
         one, data = check_merchant(path, strict=strict)
-        settings, merchants, left_out = [one], {one.name: data}, {}
+        settings, merchants, left_out, kinds = [one], {one.name: data}, {}, {}
     left_out = {name: data.left_out for name, data in merchants.items()} | left_out
+    kinds = {name: data.kinds for name, data in merchants.items()} | kinds
     policies = {one.name: one.privacy for one in settings}
     notes = [f"with a run's default settings {note}" for note in would_not_work(policies, RunConfig())]
     notes += [f"merchant {name}: {why}" for name, data in merchants.items() if (why := nothing_to_learn(data.histories))]
@@ -58,11 +64,16 @@ def check(
     ]
     if json:
         reasons = [{"of": name, **asdict(one)} for name, found in left_out.items() for one in found]
-        print_json({"path": str(path), "ok": True, "merchants": rows, "left_out": reasons, "notes": notes})
+        found = {name: dict(counts) for name, counts in kinds.items()}
+        print_json({"path": str(path), "ok": True, "merchants": rows, "kinds": found, "left_out": reasons, "notes": notes})
         return
     fault = any(one.fault for found in left_out.values() for one in found)
     title = f"{path}: some rows cannot be used" if fault else f"{path}: no fault found"
     out.print(table(title, list(rows[0]), [list(row.values()) for row in rows]))
+    for name, counts in kinds.items():
+        if counts.keys() - {PURCHASE}:
+            said = [f"{rows:,} {kind}" for kind, rows in counts.items()]
+            out.print(f"{name}: kinds of events: {_some(said)}", soft_wrap=True)
     _print_left_out(left_out)
     for note in notes:
         out.print(note, style="yellow", soft_wrap=True)
@@ -97,6 +108,10 @@ def split(
     asked = [("epsilon", epsilon, default.epsilon), ("delta", delta, default.delta), ("trust", trust.value, default.trust)]
     run = f"fedrec simulate {target}" + "".join(f" --set {name}={value}" for name, value, usual in asked if value != usual)
     out.print(f"next: {run}", style="dim", soft_wrap=True)
+
+
+def _some(kinds: list[str]) -> str:
+    return ", ".join(kinds[:KINDS]) + (f" and {len(kinds) - KINDS:,} kinds more" if len(kinds) > KINDS else "")
 
 
 def _print_left_out(left_out: Mapping[str, Iterable[LeftOut]]) -> None:

@@ -14,6 +14,7 @@ from fedrec.cli import data, deploy, merchant, privacy, results, server, simulat
 from fedrec.cli.privacy_audit import audit
 from fedrec.cli.privacy_report import report
 from fedrec.cli.privacy_wire import wire
+from fedrec.cli.recommend import recommend
 from fedrec.cli.terminal import err, styled
 from fedrec.errors import InputError
 from fedrec.text import log_visibly
@@ -38,7 +39,7 @@ privacy.app.command()(wire)
 app.command()(simulate.demo)
 app.command("simulate")(simulate.simulate_command)
 app.command()(results.evaluate)
-app.command()(results.recommend)
+app.command()(recommend)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""`fedrec recommend` and `fedrec evaluate`: use a finished run."""
+"""`fedrec evaluate`: measure a finished run again."""
 
 from __future__ import annotations
 
@@ -8,39 +8,19 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries, quiet_models, table
+from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries, table
 from fedrec.errors import InputError
 
-__all__ = ["evaluate", "recommend"]
+__all__ = ["evaluate"]
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def recommend(
-    run: Run,
-    history: Annotated[str, typer.Option(help="Item ids, most recent last, separated by commas.")] = "",
-    query: Annotated[str | None, typer.Option(help="Words that count as one more item.")] = None,
-    merchant: Annotated[str | None, typer.Option(help="Rank only this merchant's items.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
-    json: Json = False,
-) -> None:
-    """Rank the catalogue of a run for a history or a query."""
-    quiet_models()
-    from fedrec.recommender import Recommender
-
-    recommender = Recommender.load(run)
-    ranked = recommender.rank([item for item in history.split(",") if item], k=k, query=query, merchant=merchant)
-    texts = dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True))
-    if json:
-        print_json([{"item_id": item, "score": score, "text": texts[item]} for item, score in ranked])
-        return
-    out.print(table("", ["item", "score", "text"], [[item, f"{score:.3f}", texts[item]] for item, score in ranked]))
-
-
 def evaluate(
     run: Run,
     data: Annotated[Path | None, typer.Option(help="Federation folder; by default the run's own.")] = None,
+    repeats: Annotated[bool, typer.Option("--repeats", help="Count what is bought again too.")] = False,
     json: Json = False,
 ) -> None:
     """Evaluate a run's adapter again on the central users."""
@@ -57,9 +37,27 @@ def evaluate(
     if data is None:
         data = Path(json_module.loads((run / "site.json").read_text(encoding="utf-8"))["federation"])
     evaluator = CentralEvaluator(load_central(data), folder.config, load_encoder_for(folder.config, state))
+    if repeats:
+        _show_repeats(state.round, evaluator.repeats(state.public, state.trained), folder.config.top_k, json)
+        return
     line = evaluator.line(state.public, state.trained)
     if json:
         print_json({"round": state.round, **line})
         return
     row = {"name": f"round {state.round}", "private": True, **line["central"]}
     out.print(metrics_table({"rows": [row]}, folder.config.top_k))
+
+
+def _show_repeats(round: int, rows: dict[str, dict[str, float]], k: int, json: bool) -> None:
+    if json:
+        print_json({"round": round, "repeats": rows})
+        return
+    names = (f"ndcg@{k}", f"recall@{k}", f"repeat_recall@{k}", f"explore_recall@{k}")
+
+    def cell(row: dict[str, float], name: str) -> str:
+        return f"{row[name]:.4f} [{row[name + '_low']:.4f}, {row[name + '_high']:.4f}]" if name in row else "nobody"
+
+    cells = [[name, *(cell(row, metric) for metric in names)] for name, row in rows.items()]
+    users = int(next(iter(rows.values()))["users"])
+    title = f"Round {round}: whole last baskets of {users:,} held-out users, what is bought again included, 95% intervals"
+    out.print(table(title, ["", *(name.upper().replace("_", " ") for name in names)], cells))

@@ -1,6 +1,7 @@
 """Merchant folders, federation folders and basket histories."""
 
 from fedrec.data.catalogue import Catalogue, text_key
+from fedrec.data.details import ItemDetails
 from fedrec.data.folders import CentralData, CentralGroup, MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.data.histories import Histories
 from fedrec.data.rows import LeftOut
@@ -14,6 +15,7 @@ __all__ = [
     "Columns",
     "DataSource",
     "Histories",
+    "ItemDetails",
     "LeftOut",
     "MerchantData",
     "load_central",

@@ -9,14 +9,16 @@ catalogues of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from fedrec.data.catalogue import Catalogue, ambiguous_id
+from fedrec.data.details import ItemDetails
 from fedrec.data.histories import Histories
+from fedrec.data.kinds import count_kinds
 from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
 from fedrec.data.source import DataSource
@@ -35,11 +37,15 @@ class MerchantData:
 
     Attributes:
         left_out: the rows that could not be used, by reason; they leave the merchant as little as its events do.
+        details: brand, category and price of the catalogue's items.
+        kinds: rows of each kind of event in the table, used or not; private like the events.
     """
 
     catalogue: Catalogue
     histories: Histories
     left_out: tuple[LeftOut, ...] = ()
+    details: ItemDetails = field(default_factory=ItemDetails)
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,18 @@ class CentralGroup:
 
 @dataclass(frozen=True)
 class CentralData:
-    """The server's own data: the union of the public catalogues and consenting users."""
+    """The server's own data: the union of the public catalogues and consenting users.
+
+    Attributes:
+        details: brand, category and price of the catalogue's items; an item that several merchants sell has the first one's.
+        kinds: rows of each kind of event in the table, used or not.
+    """
 
     catalogue: Catalogue
     groups: tuple[CentralGroup, ...]
     left_out: tuple[LeftOut, ...] = ()
+    details: ItemDetails = field(default_factory=ItemDetails)
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
 
 def merchant_folders(federation: Path) -> list[Path]:
@@ -94,7 +107,7 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
     Args:
         folder: the merchant folder.
         source: where its tables are, by default in the folder itself.
-        strict: refuse the first row that would be left out, unless it is a return.
+        strict: refuse the first row that would be left out, unless it is a return or of a kind that does not count.
 
     Raises:
         InputError: naming file or query, column and row; or the database cannot be read.
@@ -113,8 +126,10 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
         # A database may answer in another order every time, and what is cached for a catalogue is for one order.
         sold = items.frame.sort_values(C.ITEM, ignore_index=True)
     catalogue = Catalogue.from_table(sold)
-    checked, left_out = check_events(events, items, strict=strict)
-    return MerchantData(catalogue, Histories.from_table(checked, catalogue), items.left_out + left_out)
+    kinds = count_kinds(events.frame)
+    checked, left_out = check_events(events, items, history_events=source.history_events, strict=strict)
+    histories = Histories.from_table(checked, catalogue)
+    return MerchantData(catalogue, histories, items.left_out + left_out, ItemDetails.from_table(sold), kinds)
 
 
 def load_central(federation: Path, *, strict: bool = False) -> CentralData:
@@ -135,10 +150,11 @@ def load_central(federation: Path, *, strict: bool = False) -> CentralData:
             expected="an id that means one thing",
             hint="put the merchant's name before the id, here and in the events",
         )
-    catalogue = Catalogue.from_table(items.frame.drop_duplicates(C.ITEM))
-    events, left_out = check_events(read_table(events_path), items, merchants=own_catalogues, strict=strict)
+    sold = items.frame.drop_duplicates(C.ITEM)
+    catalogue, read = Catalogue.from_table(sold), read_table(events_path)
+    events, left_out = check_events(read, items, merchants=own_catalogues, strict=strict)
     groups = tuple(_central_groups(items.frame, events, catalogue, own_catalogues))
-    return CentralData(catalogue, groups, items.left_out + left_out)
+    return CentralData(catalogue, groups, items.left_out + left_out, ItemDetails.from_table(sold), count_kinds(read.frame))
 
 
 def _central_groups(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import pandas as pd
 
+from fedrec.data.kinds import MISSING, counts_as_history, kinds_of
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table
 from fedrec.errors import InputError
@@ -15,10 +16,10 @@ from fedrec.text import MERCHANT_NAME
 
 __all__ = ["Items", "LeftOut", "check_events", "check_items"]
 
-MISSING = ("\\N", "NULL")
-"""What databases write for a missing value: no id and no time, but in a text it is a text."""
 NUMBER = r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*"
 NEGATIVE = "\\s*[-\u2212][\\d.,]*[1-9]"
+KINDS_NAMED = 10
+"""Kinds of events that are left out under their own name; a column that holds anything else has too many."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class LeftOut:
 
     Attributes:
         table: `items` or `events`.
-        reason: why, in words that hold nothing of a row.
+        reason: why, in words that hold nothing of a row but the kind of its event.
         rows: how many.
         first: the place of the first of them.
-        fault: whether the row is wrong: a return is not, it only is no purchase.
+        fault: whether the row is wrong: a return or a view is not, it only is no purchase.
     """
 
     table: str
@@ -102,14 +103,15 @@ def check_items(table: Table, name: str, key: tuple[str, ...] = (C.ITEM,), *, st
 
 
 def check_events(
-    table: Table, items: Items, *, merchants: bool = False, strict: bool = False
+    table: Table, items: Items, *, merchants: bool = False, history_events: Collection[str] | None = None, strict: bool = False
 ) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     """Validate events: columns there, ids present, timestamps that parse, items that exist; returns are no purchases.
 
     Args:
         items: the checked catalogue.
         merchants: the events need a column `merchant`, whose values can name a folder.
-        strict: refuse a row that would be left out; a return is left out in any case.
+        history_events: the kinds of events that count; see `counts_as_history`.
+        strict: refuse a row that would be left out; a return, and a kind that does not count, is left out in any case.
 
     Returns:
         The events in the order of the table, `timestamp` as datetime64[us] in UTC without a zone; and what was
@@ -123,6 +125,7 @@ def check_events(
         raise InputError("there are no events", where=table.name, expected="at least one row")
     rows = _Rows(table, "events", strict)
     _leave_out_returns(rows)
+    _leave_out_kinds(rows, history_events)
     for column in (C.MERCHANT, *C.EVENT_REQUIRED) if merchants else C.EVENT_REQUIRED:
         rows.leave_out_blank(column)
     if merchants:
@@ -183,6 +186,20 @@ def _leave_out_returns(rows: _Rows) -> None:
     if C.QUANTITY in rows.frame:
         negative = rows.frame[C.QUANTITY].str.match(NEGATIVE, na=False).astype(bool)
         rows.leave_out(negative, C.QUANTITY, "quantity is negative", lambda row: "is negative, so a return", fault=False)
+
+
+def _leave_out_kinds(rows: _Rows, history_events: Collection[str] | None) -> None:
+    kinds = kinds_of(rows.frame)
+    kinds = kinds[~counts_as_history(kinds, history_events)]
+    named = kinds.value_counts().index[:KINDS_NAMED]
+    for kind in (*named, None):
+        these = kinds.index[kinds.eq(kind) if kind is not None else ~kinds.isin(named)]
+        rows.leave_out(
+            pd.Series(rows.frame.index.isin(these), index=rows.frame.index), C.EVENT,
+            f"event is of {'another kind' if kind is None else f'the kind {kind!r}'}, which is no history",
+            lambda row: f"{kinds[row]!r} is a kind of event that is no history",
+            fault=False, hint="history_events in [data] says which kinds count",
+        )  # fmt: skip
 
 
 def _leave_out_times(rows: _Rows) -> None:

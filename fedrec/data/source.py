@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from fedrec.data.kinds import RETURN
 from fedrec.errors import InputError
 
 __all__ = ["DataSource"]
@@ -22,7 +23,7 @@ SECRET = re.compile(r"(pass(?!file)|pwd|secret|token)\w*\s*=", re.IGNORECASE)
 USERINFO = re.compile(r":[^:]*@")
 """`user:password@` in a part of a URL that has no place for it: the URL was not read as it was meant."""
 
-Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class DataSource(BaseModel):
@@ -35,14 +36,26 @@ class DataSource(BaseModel):
     """Folder of the tables; a relative path starts at the merchant folder."""
     url: str | None = None
     """SQLAlchemy URL of a database, without a password; a relative SQLite file starts at the merchant folder."""
-    items: Query | None = None
+    items: Filled | None = None
     """SQL of the catalogue, run as it is written: its result has the columns of `items.csv`."""
-    events: Query | None = None
+    events: Filled | None = None
     """SQL of the events: its result has the columns of `events.csv`."""
     password_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the database's password."""
     password_file: Path | None = None
     """File that holds the password and that only its owner can read; a relative path starts at the merchant folder."""
+
+    history_events: tuple[Filled, ...] | None = Field(None, min_length=1)
+    """The kinds of events that count, as history and as what is to be predicted; by default all but impressions, views,
+    clicks and searches. A return never does."""
+
+    @field_validator("history_events")
+    @classmethod
+    def _are_kinds_that_can_count(cls, kinds: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        folded = None if kinds is None else tuple(kind.casefold() for kind in kinds)
+        if folded and RETURN in folded:
+            raise ValueError("holds 'return', which is never a purchase; take it out")
+        return folded
 
     @field_validator("url")
     @classmethod

@@ -51,7 +51,7 @@ def split_source(
         out: folder to make; it must not exist or be empty.
         holdout: share of each merchant's users who go to `central/` with all of their events.
         policy: the `[privacy]` table of every `merchant.toml`; `population` is added.
-        strict: refuse the first row that would be left out, unless it is a return.
+        strict: refuse the first row that would be left out, unless it is a return or of a kind that does not count.
         tell: is told what was left out, before anything is written.
 
     Returns:

@@ -2,17 +2,31 @@
 
 from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metrics_from_ranks, pessimistic_ranks
 from fedrec.evaluation.protocol import EvaluationSet, Group, calibrate, evaluate, evaluate_popularity, summarise
+from fedrec.evaluation.repeats import (
+    best_decay,
+    evaluate_repeats,
+    global_frequency,
+    model_scores,
+    personal_frequency,
+    summarise_repeats,
+)
 
 __all__ = [
     "METRICS",
     "EvaluationSet",
     "Group",
     "PerUser",
+    "best_decay",
     "bootstrap_interval",
     "calibrate",
     "evaluate",
     "evaluate_popularity",
+    "evaluate_repeats",
+    "global_frequency",
     "metrics_from_ranks",
+    "model_scores",
+    "personal_frequency",
     "pessimistic_ranks",
     "summarise",
+    "summarise_repeats",
 ]

@@ -4,6 +4,9 @@ For each central user the history is every basket before the last, the truth is 
 last basket holds that is new. Users whose last basket holds nothing new are left out (and
 counted). A share of the users serves only to choose `decay` and `prior_weight`; the
 figures come from the others.
+
+Where people buy again, `repeats` asks for the whole last basket: the truth is all of it, nothing
+is taken out of the ranking, and only users without a history are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metr
 from fedrec.model.ranking import blocks, pairs_of, products
 from fedrec.model.towers import Scoring, log_prior, user_vectors
 
-__all__ = ["DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "calibrate", "evaluate", "evaluate_popularity", "group_of", "joined", "metrics_of", "summarise"]
+__all__ = [
+    "DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "calibrate", "evaluate", "evaluate_popularity", "group_of", "joined",
+    "metrics_of", "ranks_of", "scored", "summarise",
+]  # fmt: skip
 
 DECAYS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -36,8 +42,10 @@ class Group:
         items: (users, L) recent history as central positions, 0 where there is none.
         ages: (users, L) baskets ago, 0 for the latest.
         valid: (users, L) whether there is an event.
-        masked: (pairs, 2) user and group item of the whole history, sorted by user.
+        masked: (pairs, 2) user and group item of the whole history, sorted by user; taken out of the ranking unless there is
+            a `past`.
         relevant: (pairs, 2) user and group item of the truth, sorted by user.
+        past: (events, 3) user, group item and age of the whole history, sorted by user, where what is bought again counts.
     """
 
     name: str
@@ -47,6 +55,7 @@ class Group:
     valid: np.ndarray
     masked: np.ndarray
     relevant: np.ndarray
+    past: np.ndarray | None = None
 
     def blocks(self) -> Iterator[Group]:
         """The same users in parts, whose scores of all items take a bounded memory."""
@@ -58,6 +67,7 @@ class Group:
                 valid=self.valid[rows],
                 masked=pairs_of(self.masked, rows),
                 relevant=pairs_of(self.relevant, rows),
+                past=None if self.past is None else pairs_of(self.past, rows),
             )
 
 
@@ -75,15 +85,20 @@ class EvaluationSet:
 
     @classmethod
     def build(
-        cls, central: CentralData, history: int, calibration_share: float, seed: int
+        cls, central: CentralData, history: int, calibration_share: float, seed: int, *, repeats: bool = False
     ) -> tuple[EvaluationSet, EvaluationSet]:
-        """The evaluation set and the calibration set, disjoint by user id across all groups."""
+        """The evaluation set and the calibration set, disjoint by user id across all groups.
+
+        Args:
+            history: recent events that are pooled.
+            repeats: whether what is bought again counts.
+        """
         parts: dict[bool, list[Group]] = {False: [], True: []}
         left_out = {False: 0, True: 0}
         for group in central.groups:
             chosen = np.array([_is_calibration(name, calibration_share, seed) for name in group.histories.user_ids])
             for calibration in (False, True):
-                built, without = group_of(group, np.flatnonzero(chosen == calibration), history)
+                built, without = group_of(group, np.flatnonzero(chosen == calibration), history, repeats)
                 left_out[calibration] += without
                 if built is not None:
                     parts[calibration].append(built)
@@ -103,8 +118,8 @@ def evaluate(
     """
     if not dataset.users:
         raise InputError("no held-out user's last basket holds anything new", where="central/events", hint="hold out more users")
-    scored = _scored(dataset, history, candidate, counts, floor, scoring.temperature, scoring.decay, (scoring.prior_weight,))
-    return joined([metrics_of(block, scores, k) for block, _, scores in scored])
+    found = scored(dataset, history, candidate, counts, floor, scoring.temperature, scoring.decay, (scoring.prior_weight,))
+    return joined([metrics_of(block, scores, k) for block, _, scores in found])
 
 
 def evaluate_popularity(dataset: EvaluationSet, counts: np.ndarray, k: int) -> PerUser:
@@ -143,7 +158,7 @@ def calibrate(
     best: tuple[float, Scoring] | None = None
     for decay in DECAYS:
         found: dict[float, list[np.ndarray]] = {weight: [] for weight in prior_weights}
-        for block, weight, scores in _scored(dataset, history, candidate, counts, floor, temperature, decay, prior_weights):
+        for block, weight, scores in scored(dataset, history, candidate, counts, floor, temperature, decay, prior_weights):
             found[weight].append(metrics_of(block, scores, k).ndcg)
         for weight, values in found.items():
             value = float(np.concatenate(values).mean())
@@ -163,7 +178,7 @@ def summarise(metrics: PerUser, k: int, resamples: int, seed: int) -> dict[str, 
     return out
 
 
-def _scored(
+def scored(
     dataset: EvaluationSet,
     history: np.ndarray,
     candidate: np.ndarray,
@@ -185,12 +200,17 @@ def _scored(
 
 
 def metrics_of(group: Group, scores: np.ndarray, k: int) -> PerUser:
-    """Metrics of each of the group's users from (users, items) scores; what the history holds is masked."""
-    return metrics_from_ranks(pessimistic_ranks(scores, group.masked, group.relevant), group.relevant[:, 0], k)
+    """Metrics of each of the group's users from (users, items) scores."""
+    return metrics_from_ranks(ranks_of(group, scores), group.relevant[:, 0], k)
+
+
+def ranks_of(group: Group, scores: np.ndarray) -> np.ndarray:
+    """(pairs,) 0-based ranks of the truth, in the order of `relevant`, for scores (users, items)."""
+    return pessimistic_ranks(scores, group.masked if group.past is None else group.masked[:0], group.relevant)
 
 
 def joined(parts: list[PerUser]) -> PerUser:
-    """The users of all parts, one part after the other."""
+    """The users of all parts, one after the other."""
     return PerUser(*(np.concatenate([getattr(part, name) for part in parts]) for name in METRICS))
 
 
@@ -199,12 +219,13 @@ def _is_calibration(user: str, share: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") / 2**64 < share
 
 
-def group_of(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group | None, int]:
-    """Those of the users whose last basket holds something new, and how many the others are.
+def group_of(group: CentralGroup, users: np.ndarray, length: int, repeats: bool = False) -> tuple[Group | None, int]:
+    """Those of the users whose last basket says something, and how many the others are.
 
     Args:
         users: (users,) numbers of users of the group's histories.
         length: most events of a history.
+        repeats: see `EvaluationSet.build`.
     """
     positions = np.asarray(group.positions, dtype=np.int64)
     if not len(users):
@@ -219,7 +240,7 @@ def group_of(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group
     width = int(items.max()) + 1
     pairs = owner * width + items
     masked = np.unique(pairs[before])
-    relevant = np.setdiff1d(pairs[~before], masked)
+    relevant = np.unique(pairs[~before]) if repeats else np.setdiff1d(pairs[~before], masked)
     kept = np.zeros(len(users), dtype=bool)
     kept[relevant // width] = True
     kept &= np.bincount(owner[before], minlength=len(users)) > 0
@@ -245,6 +266,7 @@ def group_of(group: CentralGroup, users: np.ndarray, length: int) -> tuple[Group
         valid=np.zeros(shape, dtype=bool),
         masked=numbered(masked),
         relevant=numbered(relevant),
+        past=np.column_stack([number[owner], np.searchsorted(positions, items), ages]) if repeats else None,
     )
     padded.items[cells], padded.ages[cells], padded.valid[cells] = items[recent], ages[recent], True
     return padded, len(users) - len(padded.items)

@@ -23,9 +23,11 @@ def blocks(rows: int, width: int) -> Iterator[slice]:
 
 
 def pairs_of(pairs: np.ndarray, rows: slice) -> np.ndarray:
-    """The (pairs, 2) of user and item whose user is in `rows`, counted from the first; `pairs` is sorted by user."""
+    """The (pairs, 2 or more) of user and item whose user is in `rows`, counted from the first; `pairs` is sorted by user."""
     start, stop = np.searchsorted(pairs[:, 0], (rows.start, rows.stop))
-    return pairs[start:stop] - (rows.start, 0)
+    part = pairs[start:stop].copy()
+    part[:, 0] -= rows.start
+    return part
 
 
 def products(queries: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -57,8 +57,10 @@ def settings_of_run(config: RunConfig, encoder: TextEncoder, public: Arrays, sco
 
 
 def table_of_run(central: CentralData, public: Arrays) -> pd.DataFrame:
-    """The public catalogue: ids, texts, popularity, and which merchant sells what where they have catalogues of their own."""
+    """The public catalogue: ids, texts, brand, category and price where they are known, popularity, and which merchant sells what
+    where they have catalogues of their own."""
     frame = pd.DataFrame({Columns.ITEM: central.catalogue.item_ids, TEXT: central.catalogue.texts, COUNT: public["prior.counts"]})
+    frame = frame.assign(**central.details.columns())
     for group in central.groups:
         if len(central.groups) > 1:
             frame[f"{Columns.MERCHANT}:{group.name}"] = np.isin(np.arange(len(frame)), group.positions)

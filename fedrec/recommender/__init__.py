@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fedrec.recommender.answers import Answer, Person, Wish
 from fedrec.recommender.recommender import Recommender
+from fedrec.recommender.selection import Filter
 
-__all__ = ["Recommender"]
+__all__ = ["Answer", "Filter", "Person", "Recommender", "Wish"]

@@ -14,13 +14,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedrec.data import Catalogue, Columns
+from fedrec.data import Catalogue, Columns, ItemDetails
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.saved import COUNT, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
+from fedrec.recommender.answers import Answer, Person, Wish, answer_many
 from fedrec.recommender.index import ItemIndex
+from fedrec.recommender.of_run import RunRanker
+from fedrec.recommender.selection import Filter
 from fedrec.recommender.shelf import Ranked, Shelf, look_up, with_prior
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class Recommender:
         self.arrays, self.settings = arrays, settings
         self.scoring = Scoring(**settings["scoring"])
         self.table = table
-        self.catalogue = catalogue_of(table)
+        self.catalogue, self.details = catalogue_of(table), ItemDetails.from_table(table)
         self.index: ItemIndex | None = None
         self._encoder, self._device = encoder, device
         self._folder: Path | None = None
@@ -125,9 +128,7 @@ class Recommender:
         asked = look_up([history], shelf.catalogue)
         vectors = shelf.history[asked[-self.settings["history"] :, 1]]
         if query:
-            self.encoder.load(self.arrays)
-            said = role_table(centred(self.encoder.encode([query]), self.arrays), self.arrays, self.arrays, "history")
-            vectors = np.concatenate([vectors, said.cpu().numpy()])
+            vectors = np.concatenate([vectors, self._said(query)])
         rows = np.stack([np.zeros(len(vectors), dtype=np.int64), np.arange(len(vectors))], axis=1)
         users = self._users(vectors, rows, 1, len(vectors))
         return shelf.best(users, 0.0 if query else 1.0, asked, k)[0]
@@ -142,6 +143,38 @@ class Recommender:
         asked = look_up(histories, shelf.catalogue)
         users = self._users(shelf.history, asked, len(histories), self.settings["history"])
         return shelf.best(users, 1.0, asked, k)
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        user_id: str | None = None,
+        times: Sequence[object] | None = None,
+        k: int = 10,
+        query: str | None = None,
+        filter: Filter | None = None,
+        exclude: Sequence[str] = (),
+        repeats: bool = False,
+        diversity: float = 0.0,
+        merchant: str | None = None,
+    ) -> Answer:
+        """A list for a person, and why it is as it is; see `Person` and `Wish` for the arguments.
+
+        Unlike `rank` it has an answer for whoever asks: an item that is not in the catalogue is ignored, who has no
+        history gets the popularity list, and filters that leave nothing get an empty one; the notes say so. A run knows
+        no user by name.
+
+        Args:
+            merchant: only this merchant's items of the run's catalogue.
+
+        Raises:
+            InputError: an argument that means nothing, an unknown merchant, or a filter on a column that the catalogue lacks.
+        """
+        wish = Wish(k, query, filter or Filter(), exclude, repeats, diversity)
+        return self.recommend_many([Person(history, user_id, times)], wish, merchant)[0]
+
+    def recommend_many(self, people: Sequence[Person], wish: Wish, merchant: str | None = None) -> list[Answer]:
+        """`recommend` for many people, in their order."""
+        return answer_many(self._ranker(merchant), people, wish)
 
     def recall(self, histories: Sequence[Sequence[str]], k: int = 10) -> float:
         """Share of the exact `k` best items that the approximate index finds for these histories."""
@@ -162,6 +195,18 @@ class Recommender:
         items, valid = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         items[rows[:, 0], age], valid[rows[:, 0], age] = rows[:, 1], True
         return user_vectors(vectors, items, np.broadcast_to(np.arange(float(shape[1])), shape), valid, self.scoring.decay)
+
+    def _ranker(self, merchant: str | None) -> RunRanker:
+        shelf, (_, candidates) = self._shelf(merchant), self._own_tables()
+        counts = self.table[COUNT].to_numpy(np.float32)
+        return RunRanker(shelf, self.details, candidates, counts, self.scoring.decay, self.settings["history"], self._said)
+
+    def _said(self, query: str) -> np.ndarray:
+        """Words as one more item of a history, (1, hidden)."""
+        self.encoder.load(self.arrays)
+        e = centred(self.encoder.encode([query]), self.arrays)
+        said: np.ndarray = role_table(e, self.arrays, self.arrays, "history").cpu().numpy()
+        return said
 
     def _shelf(self, merchant: str | None) -> Shelf:
         """The run's catalogue, or a merchant's part of it; made once."""

@@ -1,0 +1,214 @@
+"""`fedrec recommend`: a list for one person, or for a file of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedrec.cli.console import progress_bars
+from fedrec.cli.terminal import out, print_json, quiet_models, table
+from fedrec.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedrec.recommender import Answer, Person, Recommender, Wish
+
+__all__ = ["recommend"]
+
+CHUNK = 1000
+"""People who are answered between two steps of the progress bar."""
+NOTES = 5
+"""Most frequent notes that are shown of many answers."""
+FILES = (".csv", ".parquet")
+
+
+def recommend(
+    path: Annotated[Path, typer.Argument(help="A run folder.")],
+    history: Annotated[str | None, typer.Option(help="Item ids, most recent last, separated by commas.")] = None,
+    times: Annotated[
+        str | None, typer.Option(help="A time for each of them, ISO 8601 or whole numbers; items of one time are one basket.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="A user whose events are known here.")] = None,
+    query: Annotated[str | None, typer.Option(help="Words that count as one more item.")] = None,
+    merchant: Annotated[str | None, typer.Option(help="Rank only this merchant's items.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    category: Annotated[list[str] | None, typer.Option(help="Only items of this category; may be given again.")] = None,
+    brand: Annotated[list[str] | None, typer.Option(help="Only items of this brand; may be given again.")] = None,
+    price_min: Annotated[float | None, typer.Option(help="Only items that cost at least this.")] = None,
+    price_max: Annotated[float | None, typer.Option(help="Only items that cost at most this.")] = None,
+    stock: Annotated[Path | None, typer.Option(help="Only the items in this file: an id a line, or a table.")] = None,
+    exclude: Annotated[str, typer.Option(help="None of these: such a file, or ids separated by commas.")] = "",
+    repeats: Annotated[bool, typer.Option("--repeats", help="The list may hold what is in the history.")] = False,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, items that are least alike.")
+    ] = 0.0,
+    users: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet with user_id, and item_id and timestamp where histories are given.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="CSV or Parquet to write the lists of --users to.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend items for a history, a known user or words; or for all users of a file."""
+    _check_batch(users, to, history or times or user)
+    quiet_models()
+    from fedrec.recommender import Filter, Person, Recommender, Wish
+
+    only = None if stock is None else _ids_in(stock)
+    without = _ids_in(Path(exclude)) if _is_file(exclude) else _listed(exclude)
+    wanted = Filter(category or (), brand or (), price_min, price_max, only, without)
+    wish = Wish(k, query, wanted, repeats=repeats, diversity=diversity)
+    if users is not None and to is not None:
+        people = _people(users)
+        _answer_all(Recommender.load(path), people, wish, merchant, to, json)
+        return
+    person = Person(None if history is None else _listed(history), user, None if times is None else _times(times))
+    recommender = Recommender.load(path)
+    (answer,) = recommender.recommend_many([person], wish, merchant)
+    _show(answer, dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True)), json)
+
+
+def _check_batch(users: Path | None, to: Path | None, single: str | None) -> None:
+    """Before anything is loaded, which takes seconds."""
+    if (users is None) != (to is None):
+        raise InputError("one is given without the other", where="--users and --out", expected="both, or neither")
+    if users is None or to is None:
+        return
+    if single:
+        raise InputError("one person and a file of users are asked for", where="--users", hint="leave one of them out")
+    if to.suffix not in FILES:
+        raise InputError(f"found {to.name}", where="--out", expected="a name that ends in .csv or .parquet")
+    if not to.parent.is_dir():
+        raise InputError("its folder is not there", where=f"--out {to}", expected="a file to write")
+    if to.resolve() == users.resolve():
+        raise InputError("is the file of --users", where=f"--out {to}", expected="another name")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).is_file()
+    except OSError:  # ids in a row are soon too long for a name
+        return False
+
+
+def _listed(text: str) -> list[str]:
+    return [part for part in (one.strip() for one in text.split(",")) if part]
+
+
+def _times(text: str) -> list[object]:
+    given = _listed(text)
+    return [int(one) for one in given] if all(re.fullmatch(r"-?\d{1,18}", one) for one in given) else list(given)
+
+
+def _ids_in(path: Path) -> list[str]:
+    """Item ids of a file: the column of a table, or the lines of a text."""
+    from fedrec.data import Columns
+    from fedrec.data.tables import read_table
+
+    if path.suffix in FILES:
+        found = read_table(path)
+        found.require((Columns.ITEM,))
+        return [str(one) for one in found.frame[Columns.ITEM].dropna()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="a file of item ids") from None
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8 text", where=str(path), expected="an item id a line") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _people(path: Path) -> dict[str, Person]:
+    """The users of a file, in the order in which they first come; their histories where it has items."""
+    from fedrec.data import Columns
+    from fedrec.data.tables import read_table
+    from fedrec.recommender import Person
+    from fedrec.recommender.answers import time_numbers
+
+    if path.suffix not in FILES:
+        raise InputError(f"found {path.name}", where="--users", expected="a .csv or .parquet table")
+    found = read_table(path)
+    found.require((Columns.USER,))
+    frame = found.frame
+    if frame.empty:
+        raise InputError("there is no user", where=str(path))
+    if (blank := frame[Columns.USER].isna()).any():
+        raise InputError("is empty", where=found.at(Columns.USER, int(blank.idxmax())), expected="a user")
+    names = frame[Columns.USER].unique().tolist()
+    if Columns.ITEM not in frame:
+        return {name: Person(user_id=name) for name in names}
+    events = frame[frame[Columns.ITEM].notna()]
+    numbers = None
+    if Columns.TIME in events:
+        numbers = time_numbers(events[Columns.TIME].tolist(), lambda row: found.at(Columns.TIME, int(events.index[row])))
+    people = {name: Person([], name) for name in names}
+    items = events[Columns.ITEM].to_numpy()
+    for name, rows in events.groupby(Columns.USER, sort=False).indices.items():
+        people[str(name)] = Person(items[rows].tolist(), str(name), None if numbers is None else numbers[rows].tolist())
+    return people
+
+
+def _answer_all(
+    recommender: Recommender, people: dict[str, Person], wish: Wish, merchant: str | None, to: Path, json: bool
+) -> None:
+    names = list(people)
+    answers: list[Answer] = []
+    with progress_bars(left=True) as progress:
+        task = progress.add_task("users", total=len(names))
+        for start in range(0, len(names), CHUNK):
+            part = [people[name] for name in names[start : start + CHUNK]]
+            answers += recommender.recommend_many(part, wish, merchant)
+            progress.advance(task, len(part))
+    _write(_table(names, answers), to)
+    sources = Counter(answer.source for answer in answers)
+    if json:
+        print_json({"out": str(to), "users": len(names), "sources": dict(sources)})
+        return
+    said = ", ".join(f"{count:,} from {source}" for source, count in sources.most_common())
+    out.print(f"{to}: lists for {len(names):,} users: {said}", soft_wrap=True)
+    for note, count in Counter(note for answer in answers for note in answer.notes).most_common(NOTES):
+        out.print(f"{count:,} times: {note}", style="yellow", soft_wrap=True)
+
+
+def _table(names: Sequence[str], answers: Sequence[Answer]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        (name, rank, item, score, answer.source)
+        for name, answer in zip(names, answers, strict=True)
+        for rank, (item, score) in enumerate(answer.items, 1)
+    ]
+    return pd.DataFrame(rows, columns=["user_id", "rank", "item_id", "score", "source"])
+
+
+def _write(frame: pd.DataFrame, to: Path) -> None:
+    """Whole or not at all."""
+    temporary = to.with_name(f".{to.name}.tmp")
+    try:
+        if to.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
+        temporary.replace(to)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=f"--out {to}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _show(answer: Answer, texts: dict[str, str], json: bool) -> None:
+    if json:
+        items = [{"item_id": item, "score": score, "text": texts[item]} for item, score in answer.items]
+        print_json({"items": items, "source": answer.source, "distance": answer.distance, "notes": list(answer.notes)})
+        return
+    if answer.items:
+        out.print(table("", ["item", "score", "text"], [[item, f"{score:.3f}", texts[item]] for item, score in answer.items]))
+    distance = "" if answer.distance is None else f"; mean distance between its items {answer.distance:.3f}"
+    out.print(f"source: {answer.source}{distance}", style="dim", soft_wrap=True)
+    for note in answer.notes:
+        out.print(note, style="yellow", soft_wrap=True)

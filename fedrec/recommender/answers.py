@@ -1,0 +1,238 @@
+"""What a person asks for and what the answer is: always a list, with the part that made it and the reasons.
+
+Whoever ranks (a run's model, a merchant's with its own layer) is a `Ranker`; who falls back on what, and what is said
+about it, is decided here and is the same for all of them:
+
+    a history, or words        the ranker's own scores
+    neither, or none is left   the popularity list
+    nothing may be shown       an empty list
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from fedrec.data import Catalogue, ItemDetails
+from fedrec.errors import InputError
+from fedrec.model.ranking import blocks
+from fedrec.recommender.selection import Filter, choose, intra_list_distance
+
+__all__ = ["NOTHING", "POPULARITY", "Answer", "Past", "Person", "Ranker", "Wish", "answer_many", "time_numbers"]
+
+POPULARITY, NOTHING = "popularity", "none"
+"""Sources of an answer beside a ranker's own."""
+NAMED = 3
+"""Items that a note names before it counts the others."""
+DATE = r"\s*\d{4}-\d"
+
+Past = tuple[np.ndarray, np.ndarray]
+"""(events,) positions in the catalogue and basket numbers, ascending, in time order: as `Histories.of` gives them."""
+
+
+class Ranker(Protocol):
+    """What an answer needs of whoever ranks."""
+
+    @property
+    def source(self) -> str:
+        """What its own scores are called in an answer."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What a history may name and a list may hold."""
+
+    @property
+    def details(self) -> ItemDetails:
+        """Brand, category and price of the catalogue's items."""
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(items, width) the items as candidates: what diversity is measured on."""
+
+    def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
+        """(users, items) float32, -inf for what it does not offer. Without a query no past is empty."""
+
+    def popularity(self) -> np.ndarray:
+        """(items,) float32, -inf for what it does not offer."""
+
+    def past_of(self, user_id: str) -> Past | None:
+        """What this user did here; None for a user it does not know."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """For whom a list is.
+
+    Attributes:
+        history: item ids, most recent last; what counts where it is given, whoever the user is.
+        user_id: a user whose own events are looked up.
+        times: for each item of the history an ISO 8601 time, or a number that grows with time. Items of one time are one
+            basket. Without times each item is a basket of its own.
+    """
+
+    history: Sequence[str] | None = None
+    user_id: str | None = None
+    times: Sequence[object] | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a list is to be like.
+
+    Attributes:
+        k: most items.
+        query: words that count as one more, most recent, item; popularity is then left out.
+        filter: what it may hold.
+        exclude: item ids that it must not hold, beside the filter's.
+        repeats: whether it may hold what is in the history.
+        diversity: from 0, the best items, to 1, items that are least alike.
+    """
+
+    k: int = 10
+    query: str | None = None
+    filter: Filter = field(default_factory=Filter)
+    exclude: Sequence[str] = ()
+    repeats: bool = False
+    diversity: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A list and why it is as it is.
+
+    Attributes:
+        items: (item id, score), in the order in which they are to be shown.
+        source: what made it: the ranker's `source`, `popularity` (scores are counts) or `none`.
+        notes: what was ignored, missing or fallen back on, each a sentence.
+        distance: mean of one minus the cosine over the pairs of the list; None for fewer than two items.
+    """
+
+    items: list[tuple[str, float]]
+    source: str
+    notes: tuple[str, ...] = ()
+    distance: float | None = None
+
+
+def answer_many(ranker: Ranker, people: Sequence[Person], wish: Wish) -> list[Answer]:
+    """An answer for each person, in their order; users are scored in blocks.
+
+    Raises:
+        InputError: an argument that means nothing, or a filter on a column that the catalogue lacks.
+    """
+    if wish.k < 1:
+        raise InputError(f"found {wish.k}", where="k", expected="at least 1")
+    if isinstance(wish.exclude, str):
+        raise InputError(f"found the text {wish.exclude!r}", where="exclude", expected="a list")
+    wanted = replace(wish.filter, exclude=(*wish.filter.exclude, *wish.exclude))
+    parts = wanted.parts(ranker.catalogue, ranker.details)
+    allowed = np.logical_and.reduce([np.ones(len(ranker.catalogue), dtype=bool), *parts.values()])
+    notes = _notes_on(wanted, parts, allowed, ranker.catalogue)
+    return [
+        answer
+        for rows in blocks(len(people), len(ranker.catalogue))
+        for answer in _block(ranker, people[rows], wish, allowed, notes)
+    ]
+
+
+def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.ndarray, about: list[str]) -> list[Answer]:
+    pasts, notes = zip(*(_past(ranker, person) for person in people), strict=True)
+    going = [bool(wish.query) or len(items) > 0 for items, _ in pasts]
+    scores = np.empty((len(people), len(allowed)), dtype=np.float32)
+    if any(going):
+        scores[going] = ranker.scores([past for past, some in zip(pasts, going, strict=True) if some], wish.query)
+    if not all(going):
+        scores[~np.array(going)] = ranker.popularity()
+    masked = [(user, item) for user, (items, _) in enumerate(pasts) for item in set(items.tolist()) if not wish.repeats]
+    pairs = np.array(masked, dtype=np.int64).reshape(-1, 2)
+    lists = choose(scores, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
+    answers = []
+    for found, some, said in zip(lists, going, notes, strict=True):
+        rows = [item for item, _ in found]
+        source = ranker.source if some else POPULARITY
+        if not some:
+            said = [*said, "there is no history to go by, so this is the popularity list"]
+        short = _shortness(len(found), wish, allowed)
+        items = [(ranker.catalogue.item_ids[item], score) for item, score in found]
+        distance = intra_list_distance(ranker.vectors, rows) if len(rows) > 1 else None
+        answers.append(Answer(items, source if items else NOTHING, (*said, *about, *short), distance))
+    return answers
+
+
+def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
+    """What a person did, as far as it is known, and what is not."""
+    nothing: Past = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    if person.history is None:
+        if person.times is not None:
+            raise InputError("there are times and no history", where="times", expected="a time for each item of the history")
+        if person.user_id is None:
+            return nothing, []
+        if (known := ranker.past_of(person.user_id)) is None:
+            return nothing, [f"user {person.user_id!r} is not known here"]
+        return known, [] if len(known[0]) else [f"nothing is known here of user {person.user_id!r}"]
+    if isinstance(person.history, str):
+        raise InputError(f"found the text {person.history!r}", where="history", expected="a list of item ids")
+    positions = ranker.catalogue.index.get_indexer(list(person.history))
+    times = person.times
+    if times is not None and (isinstance(times, str) or len(times) != len(positions)):
+        found = "found a text" if isinstance(times, str) else f"found {len(times)}"
+        raise InputError(found, where="times", expected=f"a list of {len(positions)}, one for each item of the history")
+    gone = [item for item, position in zip(person.history, positions, strict=True) if position < 0]
+    notes = [f"not in the catalogue, so ignored: {_some([repr(item) for item in gone])}"] if gone else []
+    kept = positions >= 0
+    if times is None:
+        return (positions[kept], np.arange(int(kept.sum()))), notes
+    # As `Histories` has it: a basket holds an item once, in the catalogue's order.
+    _, basket = np.unique(time_numbers(times)[kept], return_inverse=True)
+    pairs = np.unique(np.stack([basket, positions[kept]], axis=1), axis=0)
+    return (pairs[:, 1], pairs[:, 0]), notes
+
+
+def time_numbers(times: Sequence[object], place: Callable[[int], str] = "times[{}]".format) -> np.ndarray:
+    """Times as numbers that grow with them, (events,); see `Person`.
+
+    Args:
+        place: what an error calls the place of a time.
+
+    Raises:
+        InputError: one of them is no time.
+    """
+    if all(isinstance(time, int | float | np.integer | np.floating) and np.isfinite(time) for time in times):
+        return np.array(times, dtype=np.float64)
+    texts = pd.Series([str(time) for time in times], dtype=object)
+    # As in a table of events: a number could be seconds or a date, and pandas would also read `now`.
+    parsed = pd.to_datetime(texts.where(texts.str.match(DATE)), errors="coerce", format="ISO8601", utc=True)
+    if parsed.isna().any():
+        row = int(parsed.isna().argmax())
+        raise InputError(
+            f"{texts[row]!r} is not a time", where=place(row),
+            expected="ISO 8601, such as 2026-01-31 or 2026-01-31T09:30:00, for all of them, or numbers for all",
+        )  # fmt: skip
+    return np.asarray(parsed.dt.tz_localize(None).astype("datetime64[us]").astype(np.int64))
+
+
+def _notes_on(wanted: Filter, parts: dict[str, np.ndarray], allowed: np.ndarray, catalogue: Catalogue) -> list[str]:
+    """What is to be said of the filters, whoever asks."""
+    notes = []
+    stock = list(wanted.only or ())
+    if gone := [stock[place] for place in np.flatnonzero(catalogue.index.get_indexer(stock) < 0)]:
+        notes.append(f"in stock and not in the catalogue, so ignored: {_some([repr(item) for item in gone])}")
+    if parts and not allowed.any():
+        each = ", ".join(f"{name} {int(part.sum()):,}" for name, part in parts.items())
+        notes.append(f"the filters leave none of the {len(catalogue):,} items; each alone leaves: {each}")
+    return notes
+
+
+def _shortness(found: int, wish: Wish, allowed: np.ndarray) -> list[str]:
+    if found >= wish.k or not allowed.any():
+        return []
+    seen = "" if wish.repeats else "; what is in the history is not repeated"
+    return [f"{found:,} of the {wish.k:,} asked for: nothing else is left to choose from{seen}"]
+
+
+def _some(values: Sequence[str]) -> str:
+    more = f" and {len(values) - NAMED:,} more" if len(values) > NAMED else ""
+    return ", ".join(values[:NAMED]) + more

@@ -1,0 +1,81 @@
+"""A run's model as `fedrec.recommender.answers` asks it: it knows items, and no user by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedrec.data import Catalogue, ItemDetails
+from fedrec.model.ranking import products
+from fedrec.model.towers import user_vectors
+from fedrec.recommender.answers import Past
+from fedrec.recommender.shelf import Shelf, with_prior
+
+__all__ = ["RunRanker"]
+
+
+@dataclass(frozen=True)
+class RunRanker:
+    """The items of a shelf, ranked by the run's two towers; a `Ranker`.
+
+    Attributes:
+        shelf: what may be recommended.
+        details: (catalogue,) brand, category, price.
+        vectors: (catalogue, hidden) its items as candidates.
+        counts: (catalogue,) the run's central popularity.
+        decay: of the pooling, a basket.
+        length: how many of a history's latest events count.
+        said: from words to their vector as history, (1, hidden).
+    """
+
+    shelf: Shelf
+    details: ItemDetails
+    vectors: np.ndarray
+    counts: np.ndarray
+    decay: float
+    length: int
+    said: Callable[[str], np.ndarray]
+    source: str = "model"
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The run's whole catalogue: what a history may name."""
+        return self.shelf.catalogue
+
+    def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
+        """See `Ranker`; words count as `Recommender.rank` counts them."""
+        last = [items[-self.length :] for items, _ in pasts]
+        vectors = self.shelf.history[np.concatenate([np.zeros(0, dtype=np.int64), *last])]  # (events, hidden)
+        words = 1 if query else 0
+        if query:
+            vectors = np.concatenate([vectors, self.said(query)])
+        shape = (len(pasts), words + max(map(len, last), default=0))
+        rows, ages, valid = np.full(shape, len(vectors) - 1), np.zeros(shape), np.zeros(shape, dtype=bool)
+        valid[:, :words] = True
+        start = 0
+        for user, (items, baskets) in enumerate(pasts):
+            count = len(last[user])
+            events = slice(words, words + count)  # the latest first, after the words
+            rows[user, events] = np.arange(start, start + count)[::-1]
+            ages[user, events] = (words + baskets[-1:] - baskets[len(items) - count :])[::-1]
+            valid[user, events] = True
+            start += count
+        users = user_vectors(vectors, rows, ages, valid, self.decay)
+        found = products(with_prior(users, 0.0 if query else 1.0), self.shelf.table)
+        return self._on_the_shelf(found)
+
+    def popularity(self) -> np.ndarray:
+        """See `Ranker`: the counts that the run's merchants gave, with noise."""
+        return self._on_the_shelf(self.counts[self.shelf.positions])
+
+    def past_of(self, user_id: str) -> Past | None:
+        """None: what a user did is known where it was done."""
+        return None
+
+    def _on_the_shelf(self, values: np.ndarray) -> np.ndarray:
+        """(..., positions) to (..., catalogue), -inf for what is not on the shelf."""
+        found = np.full((*values.shape[:-1], len(self.catalogue)), -np.inf, dtype=np.float32)
+        found[..., self.shelf.positions] = values
+        return found
