@@ -21,8 +21,9 @@ from clients.site import Site, site_of
 from fedrec import wire
 from fedrec.config import make_folder, write_atomically
 from fedrec.data import MerchantData, load_merchant
+from fedrec.data.roles import UserShares, own_secret, roles_of
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, read_merchant_file
+from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
@@ -105,13 +106,23 @@ def open_merchant(site: Site) -> Merchant:
     settings = read_merchant_file(site.merchant / MERCHANT_FILE)
     if site.seed is None:
         _check_name(site, settings.name)
-    merchant = Merchant(settings.name, load_merchant(site.merchant, settings.data), settings.privacy, site)
+    data = _who_train(load_merchant(site.merchant, settings.data), settings, site)
+    merchant = Merchant(settings.name, data, settings.privacy, site)
     for left_out in merchant.data.left_out:
         log.info("merchant %s: %s", merchant.name, left_out)
     users = sum(len(other.data.histories) for other in (merchant, *_open.values()))
     if len(_open) < OPEN or (len(_open) < SMALL and users <= SMALL_USERS):
         _open[site] = merchant
     return merchant
+
+
+def _who_train(data: MerchantData, settings: MerchantFile, site: Site) -> MerchantData:
+    """The data without the users who choose and who are measured: no round, and no histogram, sees them."""
+    shares = settings.users or (UserShares() if site.seed is None else None)
+    if shares is None or not (shares.choose or shares.measure):
+        return data
+    roles = roles_of(data.histories.user_ids, shares, own_secret(site.merchant / OWN))
+    return replace(data, histories=data.histories.take(roles.train))
 
 
 def forget_merchants() -> None:

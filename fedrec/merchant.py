@@ -11,14 +11,17 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedrec.config import read_toml
+from fedrec.data.roles import UserShares
 from fedrec.data.source import DataSource
 from fedrec.errors import InputError
 from fedrec.privacy import Policy
 from fedrec.text import MerchantName
 
-__all__ = ["MERCHANT_FILE", "LedgerSettings", "MerchantFile", "ModelSettings", "ServerAddress", "read_merchant_file"]
+__all__ = ["MERCHANT_FILE", "OWN", "LedgerSettings", "MerchantFile", "ModelSettings", "ServerAddress", "read_merchant_file"]
 
 MERCHANT_FILE = "merchant.toml"
+OWN = "own"
+"""Folder, in a merchant's, of what never leaves it."""
 
 
 class ModelSettings(BaseModel):
@@ -65,6 +68,9 @@ class MerchantFile(BaseModel):
     data: DataSource = DataSource()
     model: ModelSettings = ModelSettings()
     ledger: LedgerSettings = LedgerSettings()
+    users: UserShares | None = None
+    """Absent, a deployed merchant holds back what `UserShares` says, and a simulated one nobody: there the server has users of
+    its own."""
     server: ServerAddress | None = None
 
 

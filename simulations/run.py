@@ -15,6 +15,7 @@ from fedrec.data import load_central, merchant_folders
 from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
+from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
 from fedrec.secure import Roster
 from server.evaluation import CentralEvaluator
@@ -22,6 +23,7 @@ from server.progress import notify
 from server.results import row, write_results
 from server.run_folder import RunFolder
 from server.start import first_state, load_encoder_for
+from simulations.at_merchants import at_merchants
 from simulations.checks import check_run, checked
 from simulations.engines import ENGINES
 from simulations.reference import Pooled, plain_counts, reference_rounds
@@ -126,7 +128,7 @@ def _go_on(folder: RunFolder) -> RunFolder:
 
 
 def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
-    """The final table: baselines, what was trained, and the reference that is not private.
+    """The final table: baselines, what was trained, the reference that is not private, and what each merchant gets.
 
     Returns:
         What is written to `results.json`.
@@ -134,7 +136,13 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     site = json.loads((folder.path / SITE).read_text(encoding="utf-8"))
     federation = Path(site["federation"])
     reference = _reference(folder, federation, folder.config) if with_reference else []
-    return write_results(folder, federation, simulation=True, more=reference)
+    results = write_results(folder, federation, simulation=True, more=reference)
+    state = folder.load()
+    if state is not None and state.round:
+        encoder, scoring = load_encoder_for(folder.config), Scoring(**folder.metrics()[-1]["scoring"])
+        results["merchants"] = at_merchants(federation, folder.config, encoder, state, scoring)
+        folder.write_json("results.json", results)
+    return results
 
 
 def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ WIDE = 110
 """Columns of the terminal from which the final table shows all metrics."""
 
 __all__ = [
-    "TrustName", "err", "metrics_table", "out", "print_json", "quiet_libraries", "quiet_models", "round_progress", "show_results",
-    "styled", "table",
+    "TrustName", "err", "merchants_table", "metrics_table", "out", "print_json", "quiet_libraries", "quiet_models",
+    "round_progress", "show_results", "styled", "table",
 ]  # fmt: skip
 
 
@@ -59,9 +59,38 @@ def metrics_table(results: dict[str, Any], k: int) -> RenderableType:
     return table(title, ["", "private", *(name.upper() for name in names)], rows, lines=True)
 
 
+def merchants_table(found: dict[str, Any], k: int, title: str) -> RenderableType:
+    """What merchants have alone and with the federation, each figure with its 95% interval."""
+    names = (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")[: 4 if out.width >= WIDE else 2]
+
+    def cell(row: dict[str, Any], name: str) -> object:
+        return stacked(f"{row[name]:.4f}", f"{row[name + '_low']:.4f}-{row[name + '_high']:.4f}")
+
+    rows = [[row["name"], *(cell(row, name) for name in names)] for row in found["rows"]]
+    return table(title, ["", *(name.upper() for name in names)], rows, lines=True)
+
+
+def show_merchants(found: dict[str, Any], k: int) -> None:
+    """What each merchant of a simulation gets from the federation."""
+    title = f"At the merchants: {found['gain']['users']:,} of these users, each at its own merchant (no server could know this)"
+    out.print(merchants_table(found, k, title))
+    rows = [("over all", found["gain"]), *((row["name"], row) for row in found["sizes"])]
+    ranked = sorted(found["merchants"], key=lambda row: row["mean"])
+    rows += [(f"worst: {ranked[0]['name']}", ranked[0]), (f"best: {ranked[-1]['name']}", ranked[-1])]
+    cells = [
+        [what, f"{row['users']:,}", f"{row['alone']:.4f}", f"{row['federated']:.4f}",
+         f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"]
+        for what, row in rows
+    ]  # fmt: skip
+    what = f"What federation pays: NDCG@{k} of federated + own layer over alone, user by user"
+    out.print(table(what, ["", "users", "alone", "federated + own", "gain [95%]"], cells))
+
+
 def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     """A finished run: the metrics, what was spent, what was sent."""
     out.print(metrics_table(results, config.top_k))
+    if results.get("merchants"):
+        show_merchants(results["merchants"], config.top_k)
     last: dict[str, dict[str, Any]] = {}
     for line in lines:
         last |= line["privacy"]
@@ -213,6 +242,13 @@ class _Watcher:
 
     def _finished(self, reason: str) -> None:
         self._line(reason)
+
+    def _at_merchant(self, merchant: str, number: int, merchants: int) -> None:
+        if number == 1:
+            self._line("at each merchant: what it has alone, and with what came home")
+            self.rounds = self.progress.add_task("merchants", total=merchants)
+        if self.rounds is not None:
+            self.progress.update(self.rounds, completed=number - 1)
 
     def _reference_started(self, rounds: int) -> None:
         self._line("the same training with noise and clipping off, as a reference that is not private")

@@ -25,7 +25,9 @@ from fedrec.data.source import DataSource
 from fedrec.data.tables import find_table, read_table
 from fedrec.errors import InputError
 
-__all__ = ["CentralData", "CentralGroup", "MerchantData", "load_central", "load_merchant", "merchant_folders"]
+__all__ = [
+    "CentralData", "CentralGroup", "MerchantData", "group_by_merchant", "load_central", "load_merchant", "merchant_folders",
+]  # fmt: skip
 
 SHARED = "all"
 """Name of the one group of central users where merchants share a catalogue."""
@@ -155,6 +157,28 @@ def load_central(federation: Path, *, strict: bool = False) -> CentralData:
     events, left_out = check_events(read, items, merchants=own_catalogues, strict=strict)
     groups = tuple(_central_groups(items.frame, events, catalogue, own_catalogues))
     return CentralData(catalogue, groups, items.left_out + left_out, ItemDetails.from_table(sold), count_kinds(read.frame))
+
+
+def group_by_merchant(federation: Path, central: CentralData) -> tuple[CentralGroup, ...]:
+    """The central users by the merchant whose customers they are; none where the events do not say.
+
+    Merchants with catalogues of their own have groups already; where they share one, it is each group's.
+
+    Raises:
+        InputError: the events cannot be read.
+    """
+    if len(central.groups) != 1 or central.groups[0].name != SHARED:
+        return central.groups
+    read = read_table(find_table(federation / "central", "events"))
+    if C.MERCHANT not in read.frame:
+        return ()
+    known = check_items(read_table(find_table(federation / "central", "items")), "items")
+    events, _ = check_events(read, known, merchants=True)
+    positions = central.groups[0].positions
+    return tuple(
+        CentralGroup(str(name), positions, Histories.from_table(rows, central.catalogue))
+        for name, rows in events.groupby(C.MERCHANT)
+    )
 
 
 def _central_groups(

@@ -59,6 +59,13 @@ class Histories:
     def __len__(self) -> int:
         return len(self.user_ids)
 
+    def take(self, users: np.ndarray) -> Histories:
+        """Those users alone, in the order of their numbers `users`."""
+        counts = np.diff(self.offsets)[users]
+        offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], counts)
+        return Histories(tuple(self.user_ids[user] for user in users), offsets, self.items[rows], self.baskets[rows])
+
     def of(self, user: int) -> tuple[np.ndarray, np.ndarray]:
         """Items and basket numbers of user number `user`, in time order."""
         rows = slice(self.offsets[user], self.offsets[user + 1])

@@ -1,0 +1,209 @@
+"""What a merchant has alone, and what it has with the federation, measured on the same users.
+
+*Alone* is all that needs nobody else: the untrained text, the merchant's exact popularity and its own layer, joined as its
+own users say. The last contender is the same with what came home from the federation; the difference of the two is what
+the federation pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedrec.data import CentralGroup, Histories
+from fedrec.data.roles import Roles
+from fedrec.evaluation import PerUser
+from fedrec.evaluation.protocol import Group, group_of, joined, metrics_of
+from fedrec.model.adapter import Arrays
+from fedrec.model.towers import Scoring, centred, log_prior, role_table
+from fedrec.recommender.blend import Blend, Fold, TextPart, choose_blend, held_items, measure
+from fedrec.recommender.own_layer import OwnLayer, bought_by, choose_kind
+
+__all__ = [
+    "ALONE", "FEDERATED", "HERE", "ROWS", "Contender", "Entry", "Received", "choices", "contenders", "folds_of", "plain_part",
+    "popularity_here", "run_contest", "trained_part", "users_as_group",
+]  # fmt: skip
+
+HERE, THEIRS = "own", "federation"
+"""Names of the merchant's exact popularity and of the federation's."""
+POPULARITY, TEXT, LAYER = "popularity here", "text, untrained", "own layer"
+ALONE = "alone: text + own layer + popularity here"
+WITH_COUNTS = "alone + the federation's popularity"
+SERVED, FEDERATED = "federated text", "federated + own layer"
+ROWS = (POPULARITY, TEXT, LAYER, ALONE, WITH_COUNTS, SERVED, FEDERATED)
+FOLDS = 5
+MOST_CHOOSERS = 1000
+"""Users of all folds together on whom a choice is made: more of them cost time and change nothing."""
+TEMPERATURE, DECAY = 3.0, 0.1
+"""Of the shared defaults, for a merchant whom nobody has told better."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """What came home from the federation.
+
+    Attributes:
+        part: the trained text over the merchant's catalogue; its priors are the merchant's own and the federation's.
+        scoring: what the server chose on its consenting users.
+    """
+
+    part: TextPart
+    scoring: Scoring
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to rank.
+
+    Attributes:
+        part: the text.
+        default: what its weights are drawn towards.
+        own: whether the own layer counts.
+    """
+
+    part: TextPart
+    default: Blend
+    own: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender as it ranks: the weights that were chosen for it, and its metrics, None where nobody was measured."""
+
+    blend: Blend | None
+    metrics: PerUser | None
+
+
+def popularity_here(histories: Histories, items: int) -> np.ndarray:
+    """(items,) float32: how often each was bought."""
+    return np.bincount(histories.items, minlength=items).astype(np.float32)
+
+
+def plain_part(pooled: Tensor, here: np.ndarray) -> TextPart:
+    """The untrained text: (items, hidden) pooled vectors, centred on this catalogue."""
+    e = normalize(pooled - pooled.mean(0), dim=-1).cpu().numpy()
+    return TextPart(e, e, {HERE: log_prior(here, 1.0)})
+
+
+def trained_part(pooled: Tensor, arrays: Arrays, here: np.ndarray, counts: np.ndarray, floor: float) -> TextPart:
+    """The federated text.
+
+    Args:
+        pooled: (items, hidden) of the encoder with its LoRA.
+        arrays: centre and heads.
+        here: (items,) the merchant's own counts.
+        counts: (items,) the federation's, at least `floor` each.
+    """
+    e = centred(pooled, arrays)
+    history, candidate = (role_table(e, arrays, arrays, role).cpu().numpy() for role in ("history", "candidate"))
+    return TextPart(history, candidate, {HERE: log_prior(here, 1.0), THEIRS: log_prior(counts, floor)})
+
+
+def users_as_group(histories: Histories, users: np.ndarray, items: int, length: int) -> Group | None:
+    """Those users with their last basket as the truth, against the merchant's whole catalogue."""
+    return group_of(CentralGroup("", pd.RangeIndex(items), histories), users, length)[0]
+
+
+def folds_of(
+    histories: Histories, roles: Roles, items: int, length: int, seed: int, tell: Callable[[int, int], None] = lambda *_: None
+) -> list[Fold]:
+    """The users to choose on, with own layers that know nothing of them.
+
+    Those who choose are one fold. Where there are none, the users who train are cut into several, each chosen on with
+    layers of the others.
+
+    Args:
+        tell: is told how many layers are fitted, of how many.
+    """
+    rng = np.random.default_rng(seed)
+    if len(roles.choose):
+        parts = [(rng.permutation(roles.choose), roles.train)]
+    else:
+        cut = np.array_split(rng.permutation(roles.train), FOLDS)
+        parts = [(part, np.setdiff1d(roles.train, part)) for part in cut]
+    kind = choose_kind(bought_by(histories.take(roles.train), items))
+    folds: list[Fold] = []
+    for number, (choosing, fitting) in enumerate(parts):
+        group = users_as_group(histories, np.sort(choosing[: MOST_CHOOSERS // len(parts)]), items, length)
+        if group is None or not len(fitting):
+            continue
+        bought = bought_by(histories.take(fitting), items)
+        layers: dict[float, OwnLayer] = {}
+        for place, strength in enumerate(kind.strengths):
+            layers[strength] = kind.fit(bought, strength)
+            tell(number * len(kind.strengths) + place + 1, len(parts) * len(kind.strengths))
+        folds.append(Fold(group, layers))
+    return folds
+
+
+def contenders(plain: TextPart, received: Received | None, strengths: Sequence[float]) -> dict[str, Contender]:
+    """Each way to rank of `ROWS` that has weights to choose, as far as something was received."""
+    middle = strengths[len(strengths) // 2]
+    alone = Blend({DECAY: TEMPERATURE}, {HERE: 1.0}, 0.2, middle)
+    text = TextPart(plain.history, plain.candidate, {})
+    found = {TEXT: Contender(text, Blend({DECAY: TEMPERATURE}, {}, 0.0, middle), False), ALONE: Contender(plain, alone, True)}
+    if received is None:
+        return found
+    scoring, part = received.scoring, received.part
+    pooling = {scoring.decay: scoring.temperature}
+    both = TextPart(plain.history, plain.candidate, part.priors)
+    theirs = TextPart(part.history, part.candidate, {THEIRS: part.priors[THEIRS]})
+    served = Blend(pooling, {THEIRS: scoring.prior_weight}, 0.0, middle)
+    home = Blend(pooling, {HERE: scoring.prior_weight, THEIRS: 0.0}, 0.2, middle)
+    found |= {WITH_COUNTS: Contender(both, alone, True), SERVED: Contender(theirs, served, False)}
+    return {**found, FEDERATED: Contender(part, home, True)}
+
+
+def choices(folds: Sequence[Fold], entered: Mapping[str, Contender], k: int, seed: int) -> dict[str, Blend]:
+    """The weights of each contender."""
+    return {
+        name: choose_blend(folds, one.part, one.default, k, own=one.own, seed=seed) if folds else one.default
+        for name, one in entered.items()
+    }
+
+
+def run_contest(
+    histories: Histories,
+    roles: Roles,
+    measured: Group | None,
+    plain: TextPart,
+    received: Received | None,
+    *,
+    length: int,
+    k: int,
+    seed: int,
+    tell: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Entry]:
+    """Every row of `ROWS`, chosen on the merchant's own users and measured on others.
+
+    Args:
+        histories: the merchant's users.
+        roles: who of them trains and chooses.
+        measured: users whose own layer knows nothing of them.
+        length: most events of a history that the text pools.
+        tell: see `folds_of`.
+    """
+    items = len(plain.history)
+    folds = folds_of(histories, roles, items, length, seed, tell)
+    known = histories.take(roles.train)
+    bought = bought_by(known, items)
+    kind = choose_kind(bought)
+    entered = contenders(plain, received, kind.strengths)
+    blends = choices(folds, entered, k, seed)
+    if measured is None:
+        return {name: Entry(blend, None) for name, blend in blends.items()}
+    layers = {strength: kind.fit(bought, strength) for strength in {blend.strength for blend in blends.values()}}
+    counts = popularity_here(known, items)
+    listed = [metrics_of(block, np.broadcast_to(counts, (len(block.items), items)), k) for block in measured.blocks()]
+    layer = layers[blends[ALONE].strength]
+    own = [metrics_of(block, layer.scores(held_items(block)), k) for block in measured.blocks()]
+    found = {POPULARITY: Entry(None, joined(listed)), LAYER: Entry(None, joined(own))}
+    for name, one in entered.items():
+        found[name] = Entry(blends[name], measure(measured, one.part, layers[blends[name].strength], blends[name], k))
+    return {name: found[name] for name in ROWS if name in found}
+

@@ -1,0 +1,137 @@
+"""What each merchant of a simulation gets from the federation, beside what it has alone: figures that no server could know.
+
+The users are the server's held-out ones, each ranked by the merchant whose customer it is, with that merchant's own layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedrec.config import RunConfig
+from fedrec.data import CentralData, Histories, load_central, load_merchant, merchant_folders
+from fedrec.data.folders import group_by_merchant
+from fedrec.data.roles import Roles
+from fedrec.evaluation import EvaluationSet, Group, PerUser, bootstrap_interval, summarise
+from fedrec.evaluation.protocol import joined
+from fedrec.merchant import MERCHANT_FILE, read_merchant_file
+from fedrec.model import Arrays, Scoring, TextEncoder
+from fedrec.recommender.contest import ALONE, FEDERATED, ROWS, Received, plain_part, popularity_here, run_contest, trained_part
+from server.evaluation import COUNTS, FLOOR
+from server.progress import notify
+from server.run_folder import ServerState
+
+__all__ = ["at_merchants"]
+
+SIZES = ("the smallest third of merchants", "the middle third", "the largest third")
+
+
+def at_merchants(
+    federation: Path, config: RunConfig, encoder: TextEncoder, state: ServerState, scoring: Scoring
+) -> dict[str, Any]:
+    """The rows of `fedrec.recommender.contest` over all merchants' held-out users, and what federation pays, by merchant.
+
+    Returns:
+        `rows` of a name and metrics; `gain` (mean, low, high) of the federated row over what merchants have alone; `sizes`
+        and `merchants` with the two rows' NDCG and their gain. Empty where nobody knows whose customers the users are.
+    """
+    central = load_central(federation)
+    groups = group_by_merchant(federation, central)
+    users, _ = EvaluationSet.build(
+        replace(central, groups=groups), config.history, config.calibration_share if config.calibrate else 0.0, config.seed
+    )
+    measured = {group.name: group for group in users.groups}
+    folders = [folder for folder in merchant_folders(federation) if _name(folder) in measured]
+    if not folders:
+        return {}
+    tables = _pooled(central, encoder, state.public), _pooled(central, encoder, {**state.public, **state.trained})
+    found: dict[str, dict[str, PerUser]] = {}
+    sizes: dict[str, int] = {}
+    for number, folder in enumerate(folders, 1):
+        name = _name(folder)
+        notify("at_merchant", merchant=name, number=number, merchants=len(folders))
+        group, histories = measured[name], _histories(folder, name, central, measured[name].positions)
+        sizes[name] = len(histories)
+        found[name] = dict(_contest(group, histories, tables, state, scoring, config))
+    return _summary(found, sizes, config)
+
+
+def _contest(
+    group: Group, histories: Histories, tables: tuple[Tensor, Tensor], state: ServerState, scoring: Scoring, config: RunConfig
+) -> Iterator[tuple[str, PerUser]]:
+    positions = group.positions
+    plain, pooled = (table[positions] for table in tables)
+    here = popularity_here(histories, len(positions))
+    arrays, public = {**state.public, **state.trained}, state.public
+    part = trained_part(pooled, arrays, here, public[COUNTS][positions], float(public[FLOOR][0]))
+    everyone = np.arange(len(histories))
+    entries = run_contest(
+        histories,
+        Roles(everyone, everyone[:0], everyone[:0]),
+        replace(group, items=np.searchsorted(positions, group.items), positions=np.arange(len(positions))),
+        plain_part(plain, here),
+        Received(part, scoring),
+        length=config.history,
+        k=config.top_k,
+        seed=config.seed,
+    )
+    for name, entry in entries.items():
+        if entry.metrics is not None:
+            yield name, entry.metrics
+
+
+def _pooled(central: CentralData, encoder: TextEncoder, arrays: Arrays) -> Tensor:
+    encoder.load({**{name: np.zeros_like(value) for name, value in encoder.trained().items()}, **arrays})
+    return encoder.embed(central.catalogue)
+
+
+def _name(folder: Path) -> str:
+    return read_merchant_file(folder / MERCHANT_FILE).name
+
+
+def _histories(folder: Path, name: str, central: CentralData, positions: np.ndarray) -> Histories:
+    """The merchant's users, their items by place in `positions` of the central catalogue."""
+    data = load_merchant(folder, read_merchant_file(folder / MERCHANT_FILE).data)
+    ids = list(data.catalogue.item_ids)
+    found = central.catalogue.index.get_indexer(ids)
+    # Where merchants use one id for different things, the central one names its merchant too.
+    found = np.where(found < 0, central.catalogue.index.get_indexer([f"{name}:{one}" for one in ids]), found)
+    place = np.searchsorted(positions, found)
+    known = np.append(positions, -1)[place] == found
+    histories = data.histories
+    kept = known[histories.items]
+    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))[kept]
+    offsets = np.append(0, np.cumsum(np.bincount(users, minlength=len(histories)))).astype(np.int64)
+    return Histories(histories.user_ids, offsets, place[histories.items[kept]], histories.baskets[kept])
+
+
+def _summary(found: dict[str, dict[str, PerUser]], sizes: dict[str, int], config: RunConfig) -> dict[str, Any]:
+    rows = []
+    for name in ROWS:
+        parts = [entries[name] for entries in found.values() if name in entries]
+        if parts:
+            rows.append({"name": name, **summarise(joined(parts), config.top_k, config.bootstrap, config.seed)})
+    ordered = sorted(found, key=lambda name: (sizes[name], name))
+    thirds = [part.tolist() for part in np.array_split(np.array(ordered, dtype=object), len(SIZES))]
+    return {
+        "rows": rows,
+        "gain": _gain(found, list(found), config),
+        "sizes": [{"name": what, **_gain(found, names, config)} for what, names in zip(SIZES, thirds, strict=True) if names],
+        "merchants": [{"name": name, "training_users": sizes[name], **_gain(found, [name], config)} for name in ordered],
+    }
+
+
+def _gain(found: dict[str, dict[str, PerUser]], names: list[str], config: RunConfig) -> dict[str, Any]:
+    """Mean NDCG of both rows over these merchants' users, and their paired difference with its interval."""
+    alone, federated = (np.concatenate([found[name][row].ndcg for name in names]) for row in (ALONE, FEDERATED))
+    difference = federated - alone
+    low, high = bootstrap_interval(difference, config.bootstrap, config.seed)
+    return {
+        "users": len(difference), "alone": float(alone.mean()), "federated": float(federated.mean()),
+        "mean": float(difference.mean()), "low": low, "high": high,
+    }  # fmt: skip
