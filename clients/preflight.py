@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import ssl
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 from clients.losses import refusal
 from clients.merchant import open_merchant
 from clients.site import deployed_site
-from fedrec.config import RunConfig, make_folder
+from fedrec.config import RunConfig, make_folder, make_private
 from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
 from fedrec.deploy.roster import own_roster
 from fedrec.errors import InputError
 from fedrec.model import load_encoder
+from fedrec.model.versions import Versions
 
 __all__ = ["checks"]
 
@@ -47,6 +49,7 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
         roster = own_roster(folder)
         yield "roster", f"{len(roster.keys)} merchants, this one's key among them, digest {roster.digest}"
     _writable(folder.state)
+    yield "adapter", _adapters(folder)
     yield "disk", f"{shutil.disk_usage(folder.state).free / 1e9:,.1f} GB free for {folder.state.name}/"
     merchant = open_merchant(deployed_site(folder))
     data, ledger = merchant.data, merchant.ledger
@@ -93,6 +96,22 @@ def _writable(state: Path) -> None:
         ) from None
     if free < LITTLE_SPACE:
         raise InputError(f"{free / 1e6:.0f} MB are free", where=str(state), expected=f"at least {LITTLE_SPACE / 1e6:.0f} MB")
+
+
+def _adapters(folder: MerchantFolder) -> str:
+    """What came home. A folder that cannot be written keeps deliveries out and nothing else, so it is only noted."""
+    versions = Versions(folder.model)
+    try:
+        current = versions.current or "the untrained start"
+    except InputError as error:
+        current = f"unknown ({error})"
+    try:
+        make_private(folder.model)
+        with tempfile.TemporaryFile(dir=folder.model):
+            pass
+    except OSError as error:
+        return f"deliveries will fail: {folder.model} cannot be written ({error.strerror}); with systemd, see ReadWritePaths"
+    return f"{len(versions.names())} versions in {folder.model.name}/, {current} ranks"
 
 
 def _greet(address: str, ca: Path) -> str:
