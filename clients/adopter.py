@@ -1,10 +1,11 @@
 """`fedrec merchant fit` in a process of its own, at low priority, that ends with the worker whose delivery began it.
 
-What it does not get to, the next start of the node begins again. It imports nothing of ours: it only waits.
+What it does not get to, the next start of the node begins again. It only waits, so it imports next to nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +13,11 @@ import sys
 import time
 from types import FrameType
 
+from fedrec.text import log_visibly
+
 __all__ = ["main"]
+
+log = logging.getLogger("fedrec.merchant")
 
 NICE = 10
 LOOK_EVERY = 0.2
@@ -26,6 +31,8 @@ def main(folder: str, parent: int) -> int:
     Returns:
         The fit's exit status.
     """
+    log_visibly()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     signal.signal(signal.SIGTERM, _end)
     os.nice(NICE)
     fit = subprocess.Popen([sys.executable, "-m", "fedrec.cli.main", "merchant", "fit", folder])
@@ -40,6 +47,7 @@ def main(folder: str, parent: int) -> int:
             except subprocess.TimeoutExpired:
                 fit.kill()
                 fit.wait()
+        log.info("the fit ended with status %s", fit.returncode)
     return int(fit.returncode)
 
 

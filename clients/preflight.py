@@ -49,7 +49,6 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
         roster = own_roster(folder)
         yield "roster", f"{len(roster.keys)} merchants, this one's key among them, digest {roster.digest}"
     _writable(folder.state)
-    yield "adapter", _adapters(folder)
     yield "disk", f"{shutil.disk_usage(folder.state).free / 1e9:,.1f} GB free for {folder.state.name}/"
     merchant = open_merchant(deployed_site(folder))
     data, ledger = merchant.data, merchant.ledger
@@ -73,7 +72,8 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
         model.encoder, shape.encoder_layers, shape.encoder_rank, shape.max_tokens, model.device, model.texts_per_batch
     )
     encoder.states(data.catalogue)
-    yield "model", f"{model.encoder} on {encoder.device}, {model.texts_per_batch} texts a batch; item texts cached"
+    how = f"{model.encoder} on {encoder.device}, {model.texts_per_batch} texts a batch; item texts cached"
+    yield "model", f"{how}; {_adapters(folder)}"
     yield "server", _greet(folder.server, folder.ca)
 
 
@@ -102,16 +102,17 @@ def _adapters(folder: MerchantFolder) -> str:
     """What came home. A folder that cannot be written keeps deliveries out and nothing else, so it is only noted."""
     versions = Versions(folder.model)
     try:
-        current = versions.current or "the untrained start"
+        ranks = f"{versions.current or 'the untrained start'} ranks"
     except InputError as error:
-        current = f"unknown ({error})"
+        ranks = f"which one ranks is unknown ({error})"
     try:
         make_private(folder.model)
         with tempfile.TemporaryFile(dir=folder.model):
             pass
     except OSError as error:
         return f"deliveries will fail: {folder.model} cannot be written ({error.strerror}); with systemd, see ReadWritePaths"
-    return f"{len(versions.names())} versions in {folder.model.name}/, {current} ranks"
+    arrived = len(versions.names())
+    return f"{arrived} adapters have been delivered, {ranks}" if arrived else "no adapter has been delivered yet"
 
 
 def _greet(address: str, ca: Path) -> str:

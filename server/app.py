@@ -66,11 +66,12 @@ def main(grid: Grid, context: Context) -> None:
         if state.round < config.rounds:
             left = config.rounds - state.round
             strategy.start(grid, wire.to_record(state.trained), left, config.round_timeout, evaluate_fn=evaluate)
-        notify("finished", reason="all rounds are done")
+        ended = "all rounds are done"
     except NobodyLeft as reason:
         folder.write_json("ended_early.json", {"round": strategy.state.round, "reason": str(reason), **asdict(strategy.record)})
-        notify("finished", reason=f"too many merchants have declined ({reason})")
+        ended = f"too many merchants have declined ({reason})"
 
     if strategy.state.round > 0:
         parcel = parcel_of(folder)
         Delivered(folder, parcel).add(hand_over(grid, parcel, connected(grid), min(config.round_timeout, MOST_SECONDS)))
+    notify("finished", reason=ended)

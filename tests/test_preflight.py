@@ -173,7 +173,7 @@ def test_every_finding_is_told_in_its_order(shop: Shop, tiny_bert_folder: Path) 
     assert found["ledger"] == f"{told}it has no head yet: it is kept from now on in {head}"
     shop.listening.close()
     assert dict(checks(shop.folder))["ledger"] == f"{told}its head agrees"
-    assert found["model"] == f"{tiny_bert_folder} on cpu, 9 texts a batch; item texts cached"
+    assert found["model"] == f"{tiny_bert_folder} on cpu, 9 texts a batch; item texts cached; no adapter has been delivered yet"
     assert found["server"] == f"{shop.folder.settings.server.address}, certificate verified"  # type: ignore[union-attr]
 
 
