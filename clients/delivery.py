@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -91,6 +92,7 @@ def adopt(folder: Path) -> None:
             [sys.executable, "-m", "clients.adopter", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+    threading.Thread(target=_fit.wait, name="fit", daemon=True).start()  # else it stays a zombie until the next delivery
 
 
 def _said(message: Message) -> Delivery:
