@@ -18,8 +18,9 @@ from fedrec.config import RunConfig, make_folder, make_private
 from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
 from fedrec.deploy.roster import own_roster
 from fedrec.errors import InputError
+from fedrec.merchant import ModelSettings
 from fedrec.model import load_encoder
-from fedrec.model.versions import Versions
+from fedrec.model.versions import Versions, misfit
 
 __all__ = ["checks"]
 
@@ -73,7 +74,7 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     )
     encoder.states(data.catalogue)
     how = f"{model.encoder} on {encoder.device}, {model.texts_per_batch} texts a batch; item texts cached"
-    yield "model", f"{how}; {_adapters(folder)}"
+    yield "model", f"{how}; {_adapters(folder, model)}"
     yield "server", _greet(folder.server, folder.ca)
 
 
@@ -98,13 +99,18 @@ def _writable(state: Path) -> None:
         raise InputError(f"{free / 1e6:.0f} MB are free", where=str(state), expected=f"at least {LITTLE_SPACE / 1e6:.0f} MB")
 
 
-def _adapters(folder: MerchantFolder) -> str:
-    """What came home. A folder that cannot be written keeps deliveries out and nothing else, so it is only noted."""
+def _adapters(folder: MerchantFolder, model: ModelSettings) -> str:
+    """What came home. Nothing about it keeps a node from training, so it is only noted."""
     versions = Versions(folder.model)
     try:
-        ranks = f"{versions.current or 'the untrained start'} ranks"
+        current = versions.current
+        ranks = f"{current or 'the untrained start'} ranks"
+        if (name := current or versions.newest) and (
+            reason := misfit(versions.read(name)[1], model.encoder, model.device, model.texts_per_batch)
+        ):
+            ranks += f", and cannot: {reason}"
     except InputError as error:
-        ranks = f"which one ranks is unknown ({error})"
+        ranks = f"which one ranks cannot be told: {error}"
     try:
         make_private(folder.model)
         with tempfile.TemporaryFile(dir=folder.model):
@@ -112,7 +118,7 @@ def _adapters(folder: MerchantFolder) -> str:
     except OSError as error:
         return f"deliveries will fail: {folder.model} cannot be written ({error.strerror}); with systemd, see ReadWritePaths"
     arrived = len(versions.names())
-    return f"{arrived} adapters have been delivered, {ranks}" if arrived else "no adapter has been delivered yet"
+    return f"adapters: {arrived} delivered, {ranks}" if arrived else "no adapter has been delivered yet"
 
 
 def _greet(address: str, ca: Path) -> str:

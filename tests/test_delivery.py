@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +25,9 @@ import clients.delivery
 from clients.app import app
 from clients.merchant import Merchant, forget_merchants
 from fedrec import wire
+from fedrec.cli import main
 from fedrec.config import RunConfig
+from fedrec.deploy.create import create
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.model.versions import CURRENT, FORMAT, KEPT, Versions, content_digest, untrained
@@ -33,6 +40,7 @@ from simulations.run import resume, simulate
 from .helpers import make_federation, settings_of
 from .merchants import open_shop, public_and_trained, task, write_merchant
 
+ROOT = Path(__file__).resolve().parents[1]
 Change = Callable[[Arrays, Arrays], object]
 
 
@@ -377,6 +385,88 @@ def test_what_cannot_be_started_is_harmless(tmp_path: Path, shop: Merchant, monk
     monkeypatch.setattr(clients.delivery, "adopt", began.append)
     clients.delivery.settle(folder)
     assert began == [folder], "what was judged is not compared again"
+
+
+@pytest.mark.parametrize(("alive", "status"), [(True, 2), (False, -signal.SIGTERM)])
+def test_the_fit_ends_with_the_process_that_began_it(tmp_path: Path, alive: bool, status: int) -> None:
+    parent = os.getpid() if alive else 1
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.adopter", str(tmp_path / "no-such-merchant"), str(parent)],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert f"the fit ended with status {status}" in done.stderr
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fedrec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: status, output, errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["fedrec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main.run()
+        return int(stopped.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_the_commands_for_a_merchant(shop: Merchant, fedrec: Callable[..., tuple[int, str, str]]) -> None:
+    folder = shop.site.merchant
+    status, printed, _ = fedrec("merchant", "model", "list", folder)
+    assert status == 0 and "no adapter has arrived yet" in printed
+    status, _, told = fedrec("merchant", "model", "show", folder)
+    assert status == 2 and "no adapter has arrived yet" in told
+    public, trained = public_and_trained(shop)
+    for number in (1, 2):
+        delivered(content(shop, public, spoilt(number, trained), round=number))
+    shop.site.adapters.rename(folder / "model")
+    versions = Versions(folder / "model")
+    first, second = versions.names()
+    versions.judged(first, {"best": "own layer"})
+    (folder / "model" / second / "fedrec.json").write_text("{")
+    status, printed, _ = fedrec("merchant", "model", "list", folder, "--json")
+    found = json.loads(printed)
+    assert status == 0 and found["current"] is None
+    assert {one["version"]: "damaged" in one for one in found["versions"]} == {first: False, second: True}
+    assert fedrec("merchant", "model", "use", folder, first)[0] == 0 and versions.current == first
+    status, printed, _ = fedrec("merchant", "model", "show", folder, "--json")
+    shown = json.loads(printed)
+    assert (status, shown["version"], shown["round"], shown["current"]) == (0, first, 1, True)
+    assert (
+        shown["verdict"] == {"best": "own layer"} and shown["encoder"] == "it was trained with another encoder than the one here"
+    )
+    with (folder / "merchant.toml").open("a") as file:
+        file.write(f'\n[model]\nencoder = "{shop.site.model.encoder}"\ndevice = "cpu"\n')
+    assert json.loads(fedrec("merchant", "model", "show", folder, "--json")[1])["encoder"] == "the one here"
+    for bad in (second, "no-such-version"):
+        status, _, told = fedrec("merchant", "model", "use", folder, bad)
+        assert status == 2 and "Traceback" not in told and versions.current == first
+    status, printed, _ = fedrec("merchant", "model", "list", folder)
+    assert status == 0 and first in printed and "damaged" not in printed.split(second)[0].split(first)[0]
+    (folder / "model" / CURRENT).write_text("gone")
+    assert fedrec("merchant", "model", "list", folder)[0] == 2
+    assert fedrec("merchant", "model", "use", folder, "untrained")[0] == 0 and versions.current is None
+    assert fedrec("merchant", "model", "list", folder.parent)[0] == 2
+
+
+def test_a_simulated_run_is_not_delivered_by_hand(
+    run: RunFolder, tmp_path: Path, tiny_bert_folder: Path, fedrec: Callable[..., tuple[int, str, str]]
+) -> None:
+    server = create(tmp_path / "deployed", "localhost:20000", ["m0"]).server
+    status, _, told = fedrec("server", "deliver", server.path, run.path)
+    assert status == 2 and "is not a deployed run" in told
+    status, _, told = fedrec("server", "deliver", server.path)
+    assert status == 2 and "there is no run yet" in told
+    began = RunFolder.create(server.runs / "one", run.config)
+    began.write_json("site.json", {"deployed": True})
+    status, _, told = fedrec("server", "deliver", server.path, "one")
+    assert status == 2 and "no round is done" in told
+    shutil.copytree(run.path / "checkpoints", began.path / "checkpoints")
+    status, _, told = fedrec("server", "deliver", server.path, "one")
+    assert status == 2 and "no server answers" in told
 
 
 # -- the server's side ------------------------------------------------------------------------------------------------------

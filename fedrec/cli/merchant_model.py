@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedrec.cli.terminal import out, print_json, table
+from fedrec.cli.terminal import out, print_json, quiet_models, table
 from fedrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def show(
     found: dict[str, Any] = {"version": name, "current": name == current}
     found |= {key: settings[key] for key in SHOWN if key in settings}
     found |= {"numbers": sum(value.size for value in arrays.values()), "bytes": sum(value.nbytes for value in arrays.values())}
+    found["encoder"] = _encoder(folder, settings)
     found["verdict"] = versions.verdict(name)
     if json:
         print_json(found)
@@ -97,6 +98,7 @@ def show(
 
 
 def _versions(folder: Path) -> Versions:
+    quiet_models()
     from fedrec.deploy.layout import MerchantFolder
     from fedrec.model.versions import Versions
 
@@ -109,6 +111,20 @@ def _versions(folder: Path) -> Versions:
             "is no merchant's folder", where=str(folder), expected="one with merchant.toml, or a run's models/<merchant>"
         )
     return found
+
+
+def _encoder(folder: Path, settings: dict[str, Any]) -> str:
+    """Whether the merchant's encoder is the one that the version was trained with."""
+    from fedrec.deploy.layout import MerchantFolder
+    from fedrec.model.encoder_files import absolute_encoder
+    from fedrec.model.versions import misfit
+
+    merchant = MerchantFolder(folder.resolve())
+    if not merchant.settings_file.is_file():
+        return "not known here"
+    model = merchant.settings.model
+    held = absolute_encoder(model.encoder, merchant.path)
+    return misfit(settings, held, model.device, model.texts_per_batch) or "the one here"
 
 
 def _current(versions: Versions) -> str | None:

@@ -27,7 +27,7 @@ from fedrec.config import flush_folder, make_private, write_atomically
 from fedrec.errors import InputError
 from fedrec.model.adapter import HEAD_B, Arrays, digest, load_arrays, save_arrays
 
-__all__ = ["CURRENT", "FORMAT", "KEPT", "UNTRAINED", "Versions", "content_digest", "untrained"]
+__all__ = ["CURRENT", "FORMAT", "KEPT", "UNTRAINED", "Versions", "content_digest", "misfit", "untrained"]
 
 FORMAT = 1
 """Of what `fedrec.json` says; another one is not understood."""
@@ -54,6 +54,20 @@ def untrained(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {name: np.zeros_like(value) if name in moved else value for name, value in arrays.items()}
 
 
+def misfit(settings: Mapping[str, Any], encoder: str, device: str, texts_per_batch: int) -> str | None:
+    """Why a version with these settings cannot be used with the encoder of this name, or None; the encoder is loaded."""
+    from fedrec.model.encoder import load_encoder  # takes seconds, and most of this needs none
+
+    layers, rank, tokens = (settings[name] for name in ("encoder_layers", "encoder_rank", "max_tokens"))
+    try:
+        held = load_encoder(encoder, layers, rank, tokens, device, texts_per_batch)
+    except InputError as error:
+        return str(error)
+    return (
+        None if held.fingerprint == settings["encoder_fingerprint"] else "it was trained with another encoder than the one here"
+    )
+
+
 class Versions:
     """`model/` of a merchant's folder."""
 
@@ -64,7 +78,8 @@ class Versions:
         """The versions that are here, in the order of their arrival; those whose settings cannot be read come first."""
         if not self.folder.is_dir():
             return []
-        found = [path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        there = (path for path in self.folder.iterdir() if not path.name.startswith("."))
+        found = [path.name for path in there if (path / SETTINGS).is_file() or (path / ARRAYS).is_file()]
         return sorted(found, key=lambda name: (self._number(name), name))
 
     @property
