@@ -6,6 +6,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import secure
+from clients.delivery import answer_delivery
 from clients.merchant import answer_histogram, answer_train
 from clients.recorder import record_replies
 from fedrec import wire
@@ -59,3 +60,9 @@ def confirm(message: Message, context: Context) -> Message:
 def reveal(message: Message, context: Context) -> Message:
     """Secure sum, step 5: shares that open the sum."""
     return Message(wire.encode_reply(secure.answer_reveal(message, context)), reply_to=message)
+
+
+@app.query("deliver")
+def deliver(message: Message, context: Context) -> Message:
+    """The adapter comes home; the answer is a receipt and nothing else."""
+    return Message(wire.encode_receipt(answer_delivery(message, context)), reply_to=message)

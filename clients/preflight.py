@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import ssl
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from pathlib import Path
 from clients.losses import refusal
 from clients.merchant import open_merchant
 from clients.site import deployed_site
-from fedrec.config import RunConfig, make_folder
+from fedrec.config import RunConfig, make_folder, make_private
 from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
 from fedrec.deploy.roster import own_roster
 from fedrec.errors import InputError
+from fedrec.merchant import ModelSettings
 from fedrec.model import load_encoder
+from fedrec.model.versions import Versions, misfit
 
 __all__ = ["checks"]
 
@@ -70,7 +73,8 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
         model.encoder, shape.encoder_layers, shape.encoder_rank, shape.max_tokens, model.device, model.texts_per_batch
     )
     encoder.states(data.catalogue)
-    yield "model", f"{model.encoder} on {encoder.device}, {model.texts_per_batch} texts a batch; item texts cached"
+    how = f"{model.encoder} on {encoder.device}, {model.texts_per_batch} texts a batch; item texts cached"
+    yield "model", f"{how}; {_adapters(folder, model)}"
     yield "server", _greet(folder.server, folder.ca)
 
 
@@ -93,6 +97,28 @@ def _writable(state: Path) -> None:
         ) from None
     if free < LITTLE_SPACE:
         raise InputError(f"{free / 1e6:.0f} MB are free", where=str(state), expected=f"at least {LITTLE_SPACE / 1e6:.0f} MB")
+
+
+def _adapters(folder: MerchantFolder, model: ModelSettings) -> str:
+    """What came home. Nothing about it keeps a node from training, so it is only noted."""
+    versions = Versions(folder.model)
+    try:
+        current = versions.current
+        ranks = f"{current or 'the untrained start'} ranks"
+        if (name := current or versions.newest) and (
+            reason := misfit(versions.read(name)[1], model.encoder, model.device, model.texts_per_batch)
+        ):
+            ranks += f", and cannot: {reason}"
+    except InputError as error:
+        ranks = f"which one ranks cannot be told: {error}"
+    try:
+        make_private(folder.model)
+        with tempfile.TemporaryFile(dir=folder.model):
+            pass
+    except OSError as error:
+        return f"deliveries will fail: {folder.model} cannot be written ({error.strerror}); with systemd, see ReadWritePaths"
+    arrived = len(versions.names())
+    return f"adapters: {arrived} delivered, {ranks}" if arrived else "no adapter has been delivered yet"
 
 
 def _greet(address: str, ca: Path) -> str:

@@ -13,11 +13,24 @@ from fedrec.model.encoder import TextEncoder
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import MOST_TEXTS, WireError
 
-__all__ = ["FLOOR", "PRIOR_COUNTS", "PRIOR_KEYS", "check_adapter"]
+__all__ = ["FLOOR", "PRIOR_COUNTS", "PRIOR_KEYS", "check_adapter", "check_ceilings"]
 
 FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
 
 Form = tuple[tuple[int, ...], np.dtype]
+
+
+def check_ceilings(public: Arrays) -> tuple[int, int]:
+    """The rank of an adapter's heads, and how many texts it knows: what no encoder bounds.
+
+    Raises:
+        WireError: they are over `MOST_RANK` or `MOST_TEXTS`.
+    """
+    rank = public[HEAD_A].shape[-1] if HEAD_A in public and public[HEAD_A].ndim == 2 else 0
+    texts = public[PRIOR_KEYS].size if PRIOR_KEYS in public else 0
+    if rank > MOST_RANK or texts > MOST_TEXTS:
+        raise WireError(f"the adapter is of rank {rank} and knows {texts} texts: at most {MOST_RANK} and {MOST_TEXTS}")
+    return rank, texts
 
 
 def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays) -> None:
@@ -26,10 +39,7 @@ def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays) -> None
     Raises:
         WireError: one is missing, unknown, of another shape or type, or there are more texts than `MOST_TEXTS`.
     """
-    rank = public[HEAD_A].shape[-1] if HEAD_A in public and public[HEAD_A].ndim == 2 else 0
-    texts = public[PRIOR_KEYS].size if PRIOR_KEYS in public else 0
-    if rank > MOST_RANK or texts > MOST_TEXTS:
-        raise WireError(f"the adapter is of rank {rank} and knows {texts} texts: at most {MOST_RANK} and {MOST_TEXTS}")
+    rank, texts = check_ceilings(public)
     frozen: dict[str, tuple[int, ...]] = {
         CENTRE: (encoder.hidden,), FLOOR: (1,), PRIOR_COUNTS: (texts,), PRIOR_KEYS: (texts,),
     }  # fmt: skip

@@ -20,11 +20,13 @@ from fedrec.deploy.layout import MerchantFolder
 from fedrec.merchant import ModelSettings, read_merchant_file
 from fedrec.model.encoder_files import absolute_encoder
 
-__all__ = ["FOLDER_KEY", "KEYS", "ROSTER", "SITE_VARIABLE", "Site", "deployed_site", "site_of"]
+__all__ = ["ADAPTERS", "FOLDER_KEY", "KEYS", "ROSTER", "SITE_VARIABLE", "Site", "deployed_site", "site_of"]
 
 SITE_VARIABLE = "FEDREC_SITE"
 KEYS, ROSTER = "keys", "roster.txt"
 """Folder of a simulated run with the merchants' node keys, and the file with their public ones."""
+ADAPTERS = "models"
+"""Folder of a simulated run with each merchant's adapters, as its own folder would have them in `model/`."""
 FOLDER_KEY = "folder"
 """Key of a deployed node's merchant folder in its context."""
 
@@ -41,6 +43,7 @@ class Site:
         seed: seed of a simulation; None draws from the operating system.
         node_key: the private key that other merchants know this one by, for secure aggregation.
         roster: this merchant's list of all of them.
+        adapters: the folder of the adapters that came home.
         wire_log: where to record what is sent, None for nowhere.
         ledger_head: the folder of the ledger's head, None for the one beside the ledger's.
     """
@@ -52,6 +55,7 @@ class Site:
     seed: int | None
     node_key: Path
     roster: Path
+    adapters: Path
     wire_log: Path | None = None
     ledger_head: Path | None = None
 
@@ -78,6 +82,7 @@ def site_of(context: Context) -> Site:
         seed=settings["seed"],
         node_key=run / KEYS / f"{merchant.name}.key",
         roster=run / KEYS / ROSTER,
+        adapters=run / ADAPTERS / merchant.name,
         wire_log=run / "privacy" / "wire" / f"{merchant.name}.jsonl" if settings.get("record_wire") else None,
     )
 
@@ -96,4 +101,5 @@ def deployed_site(folder: MerchantFolder) -> Site:
     """
     settings = read_merchant_file(folder.settings_file)
     model = settings.model.model_copy(update={"encoder": absolute_encoder(settings.model.encoder, folder.path)})
-    return Site(folder.path, folder.ledger, folder.replies, model, None, folder.key, folder.roster, folder.wire_log, folder.head)
+    paths = folder.key, folder.roster, folder.model, folder.wire_log, folder.head
+    return Site(folder.path, folder.ledger, folder.replies, model, None, *paths)

@@ -30,9 +30,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from clients.app import app
+from clients.delivery import settle
 from clients.merchant import forget_merchants
 from clients.site import FOLDER_KEY
 from fedrec.text import log_visibly
+from fedrec.wire import DELIVER
 
 __all__ = ["answer", "main"]
 
@@ -67,6 +69,8 @@ def answer(client: RuntimeHttpClient, retries: RetryInvoker, folder: Path) -> No
         if heartbeat.is_running:
             heartbeat.stop()  # before the task ends: a heartbeat of a task that has ended interrupts the process
     push_task_output(client, context, SubStatus.COMPLETED, "")
+    if message.metadata.message_type == DELIVER:
+        settle(folder)  # not before the answer is gone: it depends on private data, and how long it takes does too
 
 
 def main(folder: Path, address: str, parent: int) -> None:
@@ -82,6 +86,7 @@ def main(folder: Path, address: str, parent: int) -> None:
     start_parent_process_monitor(parent)
     done = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is not for the pipe
+    settle(folder)  # what arrived before the node was stopped
     for line in sys.stdin:
         interceptors: list[ProtobufClientInterceptor] = [
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),

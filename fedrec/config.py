@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrec.errors import InputError
 
 __all__ = [
-    "MOST_NOISE", "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "parse_overrides",
-    "read_toml", "save_config", "writable_cache", "write_atomically",
+    "MOST_NOISE", "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "make_private",
+    "parse_overrides", "read_toml", "save_config", "writable_cache", "write_atomically",
 ]  # fmt: skip
 
 Unit = Literal["user", "event"]
@@ -304,6 +304,14 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
+        flush_folder(path.parent)
+
+
+def make_private(path: Path) -> None:
+    """The same for a folder that only its owner may enter; its parents are made as they come."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
         flush_folder(path.parent)
 
 

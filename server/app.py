@@ -14,12 +14,13 @@ from fedrec import wire
 from fedrec.data import load_central
 from fedrec.model.saved import save_adapter, settings_of_run, table_of_run
 from fedrec.privacy import plan_noise
+from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
 from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.run_folder import RunFolder
 from server.secure import STRATEGIES
 from server.start import first_state, load_encoder_for, round_line
-from server.strategy import NobodyLeft
+from server.strategy import NobodyLeft, connected
 
 app = ServerApp()
 
@@ -62,10 +63,15 @@ def main(grid: Grid, context: Context) -> None:
         return MetricRecord({name: float(value) for name, value in line["central"].items()})
 
     try:
-        strategy.start(
-            grid, wire.to_record(state.trained), config.rounds - state.round, config.round_timeout, evaluate_fn=evaluate
-        )
-        notify("finished", reason="all rounds are done")
+        if state.round < config.rounds:
+            left = config.rounds - state.round
+            strategy.start(grid, wire.to_record(state.trained), left, config.round_timeout, evaluate_fn=evaluate)
+        ended = "all rounds are done"
     except NobodyLeft as reason:
         folder.write_json("ended_early.json", {"round": strategy.state.round, "reason": str(reason), **asdict(strategy.record)})
-        notify("finished", reason=f"too many merchants have declined ({reason})")
+        ended = f"too many merchants have declined ({reason})"
+
+    if strategy.state.round > 0:
+        parcel = parcel_of(folder)
+        Delivered(folder, parcel).add(hand_over(grid, parcel, connected(grid), min(config.round_timeout, MOST_SECONDS)))
+    notify("finished", reason=ended)

@@ -13,31 +13,34 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto, run_from_proto
 from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
+from flwr.serverapp import Grid
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from fedrec import wire
 from fedrec.config import RunConfig
 from fedrec.data import load_central
 from fedrec.deploy.layout import ServerFolder
 from fedrec.errors import InputError
 from fedrec.model.encoder_files import absolute_encoder
 from server.control import SuperLink
+from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
 from server.progress import notify
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
-from server.strategy import TooFewMerchants
+from server.strategy import WAIT_STEP, TooFewMerchants, connected
 
-__all__ = ["SITE", "go_on", "start"]
+__all__ = ["SITE", "deliver", "go_on", "start"]
 
 SITE = "site.json"
 LOOK_EVERY = 0.5
@@ -68,7 +71,7 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
         TooFewMerchants: the run stopped at its last checkpoint.
     """
     site = run.path / SITE
-    if not site.is_file() or not json.loads(site.read_text(encoding="utf-8")).get("deployed"):
+    if not _is_deployed(run):
         raise InputError(
             "is not a deployed run", where=str(run.path), hint="a simulated run resumes with `fedrec simulate --resume`"
         )
@@ -81,12 +84,76 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
     stopped = run.path / "stopped.json"
     with _alone(folder):
         stopped.unlink(missing_ok=True)
+        from server.app import app
+
         try:
-            _serve(SuperLink(folder))
+            _serve(SuperLink(folder), app)
         except TooFewMerchants as reason:
             run.write_json(stopped.name, {"reason": str(reason)})
             raise
     return run
+
+
+def deliver(folder: ServerFolder, run: RunFolder, everybody: bool = False, wait: float = 0.0) -> dict[str, dict[str, str | bool]]:
+    """Send a run's adapter to the connected merchants who do not have it yet.
+
+    It may be stopped at any time and begun again: what a merchant has is in the run folder, and one that gets it twice
+    says so.
+
+    Args:
+        everybody: send it to those who have it too, once.
+        wait: seconds to go on waiting for registered merchants who are away or did not answer.
+
+    Returns:
+        For every registered merchant, and every other who got it, `outcome`, `when`, whether it is `connected`, and
+        whether it `has` it.
+
+    Raises:
+        InputError: the run is not a deployed one or has trained nothing, another process is at one, or no server is up.
+    """
+    if not _is_deployed(run):
+        raise InputError("is not a deployed run", where=str(run.path), hint="a simulated run delivers at its end")
+    parcel = parcel_of(run)
+    delivered = Delivered(run, parcel)
+    with _alone(folder):
+        superlink = SuperLink(folder)
+        registered = {node.merchant for node in superlink.nodes()}
+        answered: set[str] = set()  # whoever did, even that it cannot use it, is not asked again
+
+        def missing() -> set[str]:
+            return registered - answered - (set() if everybody else delivered.have())
+
+        def serve(grid: Grid, _: Context) -> None:
+            deadline = time.monotonic() + wait
+            while True:
+                asked = {node: name for node, name in connected(grid).items() if name in missing()}
+                outcomes = hand_over(grid, parcel, asked, MOST_SECONDS)
+                delivered.add(outcomes)
+                answered.update(name for name, outcome in outcomes.items() if outcome in wire.OUTCOMES)
+                left = deadline - time.monotonic()
+                if not missing() or left <= 0:
+                    return
+                there = len(registered) - len(missing())
+                notify("waiting", there=there, needed=len(registered), seconds=round(left))
+                time.sleep(WAIT_STEP)
+
+        if missing():
+            _serve(superlink, serve)
+        online = {node.merchant for node in superlink.nodes() if node.online}
+    have = delivered.have()
+    return {
+        name: {
+            **delivered.merchants.get(name, {"outcome": "was away", "when": ""}),
+            "connected": name in online,
+            "has": name in have,
+        }
+        for name in sorted(registered | delivered.merchants.keys())
+    }
+
+
+def _is_deployed(run: RunFolder) -> bool:
+    site = run.path / SITE
+    return site.is_file() and bool(json.loads(site.read_text(encoding="utf-8")).get("deployed"))
 
 
 @contextlib.contextmanager
@@ -141,9 +208,8 @@ class _Grid(HttpGrid):
         return replies
 
 
-def _serve(superlink: SuperLink) -> None:
-    from server.app import app
-
+def _serve(superlink: SuperLink, app: Callable[[Grid, Context], None]) -> None:
+    """Open a run and have `app` speak to the merchants in it, from this process."""
     run_id = superlink.start_run()
     grid = _Grid(superlink.address, insecure=True, token=superlink.acquire(run_id))
     client = grid._runtime_client

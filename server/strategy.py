@@ -28,7 +28,7 @@ from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
 from server.run_folder import ServerState
 
-__all__ = ["NobodyLeft", "PrivateLora", "RoundRecord", "TooFewMerchants"]
+__all__ = ["ERRORS", "WAIT_STEP", "NobodyLeft", "PrivateLora", "RoundRecord", "TooFewMerchants", "connected"]
 
 HISTOGRAM_BOUND = 1e9
 """Largest plausible count; anything over it is vandalism."""
@@ -42,6 +42,13 @@ ERRORS = {
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its reply expired",
 }
 """What Flower's errors about a node mean; the others are shown by number."""
+
+
+def connected(grid: Grid) -> dict[int, str]:
+    """The nodes that are connected, with their merchants' names in a deployment and none in a simulation."""
+    if isinstance(grid, HttpGrid):
+        return {node.node_id: node.name for node in grid.get_nodes()}
+    return dict.fromkeys(grid.get_node_ids(), "")
 
 
 class NobodyLeft(Exception):
@@ -170,11 +177,9 @@ class PrivateLora(Strategy):
         """
         deadline = time.monotonic() + self.config.wait_timeout
         while True:
-            if isinstance(grid, HttpGrid):
-                self.registered = {node.node_id: node.name for node in grid.get_nodes()}
-                nodes = sorted(self.registered)
-            else:
-                nodes = sorted(grid.get_node_ids())
+            there = connected(grid)
+            self.registered = {node: name for node, name in there.items() if name}
+            nodes = sorted(there)
             if len(nodes) >= needed:
                 return nodes
             if time.monotonic() > deadline:

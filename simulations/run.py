@@ -18,6 +18,7 @@ from fedrec.merchant import read_merchant_file
 from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
 from fedrec.secure import Roster
+from server.delivery import DELIVERED
 from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.results import row, write_results
@@ -121,7 +122,8 @@ def _go_on(folder: RunFolder) -> RunFolder:
     site = json.loads(site_path.read_text(encoding="utf-8"))
     state = folder.load()
     ended = (folder.path / "ended_early.json").exists()
-    if state is None or (state.round < folder.config.rounds and not ended):
+    done = state is not None and (ended or state.round >= folder.config.rounds)
+    if not done or (not ended and not (folder.path / DELIVERED).exists()):  # interrupted, at the latest as it was delivered
         merchants = len(merchant_folders(Path(site["federation"])))
         ENGINES[site["engine"]](server_app, client_app, merchants, site["workers"])
     return folder

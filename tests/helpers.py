@@ -16,6 +16,7 @@ from fedrec.config import RunConfig
 from fedrec.data import Histories
 from fedrec.data.split import split_source
 from fedrec.privacy import Ledger
+from fedrec.wire import DELIVER
 from server.run_folder import RunFolder
 from simulations.engines import InlineGrid
 from simulations.run import simulate
@@ -111,15 +112,20 @@ def ledger_rounds(folder: RunFolder) -> dict[str, list[int]]:
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[Message, Message]]]:
-    """Every request and its reply, as they cross the grid."""
+def recorded(deliveries: bool = False) -> Iterator[list[tuple[Message, Message]]]:
+    """Every request and its reply, as they cross the grid.
+
+    Args:
+        deliveries: also those with which the adapter comes home; they are no part of the training.
+    """
     crossed: list[tuple[Message, Message]] = []
     original = InlineGrid.push_messages
 
     def push(grid: InlineGrid, messages: Any) -> Any:
         sent = list(messages)
         ids = original(grid, sent)
-        crossed.extend((message, grid._replies[name]) for message, name in zip(sent, ids, strict=True))
+        pairs = [(message, grid._replies[name]) for message, name in zip(sent, ids, strict=True)]
+        crossed.extend(pair for pair in pairs if deliveries or pair[0].metadata.message_type != DELIVER)
         return ids
 
     with patch.object(InlineGrid, "push_messages", push):
@@ -130,9 +136,14 @@ Tamper = Callable[[Message, Context, Message], Message]
 
 
 def simulate_with(federation: Path, config: RunConfig, out: Path, tamper: Tamper) -> RunFolder:
-    """A run in which `tamper(request, context, reply)` stands between the ClientApp and the server."""
+    """A run in which `tamper(request, context, reply)` stands between the ClientApp and the server while it trains."""
     import clients.app
 
     honest = clients.app.app
-    with patch.object(clients.app, "app", lambda message, context: tamper(message, context, honest(message, context))):
+
+    def between(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        return reply if message.metadata.message_type == DELIVER else tamper(message, context, reply)
+
+    with patch.object(clients.app, "app", between):
         return simulate(federation, config, out)

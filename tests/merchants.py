@@ -37,7 +37,8 @@ def write_merchant(folder: Path, users: int = 30, items: int = 20, **policy: obj
 def open_shop(folder: Path, bert: Path, state: Path, seed: int | None = 0) -> Merchant:
     """The merchant with its ledger and replies under `state`."""
     model = ModelSettings(encoder=str(bert), device="cpu", texts_per_batch=64)
-    site = Site(folder, state / "ledger", state / "replies", model, seed, state / "node.key", state / "roster.txt")
+    key, roster, adapters = (state / name for name in ("node.key", "roster.txt", "model"))
+    site = Site(folder, state / "ledger", state / "replies", model, seed, key, roster, adapters)
     settings = read_merchant_file(folder / "merchant.toml")
     return Merchant(settings.name, load_merchant(folder), settings.privacy, site)
 

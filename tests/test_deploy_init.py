@@ -76,6 +76,7 @@ TREE = {
     "merchants/a/tls/node.pub": 0o644,
     "merchants/a/data": 0o700,
     "merchants/a/data/README.txt": 0o644,
+    "merchants/a/model": 0o700,
     "merchants/a/state": 0o700,
 }
 

@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from fedrec.config import load_config
-from fedrec.deploy.processes import stop
+from fedrec.deploy.processes import running, stop
+from fedrec.model.versions import Versions
 from fedrec.privacy import Ledger
-from fedrec.wire import STATEMENT_KEYS
+from fedrec.wire import DELIVER, OUTCOMES, RECEIPT_KEYS, STATEMENT_KEYS
 from server.run_folder import RunFolder
 from simulations.run import simulate
 
-from .deployed import LONG, NOISY, QUIET, RICH, Deployed, edit, four_merchants, interrupted, lines_of, until
+from .deployed import LONG, NOISY, PROGRAM, QUIET, RICH, Deployed, edit, four_merchants, interrupted, lines_of, until
 from .helpers import USER
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.deployment]
@@ -86,12 +88,15 @@ def test_what_was_sent_is_what_may_be_sent(shop: Deployed) -> None:
     for name in shop.names:
         shown = shop.fedrec("privacy", "wire", str(shop.merchant(name).path), "--json")
         lines = json.loads(shown.stdout)[name]
-        assert lines and {line["type"] for line in lines} == {"train", "train.histogram"}
+        assert lines and {line["type"] for line in lines} == {"train", "train.histogram", DELIVER}
         for line in lines:
             for value in line["values"]:
-                assert value["record"] in {"arrays", "statement"}
+                assert value["record"] in ({"receipt"} if line["type"] == DELIVER else {"arrays", "statement"})
                 if value["record"] == "statement":
                     assert value["name"] in STATEMENT_KEYS
+                elif value["record"] == "receipt":
+                    assert value["name"] in RECEIPT_KEYS
+                    assert value["name"] != "outcome" or value["value"] in OUTCOMES
                 else:
                     assert value["name"] in allowed or "lora_B" in value["name"]
     database = shop.server.database.read_bytes() + shop.server.log.read_bytes()
@@ -222,6 +227,50 @@ def test_a_merchant_that_shares_no_item_with_the_others(shop: Deployed) -> None:
     events.to_parquet(folder / "events.parquet", index=False)
     run, _ = shop.run(rounds=2, **NOISY)
     assert run.metrics()[-1]["took_part"] == shop.names
+
+
+def test_a_merchant_that_is_away_and_is_then_killed_as_it_is_delivered_to_gets_the_adapter_later(shop: Deployed) -> None:
+    def versions_of(name: str) -> list[dict[str, Any]]:
+        versions = Versions(shop.merchant(name).model)
+        found = [versions.read(version)[1] for version in versions.names()]
+        return [settings for settings in found if settings["run"] == state.run]
+
+    stop(shop.merchant("m1").pid)
+    run, _ = shop.run(rounds=1, start_merchants=3, **NOISY)
+    state = run.load()
+    assert state is not None
+    here = json.loads((run.path / "delivered.json").read_text())["merchants"]
+    assert {name: one["outcome"] for name, one in here.items()} == dict.fromkeys(shop.others("m1"), "kept")
+    away = shop.fedrec("server", "deliver", str(shop.server.path), "--json")
+    assert away.returncode == 1, away.stderr
+    [missing] = [one for one in json.loads(away.stdout)["merchants"] if not one["has"]]
+    assert missing == {"merchant": "m1", "outcome": "was away", "when": "", "connected": False, "has": False}
+
+    shop.up()
+    spent = shop.releases("m1")
+    node = running(shop.merchant("m1").pid)
+    assert node is not None and not versions_of("m1")
+    there = [one for one in node.children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    [worker] = [one for one in there if "clients.worker" in one.cmdline()]
+    worker.suspend()  # so that it is in the middle of the delivery
+    command = [*PROGRAM, "server", "deliver", str(shop.server.path), run.path.name, "--wait", "200", "--json"]
+    delivering = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=shop.environment)
+    until(lambda: f"Receiving: {DELIVER} message" in shop.log_of("m1"), 60, "m1 is delivered to")
+    shop.kill("m1")
+    assert not list(shop.merchant("m1").model.glob(f"{state.run}-*"))
+    shop.up()
+    printed, _ = delivering.communicate(timeout=240)
+    assert delivering.returncode == 0
+    assert all(one["has"] for one in json.loads(printed)["merchants"])
+    for name in shop.names:
+        [version] = versions_of(name)
+        assert (version["round"], version["trust"]) == (1, "local")
+    listed = shop.fedrec("merchant", "model", "list", str(shop.merchant("m1").path))
+    assert listed.returncode == 0 and f"{state.run}-00001-{version['digest'][:8]}" in listed.stdout
+    sent = [json.loads(line) for line in shop.merchant("m1").wire_log.read_text().splitlines()][-1]
+    assert sent["type"] == DELIVER and {value["record"] for value in sent["values"]} == {"receipt"}
+    assert {value["name"]: value["value"] for value in sent["values"]}["outcome"] in ("kept", "known")
+    assert shop.releases("m1") == spent, "the way home costs nothing"
 
 
 def test_nothing_outlives_down(shop: Deployed) -> None:

@@ -73,7 +73,9 @@ def shop_of(folder: Path, texts: list[int], bought: list[list[int]]) -> Merchant
     offsets = np.cumsum([0, *map(len, items)]).astype(np.int64)
     baskets = np.concatenate([np.arange(len(own), dtype=np.int64) for own in items])
     histories = Histories(tuple(f"u{u}" for u in range(len(items))), offsets, np.concatenate(items), baskets)
-    site = Site(folder, folder / "ledger", folder / "replies", ModelSettings(), None, folder / "key", folder / "roster")
+    site = Site(
+        folder, folder / "ledger", folder / "replies", ModelSettings(), None, folder / "key", folder / "roster", folder / "model"
+    )
     return Merchant("shop", MerchantData(catalogue, histories), Policy(epsilon=9.0, delta=1e-5, population=5), site)
 
 

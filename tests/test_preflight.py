@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -25,6 +26,7 @@ from fedrec.data import Columns
 from fedrec.deploy.create import create
 from fedrec.deploy.layout import Deployment, MerchantFolder
 from fedrec.errors import InputError
+from fedrec.model.versions import CURRENT, FORMAT, Versions
 from fedrec.privacy import Ledger, Release
 
 from .conftest import make_catalogue, make_events
@@ -173,8 +175,22 @@ def test_every_finding_is_told_in_its_order(shop: Shop, tiny_bert_folder: Path) 
     assert found["ledger"] == f"{told}it has no head yet: it is kept from now on in {head}"
     shop.listening.close()
     assert dict(checks(shop.folder))["ledger"] == f"{told}its head agrees"
-    assert found["model"] == f"{tiny_bert_folder} on cpu, 9 texts a batch; item texts cached"
+    assert found["model"] == f"{tiny_bert_folder} on cpu, 9 texts a batch; item texts cached; no adapter has been delivered yet"
     assert found["server"] == f"{shop.folder.settings.server.address}, certificate verified"  # type: ignore[union-attr]
+
+
+def test_what_is_wrong_with_the_delivered_adapters_is_only_noted(shop: Shop) -> None:
+    versions = Versions(shop.folder.model)
+    said = {"format": FORMAT, "run": "run", "round": 1, "encoder_layers": 1, "encoder_rank": 2, "max_tokens": 16}
+    name, _ = versions.keep({"centre": np.zeros(32, np.float32)}, {**said, "encoder_fingerprint": "0" * 24})
+    versions.use(name)
+    noted = dict(checks(shop.folder))["model"]
+    assert f"adapters: 1 delivered, {name} ranks, and cannot: it was trained with another encoder" in noted
+    (versions.folder / CURRENT).write_text("gone")
+    assert "which one ranks cannot be told" in dict(checks(shop.folder))["model"]
+    shutil.rmtree(versions.folder)
+    versions.folder.touch()
+    assert "deliveries will fail" in dict(checks(shop.folder))["model"]
 
 
 def test_looking_releases_nothing_and_leaves_no_probe(shop: Shop) -> None:

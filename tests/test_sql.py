@@ -696,6 +696,7 @@ def test_a_node_reads_its_database(sqlite: Shop, tmp_path: Path) -> None:
             0,
             tmp_path / "node.key",
             tmp_path / "roster.txt",
+            tmp_path / "model",
         )
     )
     assert merchant.data.catalogue.item_ids == ("007", "7", "8")

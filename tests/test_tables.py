@@ -436,8 +436,8 @@ def test_the_log_of_a_merchant_has_the_counts_and_no_value(tmp_path: Path, caplo
 
     (write_csv(tmp_path, ITEMS, EVENTS + BAD) / "merchant.toml").write_text(TOML)
     caplog.set_level(logging.INFO, "fedrec.merchant")
-    ledger, replies, key, roster = (tmp_path / name for name in ("ledger", "replies", "key", "roster"))
-    open_merchant(Site(tmp_path, ledger, replies, ModelSettings(), 0, key, roster))
+    ledger, replies, key, roster, model = (tmp_path / name for name in ("ledger", "replies", "key", "roster", "model"))
+    open_merchant(Site(tmp_path, ledger, replies, ModelSettings(), 0, key, roster, model))
     [line] = [record.getMessage() for record in caplog.records if record.name == "fedrec.merchant"]
     assert line.startswith("merchant shop: left out 1 of the events, the item is not in the catalogue") and "line 5" in line
     assert "u9" not in line and "nine" not in line

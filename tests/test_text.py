@@ -280,7 +280,10 @@ def test_a_log_record_is_one_line_and_a_traceback_is_under_it(text: str) -> None
     assert [line for line in lines if line and not line.startswith("  ")] == lines[:2]
 
 
-PROCESSES = ["fedrec/cli/main.py", "clients/node.py", "clients/supernode.py", "clients/worker.py", "simulations/workers.py"]
+PROCESSES = [
+    "fedrec/cli/main.py", "clients/adopter.py", "clients/node.py", "clients/supernode.py", "clients/worker.py",
+    "simulations/workers.py",
+]  # fmt: skip
 
 
 def test_every_process_logs_visibly() -> None:
@@ -426,7 +429,7 @@ RICH, RAW = "[/b] of [bold]all[/bold] :smile:", "\x1b[2Jgone\nround 9 all is wel
 def declining(message: Message, context: Context, reply: Message) -> Message:
     """From round 1 on one merchant's reason is markup, another's is what no reason may be, and a third names an array oddly."""
     number, who = int(message.content["task"].get("round", 0)), int(context.node_config["partition-id"])
-    if number == 0 or who > 2:
+    if number == 0 or who > 2 or message.metadata.message_type == wire.DELIVER:
         return reply
     if who < 2:
         statement = {**dict(reply.content["statement"]), "status": "declined", "reason": (RICH, RAW)[who]}

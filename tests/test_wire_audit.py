@@ -16,7 +16,7 @@ import clients.merchant
 from fedrec import wire
 from fedrec.data import load_merchant
 from fedrec.data.split import split_source
-from fedrec.model.adapter import HEAD_B
+from fedrec.model.adapter import HEAD_B, digest
 from fedrec.training.heads import HeadsTrainer
 from fedrec.training.update_code import SCALES
 from simulations.run import simulate
@@ -65,14 +65,16 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     patch.setattr(HeadsTrainer, "gradients", watched_gradients)
     patch.setattr(clients.merchant, "train_round", failing_train)
     try:
-        with recorded() as crossed:
+        with recorded(deliveries=True) as crossed:
             config = settings_of(tiny_bert_folder, update_code=request.param)
             run = simulate(folder / "federation", config, folder / "run", record_wire=True)
     finally:
         patch.undo()
         server_log.removeHandler(handler)
     assert failed and losses
-    return {"crossed": crossed, "log": log, "losses": losses, "run": run, "federation": folder / "federation"}
+    training = [pair for pair in crossed if pair[0].metadata.message_type != wire.DELIVER]
+    home = [pair for pair in crossed if pair[0].metadata.message_type == wire.DELIVER]
+    return {"crossed": training, "home": home, "log": log, "losses": losses, "run": run, "federation": folder / "federation"}
 
 
 def planted(federation: Path) -> list[str]:
@@ -86,9 +88,10 @@ def planted(federation: Path) -> list[str]:
 def test_no_id_or_title_is_in_any_reply_or_server_log_or_metrics(audited: dict[str, Any]) -> None:
     needles = [text.encode() for text in planted(audited["federation"])]
     assert len(needles) > 100
-    replies = [message_to_proto(reply).SerializeToString() for _, reply in audited["crossed"]]
-    places = [*replies, *(line.encode() for line in audited["log"]), (audited["run"].path / "metrics.jsonl").read_bytes()]
-    assert len(replies) == 3 * 4
+    replies = [message_to_proto(reply).SerializeToString() for _, reply in [*audited["crossed"], *audited["home"]]]
+    files = [(audited["run"].path / name).read_bytes() for name in ("metrics.jsonl", "delivered.json")]
+    places = [*replies, *(line.encode() for line in audited["log"]), *files]
+    assert len(replies) == 3 * 5
     for place in places:
         assert not [needle for needle in needles if needle in place]
 
@@ -124,6 +127,26 @@ def test_every_reply_holds_only_what_is_on_the_list(audited: dict[str, Any]) -> 
         assert coded in (set(), set(HEAD_B.values())) or all(name.endswith("lora_B.weight") for name in coded)
 
 
+def test_the_answer_to_a_delivery_is_a_receipt_from_the_list(audited: dict[str, Any]) -> None:
+    sent = {request.content["task"]["digest"] for request, _ in audited["home"]}
+    assert len(sent) == 1 and len(audited["home"]) == 3
+    for request, reply in audited["home"]:
+        assert not reply.has_error()
+        assert set(reply.content) == {"receipt"} and set(reply.content["receipt"]) == wire.RECEIPT_KEYS
+        said = dict(reply.content["receipt"])
+        assert said.pop("outcome") in wire.OUTCOMES and said.pop("merchant") in {"m0", "m1", "m2"}
+        asked = request.content["task"]
+        assert said == {name: asked[name] for name in ("run", "round", "digest")}, "only what was sent comes back"
+
+
+def test_what_is_delivered_is_public(audited: dict[str, Any]) -> None:
+    state = audited["run"].load()
+    released = {**state.public, **state.trained}
+    for request, _ in audited["home"]:
+        public, trained = wire.delivered_arrays(request)
+        assert digest({**public, **trained}) == digest(released)
+
+
 def test_a_failure_says_its_kind_and_nothing_else(audited: dict[str, Any]) -> None:
     reasons = [wire.decode_reply(reply).statement.reason for _, reply in audited["crossed"]]
     assert reasons.count("failed: ValueError") == 1
@@ -133,7 +156,12 @@ def test_a_failure_says_its_kind_and_nothing_else(audited: dict[str, Any]) -> No
 def test_the_record_on_the_merchants_disk_agrees_with_what_crossed(audited: dict[str, Any]) -> None:
     files = sorted((audited["run"].path / "privacy" / "wire").glob("*.jsonl"))
     lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    assert len(files) == 3 and len(lines) == len(audited["crossed"])
-    assert sum(line["bytes"] for line in lines) == sum(wire.size(reply.content) for _, reply in audited["crossed"])
+    crossed = [*audited["crossed"], *audited["home"]]
+    assert len(files) == 3 and len(lines) == len(crossed)
+    assert sum(line["bytes"] for line in lines) == sum(wire.size(reply.content) for _, reply in crossed)
     names = {(value["record"], value["name"]) for line in lines for value in line["values"]}
     assert {name for record, name in names if record == "statement"} == wire.STATEMENT_KEYS
+    assert {name for record, name in names if record == "receipt"} == wire.RECEIPT_KEYS
+    assert {record for record, _ in names} == {"arrays", "statement", "receipt"}
+    receipts = [{one["name"]: one["value"] for one in line["values"]} for line in lines if line["type"] == wire.DELIVER]
+    assert receipts == [dict(reply.content["receipt"]) for _, reply in audited["home"]]

@@ -47,9 +47,7 @@ def up(folder: Folder) -> None:
     identity = server_identity(server.certificate)
     settings = server.settings
     out.print(f"address: {settings.address}, listening on {settings.listen} port {settings.port} (TLS)")
-    out.print(
-        f"certificate: until {identity.not_after:%Y-%m-%d}, SHA-256 {identity.fingerprint}", soft_wrap=True
-    )
+    out.print(f"certificate: until {identity.not_after:%Y-%m-%d}, SHA-256 {identity.fingerprint}", soft_wrap=True)
     out.print(f"merchants with a key: {', '.join(server.registered()) or 'none yet'}")
     serve(server)
 
@@ -103,6 +101,48 @@ def run_command(
         return
     show_results(run.config, results, run.metrics())
     out.print(f"report: {report}", soft_wrap=True)
+
+
+@app.command()
+def deliver(
+    folder: Folder,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder, or its name in FOLDER/runs; by default the last one.", show_default=False)
+    ] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="Send it to those who have it already, too.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for merchants who are away.")] = 0.0,
+    json: Json = False,
+) -> None:
+    """Send a run's adapter to the merchants who do not have it yet. Exit status 1 where somebody is still without it."""
+    from fedrec.deploy.layout import ServerFolder
+
+    server = ServerFolder.open(folder)
+    flower_environment(server.state)
+    quiet_libraries()
+    from server.deployed import deliver as deliver_run
+    from server.run_folder import RunFolder
+
+    path = _last_run(server.runs) if run is None else run if run.is_dir() else server.runs / run
+    again = f"go on with: fedrec server deliver {folder} {path}"
+    try:
+        with round_progress():
+            found = deliver_run(server, RunFolder.open(path), everybody, wait)
+    except KeyboardInterrupt:
+        err.print(f"interrupted; {again}", soft_wrap=True)
+        raise
+    missing = [name for name, one in found.items() if not one["has"]]
+    if json:
+        print_json({"run": str(path), "merchants": [{"merchant": name, **one} for name, one in found.items()]})
+    else:
+        rows = [
+            [name, "yes" if one["has"] else "no", one["outcome"], one["when"], "yes" if one["connected"] else "no"]
+            for name, one in found.items()
+        ]
+        out.print(table(f"{path}: who has the adapter", ["merchant", "has it", "answer", "when (UTC)", "connected"], rows))
+        if missing:
+            out.print(f"without it: {', '.join(missing)}; {again}", soft_wrap=True)
+    if missing:
+        raise typer.Exit(1)
 
 
 @app.command()

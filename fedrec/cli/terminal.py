@@ -250,6 +250,15 @@ class _Watcher:
         if self.rounds is not None:
             self.progress.update(self.rounds, completed=number - 1)
 
+    def _delivery_started(self, merchants: int) -> None:
+        self._line(f"the adapter goes home to {merchants} merchants")
+        if self.merchants is not None:
+            self.progress.reset(self.merchants, total=merchants, description="merchants, the adapter")
+
+    def _delivered(self, merchant: str, outcome: str) -> None:
+        if outcome not in ("kept", "known"):
+            self._line(f"    {merchant} does not have it: {outcome}")
+
     def _reference_started(self, rounds: int) -> None:
         self._line("the same training with noise and clipping off, as a reference that is not private")
         self.rounds = self.progress.add_task("reference (not private)", total=rounds)

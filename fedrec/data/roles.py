@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedrec.config import make_folder
+from fedrec.config import make_private
 from fedrec.errors import InputError
 
 __all__ = ["SECRET_FILE", "Roles", "UserShares", "own_secret", "roles_of"]
@@ -67,7 +67,7 @@ def own_secret(folder: Path) -> bytes:
     path = folder / SECRET_FILE
     try:
         if not path.exists():
-            make_folder(folder)
+            make_private(folder)
             temporary = folder / f".{SECRET_FILE}.{os.getpid()}"
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(BYTES))

@@ -382,6 +382,16 @@ class MerchantFolder:
         return self.path / "state"
 
     @property
+    def model(self) -> Path:
+        """Folder of the adapters that the server delivered."""
+        return self.path / "model"
+
+    @property
+    def fit_log(self) -> Path:
+        """What the last fit that a delivery started wrote."""
+        return self.state / "fit.log"
+
+    @property
     def ledger(self) -> Path:
         """Folder of the privacy ledger. It belongs to the data and outlives runs and servers."""
         return self.state / "privacy"

@@ -134,7 +134,7 @@ def server_unit(folder: ServerFolder) -> str:
 
 def merchant_unit(folder: MerchantFolder, name: str) -> str:
     """`fedrec-merchant.service` for a merchant's folder at its final place."""
-    return _unit(f"fedrec merchant {name}", ["merchant", "up"], folder.path, [folder.state])
+    return _unit(f"fedrec merchant {name}", ["merchant", "up"], folder.path, [folder.state, folder.model])
 
 
 def _key(name: str, value: object) -> str:

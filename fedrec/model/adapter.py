@@ -59,10 +59,14 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return state.hexdigest()
 
 
-def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write safetensors to a temporary name, flush, and rename."""
+def save_arrays(arrays: Mapping[str, np.ndarray], path: Path, mode: int = 0o666) -> None:
+    """Write safetensors to a temporary name, flush, and rename.
+
+    Args:
+        mode: permissions of the file; the process's umask applies.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
+    write_atomically(path, save({name: np.ascontiguousarray(value) for name, value in arrays.items()}), mode)
 
 
 def load_arrays(path: Path) -> Arrays:

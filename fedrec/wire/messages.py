@@ -13,6 +13,7 @@ from fedrec.training.update_code import SCALES, buckets
 from fedrec.wire.records import (
     ARRAYS,
     PUBLIC,
+    RECEIPT,
     SECURE,
     STATEMENT,
     TASK,
@@ -24,17 +25,35 @@ from fedrec.wire.records import (
     trained_of,
     validated,
 )
-from fedrec.wire.values import KEYS, MASKED, MOST_TEXTS, Announce, HistogramTask, Reply, Statement, Step, Turn, WireError
+from fedrec.wire.values import (
+    KEYS,
+    MASKED,
+    MOST_TEXTS,
+    Announce,
+    Delivery,
+    HistogramTask,
+    Receipt,
+    Reply,
+    Statement,
+    Step,
+    Turn,
+    WireError,
+)
 
 __all__ = [
     "decode_announce",
+    "decode_delivery",
     "decode_histogram_task",
     "decode_lists",
+    "decode_receipt",
     "decode_reply",
     "decode_step",
     "decode_train",
+    "delivered_arrays",
     "encode_announce",
+    "encode_delivery",
     "encode_histogram_task",
+    "encode_receipt",
     "encode_reply",
     "encode_step",
     "encode_train",
@@ -78,6 +97,59 @@ def decode_histogram_task(message: Message) -> tuple[HistogramTask, np.ndarray]:
     if set(arrays) != {KEYS} or keys is None or keys.dtype != np.uint64 or keys.ndim != 1 or keys.size > MOST_TEXTS:
         raise WireError(f"expected the one array {KEYS}: at most {MOST_TEXTS} uint64")
     return validated(HistogramTask, dict(message.content[TASK])), keys
+
+
+def encode_delivery(delivery: Delivery, public: Arrays, trained: Arrays) -> RecordDict:
+    """An adapter on its way home, in the records that a training request has.
+
+    Raises:
+        WireError: what is said of it is not what may be said.
+    """
+    validated(Delivery, asdict(delivery))
+    return RecordDict({ARRAYS: to_record(trained), PUBLIC: to_record(public), TASK: ConfigRecord(asdict(delivery))})
+
+
+def decode_delivery(message: Message) -> Delivery:
+    """What is said of a delivered adapter.
+
+    Raises:
+        WireError: the message is malformed, or a number is out of its range.
+    """
+    record = message.content.get(TASK)
+    if not isinstance(record, ConfigRecord) or set(message.content) != {ARRAYS, PUBLIC, TASK}:
+        raise WireError(f"expected the records {ARRAYS}, {PUBLIC} and {TASK}")
+    return validated(Delivery, dict(record))
+
+
+def delivered_arrays(message: Message) -> tuple[Arrays, Arrays]:
+    """The public part of a delivered adapter, and the trained one; nothing about them is checked yet.
+
+    Raises:
+        WireError: there are none, or the bytes of one are not an array.
+    """
+    return from_record(arrays_of(message, PUBLIC)), from_record(arrays_of(message, ARRAYS))
+
+
+def encode_receipt(receipt: Receipt) -> RecordDict:
+    """A merchant's answer to a delivery.
+
+    Raises:
+        WireError: a field is not what it may be.
+    """
+    validated(Receipt, asdict(receipt))
+    return RecordDict({RECEIPT: ConfigRecord(asdict(receipt))})
+
+
+def decode_receipt(message: Message) -> Receipt:
+    """What a merchant answered a delivery.
+
+    Raises:
+        WireError: it answered anything but a receipt.
+    """
+    record = message.content.get(RECEIPT)
+    if not isinstance(record, ConfigRecord) or set(message.content) != {RECEIPT}:
+        raise WireError(f"expected the record {RECEIPT}")
+    return validated(Receipt, dict(record))
 
 
 def encode_announce(ask: Announce) -> RecordDict:

@@ -19,6 +19,7 @@ from fedrec.wire.values import Step, WireError
 __all__ = [
     "ARRAYS",
     "PUBLIC",
+    "RECEIPT",
     "SECURE",
     "STATEMENT",
     "TASK",
@@ -33,7 +34,7 @@ __all__ = [
     "validated",
 ]
 
-ARRAYS, TASK, PUBLIC, STATEMENT, SECURE = "arrays", "task", "public", "statement", "secure"
+ARRAYS, TASK, PUBLIC, STATEMENT, SECURE, RECEIPT = "arrays", "task", "public", "statement", "secure", "receipt"
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -6,7 +6,7 @@ A reply is checked against that list on the merchant's side, before it leaves, a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -15,19 +15,27 @@ from fedrec.config import MOST_NOISE, Trust, Unit
 from fedrec.model.adapter import Arrays, digest
 from fedrec.privacy.events import Mechanism
 from fedrec.secure.terms import hashed
-from fedrec.text import Line, MerchantName, RunId
+from fedrec.text import MERCHANT_NAME, Line, MerchantName, RunId
 from fedrec.training.round import RoundTask
 
 __all__ = [
+    "DELIVER",
+    "HERE",
     "HISTOGRAM",
     "KEYS",
     "MASKED",
+    "MOST_BYTES",
     "MOST_TEXTS",
+    "OUTCOMES",
+    "RECEIPT_KEYS",
     "STATEMENT_KEYS",
     "STEP_KEYS",
     "UNKNOWN",
     "Announce",
+    "Delivery",
     "HistogramTask",
+    "Outcome",
+    "Receipt",
     "Reply",
     "Statement",
     "Step",
@@ -38,9 +46,13 @@ __all__ = [
     "content_of_train",
 ]
 
+DELIVER = "query.deliver"
+"""Flower's type of the message that brings an adapter home."""
 HISTOGRAM, KEYS, MASKED = "histogram", "keys", "masked"
 MOST_TEXTS = 2_000_000
 """Most texts of a catalogue that a message may speak of."""
+MOST_BYTES = 1 << 29
+"""Most bytes of an adapter that is delivered; what the encoder of a merchant can use is far smaller."""
 UNKNOWN = "?"
 """The name of a merchant who cannot read its own settings; no merchant's name."""
 Declared = Annotated[str, Field(pattern=r"^(\?|[A-Za-z0-9][A-Za-z0-9._-]{0,63})$")]
@@ -95,6 +107,66 @@ class Statement:
 
 
 STATEMENT_KEYS = frozenset(Statement.__dataclass_fields__)
+
+
+Outcome = Literal[
+    "kept", "known", "refused: format", "refused: settings", "refused: size", "refused: bytes", "refused: names or shapes",
+    "refused: not finite", "refused: digest", "refused: encoder", "failed",
+]  # fmt: skip
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""All that a delivery may be answered. Each depends on what was delivered, now and before, on the encoder here, which is
+public, and on whether this machine can write; never on data of users."""
+HERE: tuple[Outcome, ...] = ("kept", "known")
+"""Those after which the merchant has the adapter on disk."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What is said of an adapter that comes home, besides its arrays: all that ranking needs to know, and of which run it is.
+
+    It names no file, and no encoder but by the fingerprint: where the encoder lies is the merchant's own setting. The
+    range of each number is that of the setting of a run.
+    """
+
+    format: int
+    run: Annotated[str, Field(pattern=MERCHANT_NAME)]
+    round: Annotated[int, Field(ge=1, le=10_000)]
+    trust: Trust
+    unit: Unit
+    encoder_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+    encoder_layers: Annotated[int, Field(ge=0, le=1000)]
+    encoder_rank: Annotated[int, Field(ge=1, le=1000)]
+    max_tokens: Annotated[int, Field(ge=4, le=512)]
+    history: Annotated[int, Field(ge=1, le=1000)]
+    temperature: Annotated[float, Field(gt=0)]
+    decay: Annotated[float, Field(ge=0)]
+    prior_weight: Annotated[float, Field(ge=0)]
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+    def kept(self, floor: float) -> dict[str, Any]:
+        """What a merchant keeps of it beside the arrays; with them it has this digest.
+
+        Args:
+            floor: of the popularity, as the arrays have it.
+        """
+        said = asdict(self)
+        del said["digest"]
+        scoring = {name: float(said.pop(name)) for name in ("temperature", "decay", "prior_weight")}
+        return {**said, "scoring": scoring, "floor": float(floor)}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """All that a delivery is answered: who answers, what it was, and one of `OUTCOMES`."""
+
+    merchant: Declared
+    outcome: Outcome
+    run: Answered = ""
+    round: int = 0
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{0,32}$")] = ""
+
+
+RECEIPT_KEYS = frozenset(Receipt.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
