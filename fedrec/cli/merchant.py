@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli import merchant_model
+from fedrec.cli import merchant_model, merchant_own
 from fedrec.cli.server import flower_environment
 from fedrec.cli.terminal import out, print_json, quiet_libraries, table
 
@@ -17,6 +17,8 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Run a merchant's node, and look at what it trusts.", no_args_is_help=True)
 app.add_typer(merchant_model.app, name="model")
+app.command()(merchant_own.fit)
+app.command()(merchant_own.evaluate)
 
 
 @app.command()

@@ -17,7 +17,8 @@ from fedrec.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedrec.recommender import Answer, Person, Recommender, Wish
+    from fedrec.recommender import Answer, Person, Wish
+    from fedrec.recommender.recommending import Recommending
 
 __all__ = ["recommend"]
 
@@ -29,7 +30,7 @@ FILES = (".csv", ".parquet")
 
 
 def recommend(
-    path: Annotated[Path, typer.Argument(help="A run folder.")],
+    path: Annotated[Path, typer.Argument(help="A run folder, or a merchant's folder.")],
     history: Annotated[str | None, typer.Option(help="Item ids, most recent last, separated by commas.")] = None,
     times: Annotated[
         str | None, typer.Option(help="A time for each of them, ISO 8601 or whole numbers; items of one time are one basket.")
@@ -154,7 +155,7 @@ def _people(path: Path) -> dict[str, Person]:
 
 
 def _answer_all(
-    recommender: Recommender, people: dict[str, Person], wish: Wish, merchant: str | None, to: Path, json: bool
+    recommender: Recommending, people: dict[str, Person], wish: Wish, merchant: str | None, to: Path, json: bool
 ) -> None:
     names = list(people)
     answers: list[Answer] = []

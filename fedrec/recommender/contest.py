@@ -206,4 +206,3 @@ def run_contest(
     for name, one in entered.items():
         found[name] = Entry(blends[name], measure(measured, one.part, layers[blends[name].strength], blends[name], k))
     return {name: found[name] for name in ROWS if name in found}
-

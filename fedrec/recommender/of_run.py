@@ -9,8 +9,8 @@ import numpy as np
 
 from fedrec.data import Catalogue, ItemDetails
 from fedrec.model.ranking import products
-from fedrec.model.towers import user_vectors
 from fedrec.recommender.answers import Past
+from fedrec.recommender.pooled import Pooled
 from fedrec.recommender.shelf import Shelf, with_prior
 
 __all__ = ["RunRanker"]
@@ -46,23 +46,8 @@ class RunRanker:
 
     def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
         """See `Ranker`; words count as `Recommender.rank` counts them."""
-        last = [items[-self.length :] for items, _ in pasts]
-        vectors = self.shelf.history[np.concatenate([np.zeros(0, dtype=np.int64), *last])]  # (events, hidden)
-        words = 1 if query else 0
-        if query:
-            vectors = np.concatenate([vectors, self.said(query)])
-        shape = (len(pasts), words + max(map(len, last), default=0))
-        rows, ages, valid = np.full(shape, len(vectors) - 1), np.zeros(shape), np.zeros(shape, dtype=bool)
-        valid[:, :words] = True
-        start = 0
-        for user, (items, baskets) in enumerate(pasts):
-            count = len(last[user])
-            events = slice(words, words + count)  # the latest first, after the words
-            rows[user, events] = np.arange(start, start + count)[::-1]
-            ages[user, events] = (words + baskets[-1:] - baskets[len(items) - count :])[::-1]
-            valid[user, events] = True
-            start += count
-        users = user_vectors(vectors, rows, ages, valid, self.decay)
+        events = Pooled.of(pasts, self.shelf.history, self.length, self.said(query) if query else None)
+        users = events.users(self.decay)
         found = products(with_prior(users, 0.0 if query else 1.0), self.shelf.table)
         return self._on_the_shelf(found)
 

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from fedrec.data import Catalogue, Columns, ItemDetails
 from fedrec.errors import InputError
+from fedrec.merchant import MERCHANT_FILE
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.saved import COUNT, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
-from fedrec.recommender.answers import Answer, Person, Wish, answer_many
 from fedrec.recommender.index import ItemIndex
+from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.of_run import RunRanker
-from fedrec.recommender.selection import Filter
+from fedrec.recommender.recommending import Recommending
 from fedrec.recommender.shelf import Ranked, Shelf, look_up, with_prior
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ __all__ = ["Recommender"]
 INDEX = "items.faiss"
 
 
-class Recommender:
+class Recommender(Recommending):
     """Ranks a catalogue for histories of item ids.
 
     What does not change between calls is computed by the first one. The arguments are taken as
@@ -56,8 +57,8 @@ class Recommender:
         self._roles: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def load(cls, run: str | Path, device: str = "auto", index: bool = False) -> Recommender:
-        """Open a run folder, or its `adapter/`.
+    def load(cls, run: str | Path, device: str = "auto", index: bool = False) -> Recommender | MerchantRecommender:
+        """Open a run folder, or its `adapter/`; or a merchant's folder, whose own catalogue is then ranked.
 
         The embedded catalogue is read from the adapter's folder; where there is none yet, or one of
         another encoder, LoRA or catalogue, it is made and, if the folder can be written, kept there.
@@ -69,6 +70,8 @@ class Recommender:
         Raises:
             InputError: there is no adapter, its encoder has changed or cannot be loaded, or faiss is missing.
         """
+        if (Path(run) / MERCHANT_FILE).is_file():
+            return MerchantRecommender.load(run)
         folder = Path(run) / "adapter" if (Path(run) / "adapter").is_dir() else Path(run)
         arrays, settings, table = read_adapter(folder)
         recommender = cls(None, arrays, settings, table, device)
@@ -143,38 +146,6 @@ class Recommender:
         asked = look_up(histories, shelf.catalogue)
         users = self._users(shelf.history, asked, len(histories), self.settings["history"])
         return shelf.best(users, 1.0, asked, k)
-
-    def recommend(
-        self,
-        history: Sequence[str] | None = None,
-        user_id: str | None = None,
-        times: Sequence[object] | None = None,
-        k: int = 10,
-        query: str | None = None,
-        filter: Filter | None = None,
-        exclude: Sequence[str] = (),
-        repeats: bool = False,
-        diversity: float = 0.0,
-        merchant: str | None = None,
-    ) -> Answer:
-        """A list for a person, and why it is as it is; see `Person` and `Wish` for the arguments.
-
-        Unlike `rank` it has an answer for whoever asks: an item that is not in the catalogue is ignored, who has no
-        history gets the popularity list, and filters that leave nothing get an empty one; the notes say so. A run knows
-        no user by name.
-
-        Args:
-            merchant: only this merchant's items of the run's catalogue.
-
-        Raises:
-            InputError: an argument that means nothing, an unknown merchant, or a filter on a column that the catalogue lacks.
-        """
-        wish = Wish(k, query, filter or Filter(), exclude, repeats, diversity)
-        return self.recommend_many([Person(history, user_id, times)], wish, merchant)[0]
-
-    def recommend_many(self, people: Sequence[Person], wish: Wish, merchant: str | None = None) -> list[Answer]:
-        """`recommend` for many people, in their order."""
-        return answer_many(self._ranker(merchant), people, wish)
 
     def recall(self, histories: Sequence[Sequence[str]], k: int = 10) -> float:
         """Share of the exact `k` best items that the approximate index finds for these histories."""

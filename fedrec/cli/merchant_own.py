@@ -1,0 +1,116 @@
+"""`fedrec merchant fit` and `evaluate`: what a merchant makes of its own events, on its own machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedrec.cli.console import progress_bars
+from fedrec.cli.terminal import merchants_table, out, print_json, quiet_models, table
+
+if TYPE_CHECKING:
+    from fedrec.data import MerchantData
+    from fedrec.recommender.merchant_text import MerchantPlace
+
+__all__ = ["evaluate", "fit"]
+
+Folder = Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def fit(
+    folder: Folder,
+    force: Annotated[bool, typer.Option("--force", help="Also where nothing has changed since the last time.")] = False,
+    json: Json = False,
+) -> None:
+    """Fit the own layer on all events, choose how it is joined with the text, and which adapter ranks."""
+    place, data = _opened(folder)
+    from fedrec.recommender.fitting import fit_merchant, up_to_date
+
+    if not force and up_to_date(place, data):
+        if json:
+            print_json({"changed": False})
+        else:
+            out.print("nothing has changed since the last fit; --force fits again")
+        return
+    with _told("own layers") as tell:
+        found = fit_merchant(place, data, tell)
+    said = found.to_json()
+    if json:
+        print_json({"changed": True, **said})
+        return
+    model = found.model
+    out.print(f"own layer: {model.layer.kind}, smoothing {model.blend.strength:g}, from {len(data.histories):,} users' events")
+    if model.blend.users:
+        out.print(f"weights chosen on {model.blend.users:,} users of your own: own layer {model.blend.own:.2f}", soft_wrap=True)
+    else:
+        out.print("too few users to choose on, so shared defaults hold", style="yellow", soft_wrap=True)
+    for name, why in found.refused.items():
+        out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
+    if found.compared:
+        best = max(found.compared.values())
+        rows = [[name, f"{value:.4f}", "ranks" if value == best else ""] for name, value in found.compared.items()]
+        out.print(table("NDCG on those users, each with the own layer", ["version", "NDCG@10", ""], rows))
+    out.print(f"ranks from now on: {said['version']}", soft_wrap=True)
+
+
+def evaluate(
+    folder: Folder,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page there. It comes from your customers' data: keep it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure, on users of your own that nothing was trained on, what you have alone and with the federation."""
+    place, data = _opened(folder)
+    from fedrec.recommender.measuring import measure_merchant
+    from fedrec.report.merchant_report import write_merchant_report
+
+    with _told("own layers") as tell:
+        found = measure_merchant(place, data, tell)
+    if html is not None:
+        write_merchant_report(html, found)
+    if json:
+        print_json(found)
+        return
+    users = found["users"]
+    title = f"{found['merchant']}: {users['measured']:,} users who are in no training, full catalogue, 95% intervals"
+    out.print(merchants_table(found, found["k"], title))
+    for part in found["parts"]:
+        said = ", ".join(f"{row} {value:.4f}" for row, value in part["ndcg"].items())
+        out.print(f"{part['name']} ({part['users']:,} users), NDCG@{found['k']}: {said}", soft_wrap=True)
+    if (gain := found["gain"]) is None:
+        out.print("no adapter has come home yet, so there is nothing to compare with", style="yellow")
+    else:
+        out.print(
+            f"What federation pays here: NDCG@{found['k']} {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] "
+            "over what you have alone, user by user", soft_wrap=True,
+        )  # fmt: skip
+    out.print("These figures come from your customers' data without noise: they are yours alone.", style="dim")
+    if html is not None:
+        out.print(f"page: {html}", soft_wrap=True)
+
+
+def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:
+    from fedrec.deploy.layout import MerchantFolder
+
+    merchant = MerchantFolder(folder.resolve())
+    if merchant.state.is_dir():
+        os.environ.setdefault("FEDREC_CACHE", str(merchant.cache))
+    quiet_models()
+    from fedrec.recommender.merchant_text import MerchantPlace
+
+    place = MerchantPlace(merchant.path)
+    return place, place.data()
+
+
+@contextmanager
+def _told(what: str) -> Iterator[Callable[[int, int], None]]:
+    with progress_bars(left=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)

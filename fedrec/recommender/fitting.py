@@ -1,0 +1,158 @@
+"""`fedrec merchant fit`: the own layer, how it is joined with the text, and which adapter ranks.
+
+All of it is chosen on the merchant's own users, and stays at the merchant. An adapter that arrived ranks only where it is
+better there than the one before and than the untrained text, so one that is spoilt does no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedrec.config import RunConfig
+from fedrec.data import Histories, MerchantData
+from fedrec.errors import InputError
+from fedrec.recommender.blend import FEWEST, Blend, Fold, choose_blend, measure
+from fedrec.recommender.contest import ALONE, FEDERATED, Contender, contenders, folds_of, popularity_here
+from fedrec.recommender.merchant_text import Adapter, MerchantPlace
+from fedrec.recommender.own_layer import bought_by, choose_kind
+from fedrec.recommender.own_model import OwnModel
+
+__all__ = ["UNTRAINED", "Fit", "fit_merchant", "up_to_date"]
+
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit did.
+
+    Attributes:
+        model: what was written.
+        compared: NDCG on the users who choose, by version; empty where there were too few of them.
+        refused: why a version was not compared, by version.
+    """
+
+    model: OwnModel
+    compared: dict[str, float]
+    refused: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and for the verdict that is kept beside an adapter."""
+        blend = self.model.blend
+        return {
+            "kind": self.model.layer.kind, "version": self.model.version or UNTRAINED, "strength": blend.strength,
+            "own_weight": blend.own, "priors": dict(blend.priors), "pooling": {str(d): a for d, a in blend.pooling.items()},
+            "chosen_on": blend.users, "ndcg": self.compared, "refused": self.refused, **self.model.facts,
+        }  # fmt: skip
+
+
+def up_to_date(place: MerchantPlace, data: MerchantData) -> bool:
+    """Whether nothing has changed since the last fit: events, catalogue, settings, and what arrived."""
+    model = OwnModel.read(place.own)
+    versions = place.versions
+    return (
+        model is not None
+        and model.facts.get("made_from") == _made_from(place, data)
+        and versions.arrived() is None
+        and model.version == versions.current
+    )
+
+
+def fit_merchant(
+    place: MerchantPlace, data: MerchantData, tell: Callable[[int, int], None] = lambda *_: None, seed: int = 0
+) -> Fit:
+    """Fit, choose, and have the best version rank from now on.
+
+    Args:
+        tell: is told how many layers are fitted, of how many.
+
+    Raises:
+        InputError: there is no user, or the encoder cannot be loaded.
+    """
+    roles, histories, items, config = place.roles(data), data.histories, len(data.catalogue), RunConfig()
+    if not len(roles.train):
+        raise InputError("no user is left to fit on", where=str(place.path), hint="lower the shares in [users]")
+    known = histories.take(roles.train)
+    here = popularity_here(known, items)
+    folds = folds_of(histories, roles, items, config.history, seed, tell) if len(roles.choose) else []
+    kind = choose_kind(bought_by(known, items))
+    entered, refused = _entered(place, data, here, kind.strengths)
+    blends = {name: _chosen(one, folds, config.top_k, seed) for name, one in entered.items()}
+    compared: dict[str, float] = {}
+    if sum(len(fold.users.items) for fold in folds) >= FEWEST:
+        compared = {name: _ndcg(one, blends[name], folds, config.top_k) for name, one in entered.items()}
+    # Too few to tell: the newest that can be used, which its server has measured on consenting users.
+    best = max(compared, key=lambda name: compared[name]) if compared else list(entered)[-1]
+    blend = blends[best]
+    everyone = bought_by(histories, items)
+    facts = {
+        "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
+        "choosing": len(roles.choose), "measured": len(roles.measure), "items": items,
+    }  # fmt: skip
+    model = OwnModel(
+        kind.fit(everyone, blend.strength), data.catalogue.item_ids, blend,
+        None if best == UNTRAINED else best, facts,
+    )  # fmt: skip
+    found = Fit(model, compared, refused)
+    versions, arrived = place.versions, place.versions.arrived()
+    model.write(place.own)
+    versions.use(model.version)
+    if arrived is not None:
+        versions.judged(arrived, {"ranks": model.version == arrived, **found.to_json()})
+    versions.tidy()
+    return found
+
+
+def _entered(
+    place: MerchantPlace, data: MerchantData, here: np.ndarray, strengths: Sequence[float]
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """The untrained text, the current version and the one that arrived, as far as each can be used here."""
+    plain = place.plain(data.catalogue, here)
+    entered, refused = {UNTRAINED: contenders(plain, None, strengths)[ALONE]}, {}
+    versions = place.versions
+    for name in dict.fromkeys([_current(place), versions.arrived() or versions.newest]):
+        if name is None:
+            continue
+        try:
+            received = place.received(data.catalogue, Adapter(name, *versions.read(name)), here)
+        except InputError as error:
+            refused[name] = str(error)
+            continue
+        entered[name] = contenders(plain, received, strengths)[FEDERATED]
+    return entered, refused
+
+
+def _current(place: MerchantPlace) -> str | None:
+    try:
+        return place.versions.current
+    except InputError:
+        return None  # it is gone; the fit chooses another
+
+
+def _chosen(contender: Contender, folds: Sequence[Fold], k: int, seed: int) -> Blend:
+    return choose_blend(folds, contender.part, contender.default, k, seed=seed) if folds else contender.default
+
+
+def _ndcg(contender: Contender, blend: Blend, folds: Sequence[Fold], k: int) -> float:
+    found = [measure(fold.users, contender.part, fold.layers[blend.strength], blend, k).ndcg for fold in folds]
+    return float(np.concatenate(found).mean())
+
+
+def _made_from(place: MerchantPlace, data: MerchantData) -> str:
+    """A digest of events, catalogue and shares; it has the users' ids in it and stays at the merchant."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in (data.catalogue.digest, "\0".join(data.catalogue.item_ids), _events(data.histories), str(place.settings.users)):
+        state.update(part.encode() + b"\n")
+    return state.hexdigest()
+
+
+def _events(histories: Histories) -> str:
+    state = hashlib.blake2b("\0".join(histories.user_ids).encode(), digest_size=16)
+    for array in (histories.offsets, histories.items, histories.baskets):
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()

@@ -1,0 +1,148 @@
+"""A merchant's folder as a ranker sees it: its data, and the text of an adapter over its catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.config import RunConfig
+from fedrec.data import Catalogue, MerchantData, load_merchant
+from fedrec.data.roles import Roles, UserShares, own_secret, roles_of
+from fedrec.errors import InputError
+from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
+from fedrec.model.adapter import Arrays
+from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
+from fedrec.model.encoder_files import absolute_encoder
+from fedrec.model.towers import Scoring
+from fedrec.model.versions import Versions
+from fedrec.recommender.blend import TextPart
+from fedrec.recommender.contest import Received, plain_part, trained_part
+
+if TYPE_CHECKING:
+    from fedrec.model.encoder import TextEncoder
+
+__all__ = ["Adapter", "MerchantPlace"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of the merchant's `model/`.
+
+    Attributes:
+        name: its version.
+        arrays: public base, trained part and the federation's popularity.
+        settings: what its `fedrec.json` says.
+    """
+
+    name: str
+    arrays: Arrays
+    settings: dict[str, Any]
+
+    @property
+    def scoring(self) -> Scoring:
+        """What the server chose on its consenting users."""
+        return Scoring(**self.settings["scoring"])
+
+    def counts(self, catalogue: Catalogue) -> tuple[np.ndarray, float]:
+        """(items,) float32: the federation's popularity of these texts; and its floor, which stands for unknown ones."""
+        known = dict(zip(self.arrays["prior.keys"].tolist(), self.arrays["prior.counts"].tolist(), strict=True))
+        floor = float(self.arrays["prior.floor"][0])
+        return np.array([known.get(key, floor) for key in catalogue.keys.tolist()], dtype=np.float32), floor
+
+
+@dataclass(frozen=True)
+class MerchantPlace:
+    """A merchant's folder, deployed or not."""
+
+    path: Path
+
+    @cached_property
+    def settings(self) -> MerchantFile:
+        """What `merchant.toml` says.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return read_merchant_file(self.path / MERCHANT_FILE)
+
+    @property
+    def own(self) -> Path:
+        """Folder of what never leaves."""
+        return self.path / OWN
+
+    @property
+    def versions(self) -> Versions:
+        """The adapters that came home."""
+        return Versions(self.path / "model")
+
+    def data(self) -> MerchantData:
+        """Its tables as they are now.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+        return load_merchant(self.path, self.settings.data)
+
+    def roles(self, data: MerchantData) -> Roles:
+        """Who trains, chooses and is measured, as the merchant's node has it too."""
+        return roles_of(data.histories.user_ids, self.settings.users or UserShares(), own_secret(self.own))
+
+    def adapter(self, name: str | None) -> Adapter | None:
+        """A version, None for the untrained start.
+
+        Raises:
+            InputError: there is none of that name, or it is damaged.
+        """
+        return None if name is None else Adapter(name, *self.versions.read(name))
+
+    def encoder(self, adapter: Adapter | None) -> TextEncoder:
+        """This machine's encoder in the shape that an adapter needs.
+
+        Raises:
+            InputError: it cannot be loaded, or is another one than the adapter was trained with.
+        """
+        from fedrec.model.encoder import load_encoder
+
+        model, default = self.settings.model, RunConfig()
+        name = absolute_encoder(model.encoder, self.path)
+        if adapter is None:
+            return load_encoder(name, 0, default.encoder_rank, default.max_tokens, model.device, model.texts_per_batch)
+        layers, rank, tokens = (adapter.settings[key] for key in ("encoder_layers", "encoder_rank", "max_tokens"))
+        encoder = load_encoder(name, layers, rank, tokens, model.device, model.texts_per_batch)
+        if encoder.fingerprint != adapter.settings["encoder_fingerprint"]:
+            raise InputError(
+                f"version {adapter.name} was trained with another encoder than the one here",
+                where=str(self.path / MERCHANT_FILE),
+                expected=f"an encoder of fingerprint {adapter.settings['encoder_fingerprint']}",
+                hint="give the server's encoder in [model], or `fedrec merchant model use FOLDER untrained`",
+            )
+        return encoder
+
+    def pooled(self, catalogue: Catalogue, adapter: Adapter | None) -> Tensor:
+        """(items, hidden) the catalogue through the encoder with the adapter's LoRA; kept, by digests, beside the adapter."""
+        encoder = self.encoder(adapter)
+        arrays = {} if adapter is None else adapter.arrays
+        key = embedding_key(encoder.fingerprint, arrays, catalogue)
+        keep = self.own if adapter is None else self.path / "model" / adapter.name
+        if (kept := read_embedded(keep, key, len(catalogue))) is not None:
+            return torch.from_numpy(kept)
+        encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
+        found = encoder.embed(catalogue)
+        if keep.is_dir():
+            write_embedded(keep, key, found.cpu().numpy())
+        return found
+
+    def plain(self, catalogue: Catalogue, here: np.ndarray) -> TextPart:
+        """The untrained text; `here` (items,) are the merchant's own counts."""
+        return plain_part(self.pooled(catalogue, None), here)
+
+    def received(self, catalogue: Catalogue, adapter: Adapter, here: np.ndarray) -> Received:
+        """The federated text and popularity."""
+        counts, floor = adapter.counts(catalogue)
+        return Received(trained_part(self.pooled(catalogue, adapter), adapter.arrays, here, counts, floor), adapter.scoring)

@@ -1,0 +1,208 @@
+"""A merchant's recommender: the federated text joined with what the merchant knows of its own customers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+from torch.nn.functional import normalize
+
+from fedrec.config import RunConfig
+from fedrec.data import Catalogue, ItemDetails, MerchantData
+from fedrec.errors import InputError
+from fedrec.model.ranking import products
+from fedrec.model.towers import centred, role_table
+from fedrec.recommender.answers import Past
+from fedrec.recommender.blend import Blend, TextPart
+from fedrec.recommender.contest import ALONE, FEDERATED, contenders, popularity_here
+from fedrec.recommender.merchant_text import Adapter, MerchantPlace
+from fedrec.recommender.own_model import OwnModel, Placed
+from fedrec.recommender.pooled import Pooled
+from fedrec.recommender.recommending import Recommending
+from fedrec.recommender.selection import choose
+from fedrec.recommender.shelf import Ranked, look_up
+
+__all__ = ["MerchantRanker", "MerchantRecommender"]
+
+
+@dataclass(frozen=True)
+class MerchantRanker:
+    """A catalogue ranked under a merchant's blend; a `Ranker`.
+
+    Attributes:
+        data: catalogue, details and the users by name.
+        part: the text over the catalogue.
+        layer: the own layer; None where there is none.
+        counts: (items,) how often each was bought here.
+        blend: how they are joined.
+        length: how many of a history's latest events the text pools.
+        said: from words to their vector as history, (1, hidden).
+        source: what ranks.
+    """
+
+    data: MerchantData
+    part: TextPart
+    layer: Placed | None
+    counts: np.ndarray
+    blend: Blend
+    length: int
+    said: Callable[[str], np.ndarray]
+    source: str
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The merchant's items."""
+        return self.data.catalogue
+
+    @property
+    def details(self) -> ItemDetails:
+        """Their brand, category and price."""
+        return self.data.details
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(items, hidden) the items as candidates."""
+        return self.part.candidate
+
+    def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
+        """See `Ranker`. Who uses words says what is wanted, so popularity is then left out."""
+        events = Pooled.of(pasts, self.part.history, self.length, self.said(query) if query else None)
+        out = np.zeros((len(pasts), len(self.catalogue)), dtype=np.float32)
+        for decay, weight in self.blend.pooling.items():
+            out += np.float32(weight) * products(events.users(decay), self.part.candidate)
+        if not query:
+            for name, weight in self.blend.priors.items():
+                out += np.float32(weight) * self.part.priors[name]
+        if self.layer is not None and self.blend.own:
+            own = self.layer.scores(_bought(pasts, len(self.catalogue)))
+            own /= np.maximum(own.std(axis=1, keepdims=True), 1e-12)
+            out += np.float32(self.blend.own) * own
+        return out
+
+    def popularity(self) -> np.ndarray:
+        """See `Ranker`: how often each item was bought here."""
+        return self.counts
+
+    def past_of(self, user_id: str) -> Past | None:
+        """See `Ranker`."""
+        number = self._numbers.get(user_id)
+        return None if number is None else self.data.histories.of(number)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.data.histories.user_ids)}
+
+
+class MerchantRecommender(Recommending):
+    """Ranks a merchant's catalogue as it is now: new items at once, and events as they come.
+
+    The own layer is the last that `fedrec merchant fit` wrote; where there is none, the text ranks under shared defaults.
+    """
+
+    def __init__(self, place: MerchantPlace) -> None:
+        self.place, self.settings, self._data = place, place.settings, place.data()
+        self.catalogue, self.details = self._data.catalogue, self._data.details
+        own, version = OwnModel.read(place.own), place.versions.current
+        self.adapter = place.adapter(version)
+        here = popularity_here(self._data.histories, len(self.catalogue))
+        plain = place.plain(self.catalogue, here) if self.adapter is None else None
+        received = None if self.adapter is None else place.received(self.catalogue, self.adapter, here)
+        self.part = received.part if received is not None else plain
+        assert self.part is not None
+        layer = None if own is None else own.placed(self.catalogue)
+        if own is not None and own.version == version:
+            blend = own.blend
+        else:
+            strength = () if own is None else (own.blend.strength,)
+            found = contenders(plain or self.part, received, strength or (0.0,))
+            blend = found[FEDERATED if received is not None else ALONE].default
+        source = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
+        self._ranks = MerchantRanker(
+            self._data, self.part, layer, here, blend, self._length, self._said,
+            source if layer is None or not blend.own else f"{source} + own layer",
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: str | Path) -> MerchantRecommender:
+        """Open a merchant's folder.
+
+        Raises:
+            InputError: `merchant.toml` or the tables cannot be read, or the current adapter cannot be used here.
+        """
+        return cls(MerchantPlace(Path(folder).resolve()))
+
+    def rank(
+        self, history: Sequence[str], k: int = 10, query: str | None = None, catalogue: Catalogue | pd.DataFrame | None = None
+    ) -> Ranked:
+        """The `k` best items that the history does not hold; see `Recommender.rank`.
+
+        Another catalogue is ranked by its texts alone.
+
+        Raises:
+            InputError: an unknown item, or neither history nor query.
+        """
+        if not len(history) and not query:
+            raise InputError("there is neither a history nor a query", expected="at least one of them")
+        ranks = self._ranks if catalogue is None else self._strange(catalogue)
+        return self._listed(ranks, [history], k, query)[0]
+
+    def rank_many(self, histories: Sequence[Sequence[str]], k: int = 10) -> list[Ranked]:
+        """`rank` for many histories, in their order.
+
+        Raises:
+            InputError: an unknown item, or an empty history.
+        """
+        if empty := [number for number, history in enumerate(histories) if not len(history)]:
+            raise InputError("there is an empty history", where=f"histories[{empty[0]}]")
+        return self._listed(self._ranks, histories, k, None)
+
+    def _listed(self, ranks: MerchantRanker, histories: Sequence[Sequence[str]], k: int, query: str | None) -> list[Ranked]:
+        asked = look_up(histories, ranks.catalogue)
+        pasts = [(items := asked[asked[:, 0] == user, 1], np.arange(len(items))) for user in range(len(histories))]
+        allowed = np.ones(len(ranks.catalogue), dtype=bool)
+        lists = choose(ranks.scores(pasts, query), k, np.unique(asked, axis=0), allowed, 0.0, None)
+        return [[(ranks.catalogue.item_ids[item], score) for item, score in one] for one in lists]
+
+    def _ranker(self, merchant: str | None) -> MerchantRanker:
+        if merchant not in (None, self.settings.name):
+            raise InputError(f"there is no merchant {merchant!r}", where=str(self.place.path), expected=self.settings.name)
+        return self._ranks
+
+    @property
+    def _length(self) -> int:
+        return RunConfig().history if self.adapter is None else int(self.adapter.settings["history"])
+
+    def _said(self, query: str) -> np.ndarray:
+        """Words as one more item of a history, (1, hidden)."""
+        encoder = self.place.encoder(self.adapter)
+        if self.adapter is None:
+            centre = self.place.pooled(self.catalogue, None).mean(0)
+            found: np.ndarray = normalize(encoder.encode([query]) - centre, dim=-1).cpu().numpy()
+            return found
+        arrays = self.adapter.arrays
+        encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
+        said: np.ndarray = role_table(centred(encoder.encode([query]), arrays), arrays, arrays, "history").cpu().numpy()
+        return said
+
+    def _strange(self, catalogue: Catalogue | pd.DataFrame) -> MerchantRanker:
+        """Items that are not the merchant's, by their texts alone."""
+        items = catalogue if isinstance(catalogue, Catalogue) else Catalogue.from_table(catalogue)
+        nothing = np.zeros(len(items), dtype=np.float32)
+        adapter: Adapter | None = self.adapter
+        part = self.place.plain(items, nothing) if adapter is None else self.place.received(items, adapter, nothing).part
+        blend = Blend(self._ranks.blend.pooling, {}, 0.0, 0.0)
+        data = MerchantData(items, self._data.histories)
+        return MerchantRanker(data, part, None, nothing, blend, self._length, self._said, self._ranks.source)
+
+
+def _bought(pasts: Sequence[Past], items: int) -> csr_array:
+    """(users, items) of ones where a past holds an item."""
+    held = [np.unique(found) for found, _ in pasts]
+    rows = np.repeat(np.arange(len(held)), [len(found) for found in held])
+    columns = np.concatenate([np.zeros(0, dtype=np.int64), *held])
+    return csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=(len(pasts), items))

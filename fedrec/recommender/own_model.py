@@ -1,0 +1,115 @@
+"""What a merchant fitted on its own events, in one file of its folder that only its owner may read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from scipy.sparse import csr_array
+
+from fedrec.config import make_private, write_atomically
+from fedrec.data import Catalogue
+from fedrec.errors import InputError
+from fedrec.recommender.blend import Blend
+from fedrec.recommender.own_layer import OWN_LAYERS, OwnLayer
+
+__all__ = ["FILE", "OwnModel", "Placed"]
+
+FILE, FORMAT = "layer.safetensors", 1
+LAYER, IDS = "layer.", "item_ids"
+FIT = "fit it again: `fedrec merchant fit`"
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """The own layer, and how it is joined with the text.
+
+    Attributes:
+        item_ids: the items of the catalogue at that time; the layer's are in their order.
+        blend: how the parts are joined.
+        version: the adapter that it was chosen beside; None for the untrained text.
+        facts: digests of what it was made from, and numbers of users; for people and for `fedrec merchant fit`.
+    """
+
+    layer: OwnLayer
+    item_ids: tuple[str, ...]
+    blend: Blend
+    version: str | None
+    facts: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Into `folder`, whole or not at all."""
+        make_private(folder)
+        arrays = {LAYER + name: np.ascontiguousarray(value) for name, value in self.layer.arrays().items()}
+        arrays[IDS] = np.frombuffer(json.dumps(self.item_ids).encode(), dtype=np.uint8)
+        blend = {**asdict(self.blend), "pooling": list(self.blend.pooling.items())}
+        said = {"format": FORMAT, "kind": self.layer.kind, "version": self.version, "blend": blend, "facts": dict(self.facts)}
+        write_atomically(folder / FILE, save(arrays, {"fedrec": json.dumps(said)}), mode=0o600)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """What was written, None where nothing was.
+
+        Raises:
+            InputError: it is damaged, or of another version of this program.
+        """
+        path = folder / FILE
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                said = json.loads(file.metadata()["fedrec"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if said["format"] != FORMAT:
+                raise InputError(f"has format {said['format']!r}", where=str(path), expected=f"format {FORMAT}", hint=FIT)
+            layer = {name.removeprefix(LAYER): value for name, value in arrays.items() if name.startswith(LAYER)}
+            pooling = {float(decay): float(weight) for decay, weight in said["blend"]["pooling"]}
+            return cls(
+                OWN_LAYERS[said["kind"]].from_arrays(layer), tuple(json.loads(arrays[IDS].tobytes())),
+                Blend(**{**said["blend"], "pooling": pooling}), said["version"], said["facts"],
+            )  # fmt: skip
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"the own layer cannot be read ({error})", where=str(path), hint=FIT) from None
+
+    def placed(self, catalogue: Catalogue) -> Placed:
+        """Over another state of the catalogue, where items have come, gone or changed places."""
+        places = catalogue.index.get_indexer(list(self.item_ids))
+        kept = np.flatnonzero(places >= 0)
+        return Placed(self.layer, kept, places[kept], len(self.item_ids), len(catalogue))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layer over a catalogue that has changed since; a new item has no neighbours yet.
+
+    Attributes:
+        kept: which of the layer's items are still there.
+        places: where they are now.
+        known: items of the layer.
+        items: items of the catalogue.
+    """
+
+    layer: OwnLayer
+    kept: np.ndarray
+    places: np.ndarray
+    known: int
+    items: int
+
+    def scores(self, histories: csr_array) -> np.ndarray:
+        """(users, items) float32 for histories (users, items) of the catalogue as it is now."""
+        then = np.full(self.items, -1)
+        then[self.places] = self.kept
+        rows = np.repeat(np.arange(histories.shape[0]), np.diff(histories.indptr))
+        columns = then[histories.indices]
+        held = columns >= 0
+        shape = (histories.shape[0], self.known)
+        past = csr_array((np.ones(int(held.sum()), dtype=np.float32), (rows[held], columns[held])), shape=shape)
+        out = np.zeros((histories.shape[0], self.items), dtype=np.float32)
+        out[:, self.places] = self.layer.scores(past)[:, self.kept]
+        return out

@@ -1,0 +1,58 @@
+"""What users did, padded for the user tower; words count as one more, most recent, item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedrec.model.towers import user_vectors
+from fedrec.recommender.answers import Past
+
+__all__ = ["Pooled"]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Events as the user tower takes them.
+
+    Attributes:
+        vectors: (events, hidden) what is pooled.
+        rows, ages, valid: (users, L) which of them, baskets ago, and whether there is one.
+    """
+
+    vectors: np.ndarray
+    rows: np.ndarray
+    ages: np.ndarray
+    valid: np.ndarray
+
+    @classmethod
+    def of(cls, pasts: Sequence[Past], history: np.ndarray, length: int, said: np.ndarray | None) -> Pooled:
+        """The latest `length` events of each user.
+
+        Args:
+            history: (items, hidden) the catalogue as history.
+            said: (1, hidden) words as one more item; None for no words.
+        """
+        last = [items[-length:] for items, _ in pasts]
+        vectors = history[np.concatenate([np.zeros(0, dtype=np.int64), *last])]  # (events, hidden)
+        words = 0 if said is None else 1
+        if said is not None:
+            vectors = np.concatenate([vectors, said])
+        shape = (len(pasts), words + max(map(len, last), default=0))
+        rows, ages, valid = np.full(shape, len(vectors) - 1), np.zeros(shape), np.zeros(shape, dtype=bool)
+        valid[:, :words] = True
+        start = 0
+        for user, (items, baskets) in enumerate(pasts):
+            count = len(last[user])
+            events = slice(words, words + count)  # the latest first, after the words
+            rows[user, events] = np.arange(start, start + count)[::-1]
+            ages[user, events] = (words + baskets[-1:] - baskets[len(items) - count :])[::-1]
+            valid[user, events] = True
+            start += count
+        return cls(vectors, rows, ages, valid)
+
+    def users(self, decay: float) -> np.ndarray:
+        """(users, hidden) their vectors."""
+        return user_vectors(self.vectors, self.rows, self.ages, self.valid, decay)
