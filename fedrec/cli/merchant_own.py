@@ -62,7 +62,7 @@ def fit(
 def evaluate(
     folder: Folder,
     html: Annotated[
-        Path | None, typer.Option(help="Also write a page there. It comes from your customers' data: keep it.")
+        Path | None, typer.Option(help="Also write a page there, made from your customers' data: keep it.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`fedrec merchant evaluate`: what a merchant has alone and with the federation, on users of its own that nothing was trained on."""
+"""`fedrec merchant evaluate`: what a merchant has alone and with the federation, on its own users who train nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ LONG = 20
 """Events from which a history is a long one."""
 
 
-def measure_merchant(place: MerchantPlace, data: MerchantData, tell: Callable[[int, int], None] = lambda *_: None) -> dict[str, Any]:
+def measure_merchant(
+    place: MerchantPlace, data: MerchantData, tell: Callable[[int, int], None] = lambda *_: None
+) -> dict[str, Any]:
     """The table of this merchant alone; it comes from private data and never leaves.
 
     Args:
@@ -50,9 +52,8 @@ def measure_merchant(place: MerchantPlace, data: MerchantData, tell: Callable[[i
         length=config.history, k=config.top_k, seed=config.seed, tell=tell,
     )  # fmt: skip
     metrics = {name: entry.metrics for name, entry in entries.items() if entry.metrics is not None}
-    rows = [
-        {"name": name, **summarise(metrics[name], config.top_k, config.bootstrap, config.seed)} for name in ROWS if name in metrics
-    ]
+    summary = {name: summarise(found, config.top_k, config.bootstrap, config.seed) for name, found in metrics.items()}
+    rows = [{"name": name, **summary[name]} for name in ROWS if name in summary]
     last = FEDERATED if FEDERATED in metrics else ALONE
     return {
         "merchant": place.settings.name, "version": None if adapter is None else adapter.name, "k": config.top_k,
