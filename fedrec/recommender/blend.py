@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from scipy.optimize import minimize
@@ -94,22 +95,42 @@ def held_items(users: Group) -> csr_array:
 
 
 def own_scores(layer: OwnLayer, histories: csr_array) -> np.ndarray:
-    """(users, items) of `own / s`; zero for a user of whom the layer knows nothing."""
+    """(users, items) of `own / s`; zero for a user for whom the layer tells no item from another."""
     found = layer.scores(histories)
-    found /= np.maximum(found.std(axis=1, keepdims=True), 1e-12)
+    spread = found.std(axis=1, keepdims=True)
+    # Below this the items differ by rounding alone, which must not be blown up.
+    found /= np.where(spread > 1e-6 * np.abs(found).max(axis=1, keepdims=True, initial=0.0), spread, np.inf)
     return found
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a blend joins, for some users; every array (users, items), the popularities (items,)."""
+
+    cosines: Mapping[float, np.ndarray]
+    priors: Mapping[str, np.ndarray]
+    own: np.ndarray | None
+
+    @classmethod
+    def of(cls, users: Group, part: TextPart, layer: OwnLayer | None, decays: Iterable[float]) -> _Parts:
+        cosines = {decay: part.cosines(users, decay) for decay in decays}
+        return cls(cosines, part.priors, None if layer is None else own_scores(layer, held_items(users)))
+
+    def joined(self, blend: Blend, shape: tuple[int, int]) -> np.ndarray:
+        out = np.zeros(shape, dtype=np.float32)
+        for decay, weight in blend.pooling.items():
+            out += np.float32(weight) * self.cosines[decay]
+        for name, weight in blend.priors.items():
+            out += np.float32(weight) * self.priors[name]
+        if self.own is not None and blend.own:
+            out += np.float32(blend.own) * self.own
+        return out
 
 
 def scores(users: Group, part: TextPart, layer: OwnLayer | None, blend: Blend) -> np.ndarray:
     """(users, items) of the formula above."""
-    out = np.zeros((len(users.items), len(users.positions)), dtype=np.float32)
-    for decay, weight in blend.pooling.items():
-        out += np.float32(weight) * part.cosines(users, decay)
-    for name, weight in blend.priors.items():
-        out += np.float32(weight) * part.priors[name]
-    if layer is not None and blend.own:
-        out += np.float32(blend.own) * own_scores(layer, held_items(users))
-    return out
+    parts = _Parts.of(users, part, layer if blend.own else None, blend.pooling)
+    return parts.joined(blend, _shape(users))
 
 
 def measure(users: Group, part: TextPart, layer: OwnLayer | None, blend: Blend, k: int) -> PerUser:
@@ -133,7 +154,8 @@ def choose_blend(folds: Sequence[Fold], part: TextPart, default: Blend, k: int, 
         default = replace(default, strength=_strength(folds, k))
     default = replace(default, users=users)
     fitted = _fitted(folds, part, default, own, seed)
-    others = [fitted.shared(priors, share) for priors in PRIOR_SHARES for share in (OWN_SHARES if own else (1.0,))]
+    shares = product(PRIOR_SHARES if part.priors else (1.0,), OWN_SHARES if own else (1.0,))
+    others = [fitted.shared(priors, share) for priors, share in shares]
     return _best([default, *others], folds, part, k)
 
 
@@ -153,48 +175,88 @@ def _fitted(folds: Sequence[Fold], part: TextPart, default: Blend, own: bool, se
     decays = sorted({*DECAYS, *default.pooling})
     start = [default.pooling.get(decay, 0.0) for decay in decays] + list(default.priors.values()) + [default.own] * own
     mean = np.array(start, dtype=np.float64)
-    tables = [_table(fold, part, decays, default, own, seed) for fold in folds]
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = RIDGE / 2 * float(((weights - mean) ** 2).sum()), RIDGE * (weights - mean)
-        for features, barred, wanted in tables:
-            score = np.tensordot(weights.astype(np.float32), features, 1)
-            score[barred] = -np.inf
-            score -= score.max(axis=1, keepdims=True)
-            chance = np.exp(score)
-            total = chance.sum(axis=1, keepdims=True)
-            value += float((np.log(total) - (wanted * np.where(barred, 0.0, score)).sum(axis=1, keepdims=True)).sum())
-            slope = slope + np.tensordot(features, chance / total - wanted, ([1, 2], [0, 1]))
-        return value, slope
-
-    found = minimize(loss, mean, jac=True, method="L-BFGS-B", options={"maxiter": 60}).x.tolist()
+    random = np.random.default_rng(seed)
+    choices = [
+        _choices(block, part, fold.layers[default.strength] if own else None, decays, list(default.priors), random)
+        for fold in folds
+        for block in fold.users.blocks()
+    ]
+    found = minimize(_loss, mean, (choices, mean), jac=True, method="L-BFGS-B", options={"maxiter": 60}).x.tolist()
     pooling = dict(zip(decays, found, strict=False))
     priors = dict(zip(default.priors, found[len(decays) :], strict=False))
     return replace(default, pooling=pooling, priors=priors, own=found[-1] if own else 0.0)
 
 
-def _table(
-    fold: Fold, part: TextPart, decays: Sequence[float], default: Blend, own: bool, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (features, users, items), what the history holds and what was bought next (users, items), of sampled items."""
-    users = fold.users
-    shape = (len(users.items), len(users.positions))
-    barred, wanted = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.float32)
-    barred[users.masked[:, 0], users.masked[:, 1]] = True
-    wanted[users.relevant[:, 0], users.relevant[:, 1]] = 1.0
-    wanted /= wanted.sum(axis=1, keepdims=True)
-    sampled = np.random.default_rng(seed).permutation(shape[1])[:MOST_ITEMS]
+@dataclass(frozen=True)
+class _Choices:
+    """What some users could have bought next.
+
+    Attributes:
+        features: (features, users, items).
+        barred: (users, items) what is not up for choice.
+        wanted: (users, items) what was bought, rows of sum 1.
+    """
+
+    features: np.ndarray
+    barred: np.ndarray
+    wanted: np.ndarray
+
+
+def _choices(
+    users: Group,
+    part: TextPart,
+    layer: OwnLayer | None,
+    decays: Sequence[float],
+    priors: Sequence[str],
+    random: np.random.Generator,
+) -> _Choices:
+    """Of the sampled items and of those that any of the users bought next; to each only its own of the latter are up."""
+    items = len(users.positions)
+    sampled = random.permutation(items)[:MOST_ITEMS]
     kept = np.union1d(sampled, users.relevant[:, 1])
-    parts = [part.cosines(users, decay)[:, kept] for decay in decays]
-    parts += [np.broadcast_to(part.priors[name][kept], parts[0].shape) for name in default.priors]
-    if own:
-        parts.append(own_scores(fold.layers[default.strength], held_items(users))[:, kept])
-    return np.stack(parts), barred[:, kept], wanted[:, kept]
+    shape = (len(users.items), len(kept))
+    wanted = np.zeros(shape, dtype=np.float32)
+    wanted[users.relevant[:, 0], np.searchsorted(kept, users.relevant[:, 1])] = 1.0
+    # Others' purchases, kept for being bought, would be a choice among what is popular; the estimate needs a uniform one.
+    barred = ~np.isin(kept, sampled) & (wanted == 0)
+    if users.past is None:
+        barred |= held_items(users)[:, kept].toarray() > 0
+    of_kept = replace(part, candidate=part.candidate[kept], priors={name: part.priors[name][kept] for name in priors})
+    features = [of_kept.cosines(users, decay) for decay in decays]
+    features += [np.broadcast_to(prior, shape) for prior in of_kept.priors.values()]
+    if layer is not None:
+        features.append(own_scores(layer, held_items(users))[:, kept])
+    return _Choices(np.stack(features), barred, wanted / wanted.sum(axis=1, keepdims=True))
 
 
-def _best(blends: Iterable[Blend], folds: Sequence[Fold], part: TextPart, k: int) -> Blend:
-    def ndcg(blend: Blend) -> float:
-        found = [measure(fold.users, part, fold.layers.get(blend.strength), blend, k).ndcg for fold in folds]
-        return float(np.concatenate(found).mean())
+def _loss(weights: np.ndarray, choices: Sequence[_Choices], mean: np.ndarray) -> tuple[float, np.ndarray]:
+    """Negative log likelihood with the ridge towards `mean`, and its gradient (features,)."""
+    value, slope = RIDGE / 2 * float(((weights - mean) ** 2).sum()), RIDGE * (weights - mean)
+    for part in choices:
+        score = np.tensordot(weights.astype(part.features.dtype), part.features, 1)
+        score[part.barred] = -np.inf
+        score -= score.max(axis=1, keepdims=True)
+        chance = np.exp(score)
+        total = chance.sum(axis=1, keepdims=True)
+        true = (part.wanted * np.where(part.barred, 0.0, score)).sum(axis=1, keepdims=True)
+        value += float((np.log(total) - true).sum())
+        slope = slope + np.tensordot(part.features, chance / total - part.wanted, ([1, 2], [0, 1]))
+    return value, slope
 
-    return max(blends, key=ndcg)
+
+def _best(blends: Sequence[Blend], folds: Sequence[Fold], part: TextPart, k: int) -> Blend:
+    """The first of those with the best NDCG; all have one strength. The products, which cost most, are computed once."""
+    decays = {decay for blend in blends for decay in blend.pooling}
+    found: list[list[np.ndarray]] = [[] for _ in blends]
+    for fold in folds:
+        layer = fold.layers.get(blends[0].strength)
+        for block in fold.users.blocks():
+            parts = _Parts.of(block, part, layer, decays)
+            for blend, values in zip(blends, found, strict=True):
+                values.append(metrics_of(block, parts.joined(blend, _shape(block)), k).ndcg)
+    means = [float(np.concatenate(values).mean()) for values in found]
+    return blends[means.index(max(means))]
+
+
+def _shape(users: Group) -> tuple[int, int]:
+    return len(users.items), len(users.positions)

@@ -6,7 +6,7 @@ P = (X'X + lambda I)^-1,    B = I - P / diag(P),    score = x B
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Ease:
     weights: np.ndarray
 
     @classmethod
-    def fit(cls, bought: csr_array, strength: float) -> Ease:
+    def fit(cls, bought: csr_array, strength: float) -> Self:
         """See `OwnLayer.fit`; `strength` is lambda."""
         rows = np.unique(bought.indices)
         used = bought[:, rows]
@@ -57,6 +57,6 @@ class Ease:
         return {"items": np.array([self.items]), "rows": self.rows, "weights": self.weights}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Ease:
+    def from_arrays(cls, arrays: Arrays) -> Self:
         """See `OwnLayer.from_arrays`."""
         return cls(int(arrays["items"][0]), arrays["rows"], arrays["weights"])

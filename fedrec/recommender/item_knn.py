@@ -5,8 +5,10 @@ s_ij = n_ij / (sqrt(n_i n_j) + shrink)      (Aiolli, RecSys 2013, section 3; shr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import pairwise
+from typing import ClassVar, Self
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
@@ -16,8 +18,8 @@ from fedrec.model.adapter import Arrays
 __all__ = ["ItemKnn"]
 
 NEIGHBOURS = 100
-ROWS = 500
-"""Items whose neighbours are sought at once, which bounds memory."""
+PAIRS = 2**22
+"""Pairs of items that are looked at at once, or one item's where it has more: 60 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class ItemKnn:
     similar: csr_array
 
     @classmethod
-    def fit(cls, bought: csr_array, strength: float) -> ItemKnn:
+    def fit(cls, bought: csr_array, strength: float) -> Self:
         """See `OwnLayer.fit`; `strength` is the shrinkage, in buyers."""
         by_item = bought.T.tocsr()
         root = np.sqrt(np.diff(by_item.indptr).astype(np.float32))
         parts = [csr_array((0, bought.shape[1]), dtype=np.float32)]
-        for start in range(0, by_item.shape[0], ROWS):
-            together = (by_item[start : start + ROWS] @ bought).tocsr()
+        for start, stop in _blocks(by_item, bought):
+            together = (by_item[start:stop] @ bought).tocsr()
             together.sort_indices()
             row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
             value = together.data / (root[start + row] * root[together.indices] + np.float32(strength))
@@ -61,10 +63,17 @@ class ItemKnn:
         return {"data": found.data, "indices": found.indices, "indptr": found.indptr}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> ItemKnn:
+    def from_arrays(cls, arrays: Arrays) -> Self:
         """See `OwnLayer.from_arrays`."""
         items = len(arrays["indptr"]) - 1
         return cls(csr_array((arrays["data"], arrays["indices"], arrays["indptr"]), shape=(items, items)))
+
+
+def _blocks(by_item: csr_array, bought: csr_array) -> Iterator[tuple[int, int]]:
+    """First item and end of each block. It goes by pairs and not by items, since popular ones have many neighbours."""
+    most = np.minimum(by_item @ np.diff(bought.indptr), bought.shape[1])  # (items,) that were bought with each, at most
+    ends = np.flatnonzero(np.diff(np.cumsum(most) // PAIRS, append=-1)) + 1
+    return pairwise([0, *ends.tolist()])
 
 
 def _nearest(row: np.ndarray, value: np.ndarray) -> np.ndarray:

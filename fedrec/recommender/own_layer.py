@@ -64,7 +64,8 @@ def choose_kind(bought: csr_array) -> type[OwnLayer]:
 def bought_by(histories: Histories, items: int) -> csr_array:
     """(users, items) of ones where a user has bought an item, however often."""
     ones = np.ones(len(histories.items), dtype=np.float32)
-    bought = csr_array((ones, histories.items.copy(), histories.offsets), shape=(len(histories), items))
+    # A copy, because what follows changes the offsets too.
+    bought = csr_array((ones, histories.items, histories.offsets), shape=(len(histories), items), copy=True)
     bought.sum_duplicates()
     bought.data[:] = 1.0
     return bought
