@@ -121,7 +121,7 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
 def table(found: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
     rows = [
-        "| layer | users | items (with a buyer) | purchases | way | seconds | times faster | peak, MB | of the obvious | within |",
+        "| layer | users | items (with a buyer) | purchases | way | seconds | times faster | peak, MB | of obvious | within |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size in found:

@@ -19,7 +19,7 @@ __all__ = ["ItemKnn"]
 
 NEIGHBOURS = 100
 PAIRS = 2**22
-"""Pairs of items that are looked at at once, or one item's where it has more: 60 bytes each."""
+"""Pairs of items that are looked at at once, and those of one item: some 60 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,19 @@ class ItemKnn:
     @classmethod
     def fit(cls, bought: csr_array, strength: float) -> Self:
         """See `OwnLayer.fit`; `strength` is the shrinkage, in buyers."""
+        bought = bought.astype(np.float32)
         by_item = bought.T.tocsr()
         root = np.sqrt(np.diff(by_item.indptr).astype(np.float32))
         parts = [csr_array((0, bought.shape[1]), dtype=np.float32)]
         for start, stop in _blocks(by_item, bought):
             together = (by_item[start:stop] @ bought).tocsr()
             together.sort_indices()
-            row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+            row = np.repeat(np.arange(stop - start), np.diff(together.indptr))
             value = together.data / (root[start + row] * root[together.indices] + np.float32(strength))
             value[together.indices == start + row] = 0.0
             kept = _nearest(row, value)
-            shape = together.shape
-            parts.append(csr_array((value[kept], (row[kept], together.indices[kept])), shape=shape))
+            ends = np.cumsum(np.bincount(row[kept], minlength=stop - start))
+            parts.append(csr_array((value[kept], together.indices[kept], np.append(0, ends)), shape=together.shape))
         return cls(csr_array(vstack(parts, format="csr")))
 
     def scores(self, histories: csr_array) -> np.ndarray:
@@ -77,9 +78,19 @@ def _blocks(by_item: csr_array, bought: csr_array) -> Iterator[tuple[int, int]]:
 
 
 def _nearest(row: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Which of the entries are among the largest `NEIGHBOURS` of their row; of equal ones the earlier columns."""
-    order = np.lexsort((np.arange(len(row)), -value, row))
+    """Which of the entries are among the largest `NEIGHBOURS` of their row; of equal ones the earlier columns.
+
+    Args:
+        row: (entries,) ascending, their columns as well.
+        value: (entries,) float32, none negative; zeros are not among them.
+    """
+    # Bits of floats that are not negative are in the order of the floats: one number says the row and how far down it is.
+    key = row.astype(np.uint64) << np.uint64(32) | (np.uint64(2**32 - 1) - value.view(np.uint32))
     count = np.bincount(row)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    best = order[place < NEIGHBOURS]
-    return np.sort(best[value[best] > 0])
+    room = np.minimum(count, NEIGHBOURS)
+    last = np.sort(key)[np.cumsum(count) - count + room - 1][row]  # (entries,) the key of the row's last that is kept
+    better, equal = key < last, key == last
+    room -= np.bincount(row[better], minlength=len(count))
+    equals = np.bincount(row[equal], minlength=len(count))
+    place = np.cumsum(equal) - (np.cumsum(equals) - equals)[row]  # from 1
+    return np.flatnonzero((better | equal & (place <= room[row])) & (value > 0))
