@@ -197,6 +197,8 @@ def test_blocks_of_items_are_all_of_them_and_none_has_too_many_pairs(pairs: int,
     bought = drawn(30, 40, 0.2, 5, unsold=10)
     blocks = list(item_knn._blocks(bought.T.tocsr(), bought))
     assert [item for start, stop in blocks for item in range(start, stop)] == list(range(40))
+    most = np.minimum(bought.T @ np.diff(bought.indptr), 40)
+    assert len(blocks) <= most.sum() // pairs + 1
     together = (bought.T @ bought).tocsr()
     largest = int(np.diff(together.indptr).max())
     assert max(together[start:stop].nnz for start, stop in blocks) < pairs + largest
