@@ -198,19 +198,24 @@ def test_only_popularities_that_are_there_are_weighed() -> None:
     assert choose_blend(folds, replace(part, priors={}), default, K).priors == {}
 
 
-def test_popularity_that_says_everything_is_weighed_up_and_one_that_says_nothing_is_not() -> None:
+@pytest.mark.parametrize("most", [800, 12])
+def test_popularity_that_says_everything_is_weighed_up_and_one_that_says_nothing_is_not(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_ITEMS", most)  # a sample of items does not change what is estimated
+    monkeypatch.setattr(ranking, "FLOATS", 1)
     rng, items = np.random.default_rng(0), 40
     share = np.exp(-np.arange(items) / 4)
     share /= share.sum()
-    users = [[[int(item)] for item in rng.choice(items, 2, replace=False, p=share)] for _ in range(150)]
+    users = [[[int(item)] for item in rng.choice(items, 2, replace=False, p=share)] for _ in range(600)]
     part = replace(
         text(items), priors={"own": np.log(share).astype(np.float32), "other": rng.normal(size=items).astype(np.float32)}
     )
     found = module._fitted(
         [Fold(users_of(users, items), {})], part, replace(DEFAULT, priors={"own": 0.0, "other": 0.0}), False, 0
     )
-    assert found.priors["own"] == pytest.approx(1.0, abs=0.25), "purchases were drawn by it"
-    assert abs(found.priors["other"]) < 0.25
+    assert found.priors["own"] == pytest.approx(1.0, abs=0.12), "purchases were drawn by it"
+    assert abs(found.priors["other"]) < 0.15
 
 
 def choices_of(
@@ -246,21 +251,29 @@ def test_the_loss_is_the_log_likelihood_of_what_was_bought_next() -> None:
     assert module._loss(weights, [found], mean)[0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_sample_of_items_holds_all_that_were_wanted_and_offers_each_user_only_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_user_is_offered_a_sample_of_items_and_all_that_it_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_ITEMS", 8)
-    users, part = users_of(noise(25, 60, 0), 60), text(60)
-    found = choices_of(users, part)
-    sampled = np.random.default_rng(0).permutation(60)[:8]
-    kept = np.union1d(sampled, users.relevant[:, 1])
-    assert 8 < len(kept) < 60 and found.features.shape == (4, 25, len(kept))
-    np.testing.assert_allclose(found.wanted.sum(axis=1), 1.0)
-    held = held_items(users).toarray() > 0
-    truth = np.zeros((25, 60), dtype=bool)
-    truth[users.relevant[:, 0], users.relevant[:, 1]] = True
-    np.testing.assert_array_equal(found.wanted > 0, truth[:, kept])
-    offered = np.isin(np.arange(60), sampled) & ~held | truth
-    np.testing.assert_array_equal(~found.barred, offered[:, kept])
-    np.testing.assert_allclose(found.features[0], part.cosines(users, 0.0)[:, kept], atol=1e-6)
+    baskets = [*noise(25, 60, 0), [[0], [1, 2, 3]]]
+    users, part = users_of(baskets, 60), text(60)
+    layer = Ease.fit(bought_by(histories_of(baskets), 60), 10.0)
+    found = choices_of(users, part, layer)
+    np.testing.assert_allclose(found.wanted.sum(axis=1), 1.0, rtol=1e-6)
+    offers = [found.items[user][~found.barred[user]].tolist() for user in range(26)]
+    for user, offer in enumerate(offers):
+        truth = users.relevant[users.relevant[:, 0] == user, 1].tolist()
+        held = users.masked[users.masked[:, 0] == user, 1].tolist()
+        assert len(offer) == len({*offer}) and {*truth} <= {*offer} and not {*held} & {*offer}
+        assert 8 - len(held) <= len(offer) <= 8 + len(truth)
+        assert sorted(found.items[user][found.wanted[user] > 0].tolist()) == truth
+    assert len({tuple(offer) for offer in offers}) == 26, "a sample of its own"
+    whole = [*(part.cosines(users, decay) for decay in (0.0, 0.1, 1.0)), np.tile(part.priors["own"], (26, 1))]
+    whole.append(own_scores(layer, held_items(users)))
+    np.testing.assert_array_equal(found.features, [np.take_along_axis(table, found.items, 1) for table in whole])
+
+
+def test_a_small_catalogue_is_offered_whole() -> None:
+    found = choices_of(users_of([[[0, 1], [2]], [[3], [0]]], 4), text(4))
+    assert found.items.tolist() == [[2, 3, 0], [0, 1, 2]] and found.barred.tolist() == [[False, False, True], [False] * 3]
 
 
 def test_where_people_buy_again_what_they_have_is_up_for_choice() -> None:

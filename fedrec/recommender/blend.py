@@ -189,14 +189,16 @@ def _fitted(folds: Sequence[Fold], part: TextPart, default: Blend, own: bool, se
 
 @dataclass(frozen=True)
 class _Choices:
-    """What some users could have bought next.
+    """What some users could have bought next: for each the items in its sample, and those that it did buy.
 
     Attributes:
-        features: (features, users, items).
-        barred: (users, items) what is not up for choice.
-        wanted: (users, items) what was bought, rows of sum 1.
+        items: (users, offered) the items, any where `barred`.
+        features: (features, users, offered) of theirs.
+        barred: (users, offered) where a user has fewer than others.
+        wanted: (users, offered) what was bought, rows of sum 1.
     """
 
+    items: np.ndarray
     features: np.ndarray
     barred: np.ndarray
     wanted: np.ndarray
@@ -210,23 +212,28 @@ def _choices(
     priors: Sequence[str],
     random: np.random.Generator,
 ) -> _Choices:
-    """Of the sampled items and of those that any of the users bought next; to each only its own of the latter are up."""
-    items = len(users.positions)
-    sampled = random.permutation(items)[:MOST_ITEMS]
-    kept = np.union1d(sampled, users.relevant[:, 1])
-    shape = (len(users.items), len(kept))
-    wanted = np.zeros(shape, dtype=np.float32)
-    wanted[users.relevant[:, 0], np.searchsorted(kept, users.relevant[:, 1])] = 1.0
-    # Others' purchases, kept for being bought, would be a choice among what is popular; the estimate needs a uniform one.
-    barred = ~np.isin(kept, sampled) & (wanted == 0)
+    """Every user has a sample of its own: with one for all, what it misses would be on offer only to those who bought it."""
+    shape = _shape(users)
+    offered = np.ones(shape, dtype=bool)
+    if shape[1] > MOST_ITEMS:
+        offered[:] = False
+        np.put_along_axis(offered, random.random(shape, dtype=np.float32).argpartition(MOST_ITEMS)[:, :MOST_ITEMS], True, axis=1)
     if users.past is None:
-        barred |= held_items(users)[:, kept].toarray() > 0
-    of_kept = replace(part, candidate=part.candidate[kept], priors={name: part.priors[name][kept] for name in priors})
-    features = [of_kept.cosines(users, decay) for decay in decays]
-    features += [np.broadcast_to(prior, shape) for prior in of_kept.priors.values()]
-    if layer is not None:
-        features.append(own_scores(layer, held_items(users))[:, kept])
-    return _Choices(np.stack(features), barred, wanted / wanted.sum(axis=1, keepdims=True))
+        offered[users.masked[:, 0], users.masked[:, 1]] = False
+    bought = np.zeros(shape, dtype=bool)
+    bought[users.relevant[:, 0], users.relevant[:, 1]] = True
+    user, item = np.nonzero(offered | bought)
+    count = np.bincount(user)
+    cells = user, np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+    width = (shape[0], int(count.max()))
+    items, barred, wanted = np.zeros(width, dtype=np.int64), np.ones(width, dtype=bool), np.zeros(width, dtype=np.float32)
+    items[cells], barred[cells], wanted[cells] = item, False, bought[user, item]
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    parts = _Parts.of(users, part, layer, decays)
+    tables = [*parts.cosines.values()] + ([] if parts.own is None else [parts.own])
+    features = [np.take_along_axis(table, items, axis=1) for table in tables]
+    features[len(decays) : len(decays)] = [part.priors[name][items] for name in priors]
+    return _Choices(items, np.stack(features), barred, wanted)
 
 
 def _loss(weights: np.ndarray, choices: Sequence[_Choices], mean: np.ndarray) -> tuple[float, np.ndarray]:
