@@ -268,7 +268,7 @@ def test_each_user_is_offered_a_sample_of_items_and_all_that_it_wanted(monkeypat
     assert len({tuple(offer) for offer in offers}) == 26, "a sample of its own"
     whole = [*(part.cosines(users, decay) for decay in (0.0, 0.1, 1.0)), np.tile(part.priors["own"], (26, 1))]
     whole.append(own_scores(layer, held_items(users)))
-    np.testing.assert_array_equal(found.features, [np.take_along_axis(table, found.items, 1) for table in whole])
+    np.testing.assert_allclose(found.features, [np.take_along_axis(table, found.items, 1) for table in whole], atol=1e-6)
 
 
 def test_a_small_catalogue_is_offered_whole() -> None:

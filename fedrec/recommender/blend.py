@@ -229,10 +229,12 @@ def _choices(
     items, barred, wanted = np.zeros(width, dtype=np.int64), np.ones(width, dtype=bool), np.zeros(width, dtype=np.float32)
     items[cells], barred[cells], wanted[cells] = item, False, bought[user, item]
     wanted /= wanted.sum(axis=1, keepdims=True)
-    parts = _Parts.of(users, part, layer, decays)
-    tables = [*parts.cosines.values()] + ([] if parts.own is None else [parts.own])
-    features = [np.take_along_axis(table, items, axis=1) for table in tables]
-    features[len(decays) : len(decays)] = [part.priors[name][items] for name in priors]
+    kept, place = np.unique(items, return_inverse=True)
+    of_kept, place = replace(part, candidate=part.candidate[kept]), place.reshape(items.shape)
+    features = [np.take_along_axis(of_kept.cosines(users, decay), place, axis=1) for decay in decays]
+    features += [part.priors[name][items] for name in priors]
+    if layer is not None:
+        features.append(np.take_along_axis(own_scores(layer, held_items(users)), items, axis=1))
     return _Choices(items, np.stack(features), barred, wanted)
 
 
