@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message
 
 from fedrec.deploy.certificates import new_node_key
 from fedrec.secure import Refused, Roster, Terms, announce
+from fedrec.wire import DELIVER
 from server.run_folder import RunFolder
 from simulations.run import simulate
 
@@ -106,7 +107,7 @@ def test_everything_that_is_sent_can_be_recorded_and_no_share_stays(
     run = simulate(federation, config, tmp_path / "run", record_wire=True)
     lines = [json.loads(line) for line in (run.path / "privacy" / "wire" / "m0.jsonl").read_text().splitlines()]
     steps = ["announce", "share", "mask_histogram", "confirm", "reveal", "announce", "share", "mask", "confirm", "reveal"]
-    assert [line["type"] for line in lines] == [f"train.{step}" for step in steps]
+    assert [line["type"] for line in lines] == [*(f"train.{step}" for step in steps), DELIVER]
     secret = [value for line in lines for value in line["values"] if value["dtype"] == "bytes"]
     assert {value["name"] for value in secret} == {"first", "second", "third", "fourth"}
     assert not any("value" in value for value in secret)
