@@ -12,7 +12,7 @@ less popularity or another share of the own layer, and the defaults, those with 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -23,7 +23,7 @@ from fedrec.evaluation.metrics import PerUser
 from fedrec.evaluation.protocol import Group, joined, metrics_of
 from fedrec.model.ranking import products
 from fedrec.model.towers import user_vectors
-from fedrec.recommender.own_layer import OwnLayer
+from fedrec.recommender.own_layer import OwnLayer, Scores
 
 __all__ = ["Blend", "Fold", "TextPart", "choose_blend", "held_items", "measure", "own_scores", "scores"]
 
@@ -82,10 +82,15 @@ class TextPart:
 
 @dataclass(frozen=True)
 class Fold:
-    """Users to choose on, and the own layers, by strength, that were fitted without them."""
+    """Users to choose on, with the own layers, by strength, and the popularities, by name, that know nothing of them."""
 
     users: Group
     layers: Mapping[float, OwnLayer]
+    priors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def seen(self, part: TextPart) -> TextPart:
+        """A text whose popularities know nothing of these users."""
+        return replace(part, priors={name: self.priors.get(name, value) for name, value in part.priors.items()})
 
 
 def held_items(users: Group) -> csr_array:
@@ -94,7 +99,7 @@ def held_items(users: Group) -> csr_array:
     return csr_array((ones, (users.masked[:, 0], users.masked[:, 1])), shape=(len(users.items), len(users.positions)))
 
 
-def own_scores(layer: OwnLayer, histories: csr_array) -> np.ndarray:
+def own_scores(layer: Scores, histories: csr_array) -> np.ndarray:
     """(users, items) of `own / s`; zero for a user for whom the layer tells no item from another."""
     found = layer.scores(histories)
     spread = found.std(axis=1, keepdims=True)
@@ -177,7 +182,7 @@ def _fitted(folds: Sequence[Fold], part: TextPart, default: Blend, own: bool, se
     mean = np.array(start, dtype=np.float64)
     random = np.random.default_rng(seed)
     choices = [
-        _choices(block, part, fold.layers[default.strength] if own else None, decays, list(default.priors), random)
+        _choices(block, fold.seen(part), fold.layers[default.strength] if own else None, decays, list(default.priors), random)
         for fold in folds
         for block in fold.users.blocks()
     ]
@@ -260,7 +265,7 @@ def _best(blends: Sequence[Blend], folds: Sequence[Fold], part: TextPart, k: int
     for fold in folds:
         layer = fold.layers.get(blends[0].strength)
         for block in fold.users.blocks():
-            parts = _Parts.of(block, part, layer, decays)
+            parts = _Parts.of(block, fold.seen(part), layer, decays)
             for blend, values in zip(blends, found, strict=True):
                 values.append(metrics_of(block, parts.joined(blend, _shape(block)), k).ndcg)
     means = [float(np.concatenate(values).mean()) for values in found]

@@ -36,8 +36,8 @@ ALONE = "alone: text + own layer + popularity here"
 WITH_COUNTS = "alone + the federation's popularity"
 SERVED, FEDERATED = "federated text", "federated + own layer"
 ROWS = (POPULARITY, TEXT, LAYER, ALONE, WITH_COUNTS, SERVED, FEDERATED)
-FOLDS = 5
-MOST_CHOOSERS = 1000
+FOLDS = 3
+MOST_CHOOSERS = 600
 """Users of all folds together on whom a choice is made: more of them cost time and change nothing."""
 TEMPERATURE, DECAY = 3.0, 0.1
 """Of the shared defaults, for a merchant whom nobody has told better."""
@@ -137,7 +137,8 @@ def folds_of(
         for place, strength in enumerate(kind.strengths):
             layers[strength] = kind.fit(bought, strength)
             tell(number * len(kind.strengths) + place + 1, len(parts) * len(kind.strengths))
-        folds.append(Fold(group, layers))
+        here = popularity_here(histories.take(fitting), items)
+        folds.append(Fold(group, layers, {HERE: log_prior(here, 1.0)}))
     return folds
 
 

@@ -28,7 +28,7 @@ class Ease:
     """
 
     kind: ClassVar[str] = "ease"
-    strengths: ClassVar[tuple[float, ...]] = (10.0, 30.0, 100.0, 300.0, 1000.0)
+    strengths: ClassVar[tuple[float, ...]] = (10.0, 100.0, 1000.0)
 
     items: int
     rows: np.ndarray
@@ -40,6 +40,8 @@ class Ease:
         rows = np.unique(bought.indices)
         used = bought[:, rows]
         # An item that nobody bought would have the row and column of the identity: it is left out, and so is its cost.
+        if 2 * used.shape[0] < used.shape[1]:
+            return cls(bought.shape[1], rows.astype(np.int64), _of_few_users(used, strength))
         gram = torch.from_numpy((used.T @ used).toarray().astype(np.float64))
         gram.diagonal().add_(strength)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
@@ -60,3 +62,18 @@ class Ease:
     def from_arrays(cls, arrays: Arrays) -> Self:
         """See `OwnLayer.from_arrays`."""
         return cls(int(arrays["items"][0]), arrays["rows"], arrays["weights"])
+
+
+def _of_few_users(used: csr_array, strength: float) -> np.ndarray:
+    """The same weights from an inverse over the users, who are fewer than the items (Woodbury's identity).
+
+        P = (I - X' (X X' + lambda I)^-1 X) / lambda
+    """
+    kernel = torch.from_numpy((used @ used.T).toarray().astype(np.float64))
+    kernel.diagonal().add_(strength)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel)).numpy()
+    shared = used.T.astype(np.float64) @ (inverse @ used)  # I - lambda P
+    weights = shared / (1.0 - shared.diagonal())
+    np.fill_diagonal(weights, 0.0)
+    found: np.ndarray = weights.astype(np.float32)
+    return found

@@ -139,7 +139,7 @@ def _chosen(contender: Contender, folds: Sequence[Fold], k: int, seed: int) -> B
 
 
 def _ndcg(contender: Contender, blend: Blend, folds: Sequence[Fold], k: int) -> float:
-    found = [measure(fold.users, contender.part, fold.layers[blend.strength], blend, k).ndcg for fold in folds]
+    found = [measure(fold.users, fold.seen(contender.part), fold.layers[blend.strength], blend, k).ndcg for fold in folds]
     return float(np.concatenate(found).mean())
 
 

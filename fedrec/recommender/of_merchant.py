@@ -18,7 +18,7 @@ from fedrec.errors import InputError
 from fedrec.model.ranking import products
 from fedrec.model.towers import centred, role_table
 from fedrec.recommender.answers import Past
-from fedrec.recommender.blend import Blend, TextPart
+from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import ALONE, FEDERATED, contenders, popularity_here
 from fedrec.recommender.merchant_text import Adapter, MerchantPlace
 from fedrec.recommender.own_model import OwnModel, Placed
@@ -79,9 +79,7 @@ class MerchantRanker:
             for name, weight in self.blend.priors.items():
                 out += np.float32(weight) * self.part.priors[name]
         if self.layer is not None and self.blend.own:
-            own = self.layer.scores(_bought(pasts, len(self.catalogue)))
-            own /= np.maximum(own.std(axis=1, keepdims=True), 1e-12)
-            out += np.float32(self.blend.own) * own
+            out += np.float32(self.blend.own) * own_scores(self.layer, _bought(pasts, len(self.catalogue)))
         return out
 
     def popularity(self) -> np.ndarray:

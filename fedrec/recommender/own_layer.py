@@ -16,13 +16,21 @@ from fedrec.model.adapter import Arrays
 from fedrec.recommender.ease import Ease
 from fedrec.recommender.item_knn import ItemKnn
 
-__all__ = ["MOST_DENSE", "OWN_LAYERS", "OwnLayer", "bought_by", "choose_kind"]
+__all__ = ["MOST_DENSE", "OWN_LAYERS", "OwnLayer", "Scores", "bought_by", "choose_kind"]
 
 MOST_DENSE = 6000
 """Most items with a buyer for which all pairs are kept: EASE takes 9 s and 600 MB there, and grows with the cube."""
 
 
-class OwnLayer(Protocol):
+class Scores(Protocol):
+    """Whatever scores a catalogue from a history of its items alone."""
+
+    def scores(self, histories: csr_array) -> np.ndarray:
+        """(users, items) float32 for histories (users, items); an item without a buyer has and gives none."""
+        ...
+
+
+class OwnLayer(Scores, Protocol):
     """An item-item model. Its scores are linear in a history, so that each item of it has an exact share of a score."""
 
     kind: ClassVar[str]
@@ -37,10 +45,6 @@ class OwnLayer(Protocol):
             bought: (users, items) of zeros and ones.
             strength: of the smoothing.
         """
-        ...
-
-    def scores(self, histories: csr_array) -> np.ndarray:
-        """(users, items) float32 for histories (users, items); an item without a buyer has and gives none."""
         ...
 
     def arrays(self) -> Arrays:
