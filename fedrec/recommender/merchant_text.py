@@ -143,6 +143,17 @@ class MerchantPlace:
         return plain_part(self.pooled(catalogue, None), here)
 
     def received(self, catalogue: Catalogue, adapter: Adapter, here: np.ndarray) -> Received:
-        """The federated text and popularity."""
+        """The federated text and popularity.
+
+        Raises:
+            InputError: see `encoder`; or its numbers are finite and what they make of a text here is not.
+        """
         counts, floor = adapter.counts(catalogue)
-        return Received(trained_part(self.pooled(catalogue, adapter), adapter.arrays, here, counts, floor), adapter.scoring)
+        part = trained_part(self.pooled(catalogue, adapter), adapter.arrays, here, counts, floor)
+        if not all(np.isfinite(found).all() for found in (part.history, part.candidate, *part.priors.values())):
+            # A rank among scores that are no numbers would be the best there is.
+            raise InputError(
+                f"version {adapter.name} makes no finite numbers of the texts here", where=str(self.path / "model"),
+                hint="`fedrec merchant model use` another one",
+            )  # fmt: skip
+        return Received(part, adapter.scoring)
