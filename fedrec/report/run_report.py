@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from fedrec.config import RunConfig, write_atomically
 from fedrec.report.pages import page
-from fedrec.report.plots import curves
+from fedrec.report.plots import curves, intervals
 from fedrec.report.trust_words import COMPARED, LOST, SHARES, assumed
 
-__all__ = ["write_report"]
+__all__ = ["at_merchants_plot", "write_report"]
 
 
 def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> Path:
@@ -36,6 +36,7 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
         total_epsilon=sum(entry["epsilon"] for entry in last.values()),
         k=config.top_k,
         metric_names=(f"ndcg@{config.top_k}", f"hr@{config.top_k}", f"recall@{config.top_k}", "mrr"),
+        at_merchants=Markup(at_merchants_plot(results, config.top_k)) if results.get("merchants") else None,
         plots=[(title, Markup(svg)) for title, svg in _plots(config, lines, results)],
         most_up=max((size for line in lines[1:] for size in line["bytes_up"].values()), default=0),
         most_down=max((size for line in lines[2:] for size in line["bytes_down"].values()), default=0),
@@ -43,6 +44,13 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
     path = folder / "report.html"
     write_atomically(path, html.encode())
     return path
+
+
+def at_merchants_plot(results: dict[str, Any], k: int) -> str:
+    """NDCG of what merchants have alone and with the federation."""
+    name = f"ndcg@{k}"
+    rows = [(row["name"], row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in results["merchants"]["rows"]]
+    return intervals(rows, x=f"{name.upper()}, 95% intervals")
 
 
 def _plots(config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> list[tuple[str, str]]:
