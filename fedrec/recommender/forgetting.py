@@ -106,9 +106,10 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
     Raises:
         InputError: nothing was taken out, and the tables cannot be read.
     """
-    file = place.own / FILE
-    if not file.exists():
+    if not (place.own / FILE).exists():
         return Layer("none")
+    if not place.settings.recommender.own_layer:
+        return _removed(place, "it is turned off in merchant.toml")
     try:
         data = place.data()
         if _holds(place, lambda: up_to_date(place, data)):
@@ -118,9 +119,13 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
     except InputError as error:
         if not erased and not _empty(place):
             raise
-        file.unlink(missing_ok=True)
-        flush_folder(place.own)
-        return Layer("removed", str(error))
+        return _removed(place, str(error))
+
+
+def _removed(place: MerchantPlace, why: str) -> Layer:
+    (place.own / FILE).unlink(missing_ok=True)
+    flush_folder(place.own)
+    return Layer("removed", why)
 
 
 def _feedback(place: MerchantPlace) -> list[Path]:
