@@ -174,6 +174,19 @@ def test_a_file_that_somebody_writes_meanwhile_stays_as_they_wrote_it(tmp_path: 
     assert path.read_text() == "user_id,item_id\nb,1\nc,2\n" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_interrupted_before_the_end_the_old_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, text = tmp_path / "events.csv", f"user_id,item_id\n{NAME},1\nb,2\n"
+    path.write_text(text)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        erase_user(path, NAME)
+    assert path.read_text() == text and [file.name for file in tmp_path.iterdir()] == ["events.csv"]
+
+
 def test_a_link_still_leads_to_the_table(tmp_path: Path) -> None:
     (tmp_path / "real.csv").write_text(f"user_id,item_id\n{NAME},1\nb,2\n")
     (tmp_path / "events.csv").symlink_to("real.csv")

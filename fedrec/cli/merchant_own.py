@@ -98,7 +98,10 @@ def evaluate(
         )  # fmt: skip
     if not found["own_layer"]:
         row = TEXT if found["version"] is None else SERVED
-        out.print(f"The own layer is turned off in merchant.toml: what ranks is the row '{row}'", soft_wrap=True)
+        out.print(
+            f"The own layer is turned off in merchant.toml: what ranks is the row '{row}', "
+            "with weights that your users had no part in", soft_wrap=True,
+        )  # fmt: skip
     out.print("These figures come from your customers' data without noise: they are yours alone.", style="dim")
     if html is not None:
         out.print(f"page: {html}", soft_wrap=True)
