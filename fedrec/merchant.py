@@ -17,7 +17,10 @@ from fedrec.errors import InputError
 from fedrec.privacy import Policy
 from fedrec.text import MerchantName
 
-__all__ = ["MERCHANT_FILE", "OWN", "LedgerSettings", "MerchantFile", "ModelSettings", "ServerAddress", "read_merchant_file"]
+__all__ = [
+    "MERCHANT_FILE", "OWN", "LedgerSettings", "MerchantFile", "ModelSettings", "RecommenderSettings", "ServerAddress",
+    "read_merchant_file",
+]  # fmt: skip
 
 MERCHANT_FILE = "merchant.toml"
 OWN = "own"
@@ -36,6 +39,16 @@ class ModelSettings(BaseModel):
     """`auto`, `cpu`, or a torch device."""
     texts_per_batch: int = Field(128, ge=1)
     """Most texts in flight in the encoder: what bounds memory."""
+
+
+class RecommenderSettings(BaseModel):
+    """The `[recommender]` table: what ranks here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    own_layer: bool = True
+    """Whether what the merchant learned of its own customers without noise ranks too. Off, only the text and the federation's
+    popularity do, so that what a customer is shown tells as little of others as the adapter does."""
 
 
 class ServerAddress(BaseModel):
@@ -71,6 +84,7 @@ class MerchantFile(BaseModel):
     users: UserShares | None = None
     """Absent, a deployed merchant holds back what `UserShares` says, and a simulated one nobody: there the server has users of
     its own."""
+    recommender: RecommenderSettings = RecommenderSettings()
     server: ServerAddress | None = None
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.data import Catalogue, Columns, DataSource, Histories, ItemDetails, load_central, load_merchant, merchant_folders
+from fedrec.data.roles import UserShares
 from fedrec.data.rows import check_events, check_items
 from fedrec.data.split import public_population, split_source
 from fedrec.data.tables import read_table
@@ -498,6 +499,18 @@ def test_a_deployment_writes_the_kinds_and_what_they_mean(tmp_path: Path) -> Non
     file = read_merchant_file(tmp_path / "merchant.toml")
     (tmp_path / "merchant.toml").write_text(merchant_toml(file, guessed=False))
     assert read_merchant_file(tmp_path / "merchant.toml") == file and file.data.history_events == ("view", "click")
+
+
+def test_a_deployment_writes_who_chooses_and_whether_the_own_layer_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "merchant.toml"
+    path.write_text(TOML + "[users]\nchoose = 0.2\n[recommender]\nown_layer = false\n")
+    file = read_merchant_file(path)
+    path.write_text(merchant_toml(file, guessed=False))
+    assert read_merchant_file(path) == file and (file.users, file.recommender.own_layer) == (UserShares(choose=0.2), False)
+    path.write_text(TOML)
+    without = read_merchant_file(path)
+    path.write_text(merchant_toml(without, guessed=False))
+    assert read_merchant_file(path) == without and without.users is None and "# choose = 0.1" in path.read_text()
 
 
 def test_a_column_of_many_kinds_is_left_out_in_few_lines(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ TREE = {
     "merchants/a/data": 0o700,
     "merchants/a/data/README.txt": 0o644,
     "merchants/a/model": 0o700,
+    "merchants/a/own": 0o700,
     "merchants/a/state": 0o700,
 }
 
@@ -684,14 +685,18 @@ def test_a_private_key_that_others_can_read_is_refused(mode: int, deployment: De
 @pytest.mark.parametrize("name", ["out", "an \"odd\" 100%f $HOME \\n 'place'"])
 def test_the_units_are_ones_that_systemd_takes(name: str, tmp_path: Path) -> None:
     out = create(tmp_path / name, HOST, ["a"])
-    for unit, folder in ((out.server.unit, out.server.path), (out.merchant("a").unit, out.merchant("a").path)):
+    writable = {"server": ("state", "runs"), "merchant": ("state", "model", "own")}
+    for what, unit, folder in (
+        ("server", out.server.unit, out.server.path), ("merchant", out.merchant("a").unit, out.merchant("a").path)
+    ):  # fmt: skip
         # A copy, because systemd-analyze wants a plain path.
         plain = Path(shutil.copy(unit, tmp_path))
         done = subprocess.run(["systemd-analyze", "verify", plain], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and plain.name not in done.stderr, done.stderr
         if name == "out":
             text = unit.read_text()
-            assert f'up "{folder}"\n' in text and f'ReadWritePaths="{folder}/state"' in text and "%" not in text
+            assert f'up "{folder}"\n' in text and "%" not in text
+            assert "ReadWritePaths=" + " ".join(f'"{folder}/{name}"' for name in writable[what]) + "\n" in text
 
 
 # On the command line

@@ -30,6 +30,9 @@ def fit(
 ) -> None:
     """Fit the own layer on all events, choose how it is joined with the text, and which adapter ranks."""
     place, data = _opened(folder)
+    if not place.settings.recommender.own_layer:
+        _fit_text_alone(place, data, force, json)
+        return
     from fedrec.recommender.fitting import fit_merchant, up_to_date
 
     if not force and up_to_date(place, data):
@@ -68,6 +71,7 @@ def evaluate(
 ) -> None:
     """Measure, on users of your own that nothing was trained on, what you have alone and with the federation."""
     place, data = _opened(folder)
+    from fedrec.recommender.contest import SERVED, TEXT
     from fedrec.recommender.measuring import measure_merchant
     from fedrec.report.merchant_report import write_merchant_report
 
@@ -75,6 +79,7 @@ def evaluate(
         found = measure_merchant(place, data, tell)
     if html is not None:
         write_merchant_report(html, found)
+    found["own_layer"] = place.settings.recommender.own_layer
     if json:
         print_json(found)
         return
@@ -91,9 +96,37 @@ def evaluate(
             f"What federation pays here: NDCG@{found['k']} {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] "
             "over what you have alone, user by user", soft_wrap=True,
         )  # fmt: skip
+    if not found["own_layer"]:
+        row = TEXT if found["version"] is None else SERVED
+        out.print(
+            f"The own layer is turned off in merchant.toml: what ranks is the row '{row}', "
+            "with weights that your users had no part in", soft_wrap=True,
+        )  # fmt: skip
     out.print("These figures come from your customers' data without noise: they are yours alone.", style="dim")
     if html is not None:
         out.print(f"page: {html}", soft_wrap=True)
+
+
+def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> None:
+    from fedrec.recommender.text_alone import settle, settled
+
+    if not force and settled(place):
+        if json:
+            print_json({"changed": False, "own_layer": False})
+        else:
+            out.print("the own layer is turned off, and nothing has arrived since; --force compares again")
+        return
+    found = settle(place, data)
+    if json:
+        print_json({"changed": True, **found.to_json()})
+        return
+    out.print("the own layer is turned off in merchant.toml: there is none, and no weight was chosen", soft_wrap=True)
+    for name, why in found.refused.items():
+        out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
+    if found.compared:
+        rows = [[name, f"{value:.4f}", "ranks" if name == found.version else ""] for name, value in found.compared.items()]
+        out.print(table("NDCG on your choosing users", ["version", "NDCG@10", ""], rows))
+    out.print(f"ranks from now on: {found.version}", soft_wrap=True)
 
 
 def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:

@@ -17,7 +17,7 @@ from fedrec.data.schema import Columns as C
 from fedrec.data.schema import folded, known_columns
 from fedrec.errors import InputError
 
-__all__ = ["read_csv"]
+__all__ = ["read_csv", "without_rows"]
 
 DELIMITERS = ",;\t"
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -52,6 +52,35 @@ def read_csv(path: Path) -> tuple[pa.Table, tuple[str, ...], Sequence[int]]:
     if len(table) != len(rows):
         raise InputError(f"cannot be read (are its rows {len(table)} or {len(rows)}?)", where=str(path), expected="a csv table")
     return table, tuple(header), rows
+
+
+def without_rows(path: Path, column: str, value: str) -> tuple[bytes, int]:
+    """A CSV file without the rows that hold `value` in `column`; every other byte is as it was.
+
+    Returns:
+        The bytes, and how many rows are out of them: none where there is no such column.
+
+    Raises:
+        InputError: see `read_csv`.
+        OSError: the file cannot be opened.
+    """
+    data = path.read_bytes()
+    _check_encoding(data, path)
+    body = data.removeprefix(UTF8_BOM)
+    delimiter, header = _header(body)
+    if column not in known_columns(header, str(path)):
+        return data, 0
+    start, _ = _lines(body, path, delimiter, len(header))
+    place, lines = header.index(column), _text_lines(body)
+    kept, before, removed = [data[: len(data) - len(body)].decode()], 0, 0
+    with _reader(body, delimiter, strict=True) as reader:
+        for record in reader:
+            if record and before >= start and record[place] == value:
+                removed += 1
+            else:
+                kept += lines[before : reader.line_num]
+            before = reader.line_num
+    return "".join(kept).encode(), removed
 
 
 def _values(data: bytes, delimiter: str, header: list[str], start: int, known: list[str]) -> pa.Table:
@@ -143,7 +172,7 @@ def _open_quote(data: bytes, delimiter: str, before: int, last: int) -> int:
     """The line in which the quote opens at which a record, in the lines after `before` up to `last`, goes wrong."""
     line = opened = before + 1
     quoted, closed, fresh = False, False, True  # inside quotes; just after a closing one; where a field begins
-    for text in list(io.TextIOWrapper(io.BytesIO(data), "utf-8", newline=""))[before:last]:
+    for text in _text_lines(data)[before:last]:
         for char in text:
             if quoted:
                 quoted, closed, fresh = char != '"', char == '"', False
@@ -156,6 +185,11 @@ def _open_quote(data: bytes, delimiter: str, before: int, last: int) -> int:
                 closed, fresh = False, char in f"{delimiter}\r\n"
         line += 1
     return opened
+
+
+def _text_lines(data: bytes) -> list[str]:
+    """The lines as the `csv` module counts them, with their ends."""
+    return list(io.TextIOWrapper(io.BytesIO(data), "utf-8", newline=""))
 
 
 @contextmanager

@@ -291,7 +291,7 @@ def _build(
     (at / "merchants").mkdir()
     for file in merchants:
         merchant, node = Deployment(at).merchant(file.name), new_node_key(file.name)
-        _folders(merchant.path, merchant.tls, merchant.state, merchant.model)
+        _folders(merchant.path, merchant.tls, merchant.state, merchant.model, merchant.own)
         _write(merchant.ca, ca.public)
         _write(merchant.key, node.private)
         _write(merchant.public_key, node.public)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from fedrec.config import read_toml
 from fedrec.deploy.certificates import check_private, read_public_key
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
+from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.privacy import head_folder
 
 __all__ = [
@@ -385,6 +385,11 @@ class MerchantFolder:
     def model(self) -> Path:
         """Folder of the adapters that the server delivered."""
         return self.path / "model"
+
+    @property
+    def own(self) -> Path:
+        """Folder of what never leaves the merchant; for its owner alone."""
+        return self.path / OWN
 
     @property
     def fit_log(self) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from fedrec.data import Columns as C
+from fedrec.data.roles import UserShares
 from fedrec.deploy.layout import MerchantFolder, ServerFile, ServerFolder
 from fedrec.errors import InputError
 from fedrec.merchant import MerchantFile
@@ -68,6 +69,13 @@ _MODEL = {
     "device": '"auto", "cpu", or a torch device.',
     "texts_per_batch": "Most texts in flight in the encoder: what bounds memory.",
 }
+_USERS = {
+    "choose": "Share of your users on whom parts are weighed and adapters compared; they are in no round of training.",
+    "measure": "Share of your users on whom you measure what you have; they are in no round either.",
+}
+_RECOMMENDER = {
+    "own_layer": "Whether your own layer and your exact popularity rank too; what customers are shown then depends on others.",
+}
 _LEDGER = (
     "# Folder for the count and hash of your ledger's lines, best on another disk: a ledger that was cut or deleted is",
     "# noticed by it. Without this setting it is state/privacy-head.",
@@ -101,6 +109,12 @@ def merchant_toml(file: MerchantFile, *, guessed: bool) -> str:
     lines += ["", "[model]"]
     for key, value in file.model.model_dump().items():
         lines += [f"# {_MODEL[key]}", _key(key, value)]
+    lines += ["", "# [users]" if file.users is None else "[users]"]
+    for key, value in (file.users or UserShares()).model_dump().items():
+        lines += [f"# {_USERS[key]}", f"# {key} = {value}" if file.users is None else _key(key, value)]
+    lines += ["", "[recommender]"]
+    for key, value in file.recommender.model_dump().items():
+        lines += [f"# {_RECOMMENDER[key]}", _key(key, value)]
     lines += ["", "[ledger]", *_LEDGER]
     if file.ledger.head is not None:
         lines.append(_key("head", str(file.ledger.head)))
@@ -134,7 +148,7 @@ def server_unit(folder: ServerFolder) -> str:
 
 def merchant_unit(folder: MerchantFolder, name: str) -> str:
     """`fedrec-merchant.service` for a merchant's folder at its final place."""
-    return _unit(f"fedrec merchant {name}", ["merchant", "up"], folder.path, [folder.state, folder.model])
+    return _unit(f"fedrec merchant {name}", ["merchant", "up"], folder.path, [folder.state, folder.model, folder.own])
 
 
 def _key(name: str, value: object) -> str:

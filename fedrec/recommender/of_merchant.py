@@ -19,7 +19,7 @@ from fedrec.model.ranking import products
 from fedrec.model.towers import centred, role_table
 from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import Blend, TextPart, own_scores
-from fedrec.recommender.contest import ALONE, FEDERATED, contenders, popularity_here
+from fedrec.recommender.contest import ALONE, FEDERATED, SERVED, TEXT, contenders, popularity_here
 from fedrec.recommender.merchant_text import Adapter, MerchantPlace
 from fedrec.recommender.own_model import OwnModel, Placed
 from fedrec.recommender.pooled import Pooled
@@ -38,7 +38,7 @@ class MerchantRanker:
         data: catalogue, details and the users by name.
         part: the text over the catalogue.
         layer: the own layer; None where there is none.
-        counts: (items,) how often each was bought here.
+        counts: (items,) how often each was bought here, or in the federation where the own layer is turned off.
         blend: how they are joined.
         length: how many of a history's latest events the text pools.
         said: from words to their vector as history, (1, hidden).
@@ -83,7 +83,7 @@ class MerchantRanker:
         return out
 
     def popularity(self) -> np.ndarray:
-        """See `Ranker`: how often each item was bought here."""
+        """See `Ranker`."""
         return self.counts
 
     def past_of(self, user_id: str) -> Past | None:
@@ -100,12 +100,14 @@ class MerchantRecommender(Recommending):
     """Ranks a merchant's catalogue as it is now: new items at once, and events as they come.
 
     The own layer is the last that `fedrec merchant fit` wrote; where there is none, the text ranks under shared defaults.
+    Where it is turned off, nothing ranks that was computed from customers without noise.
     """
 
     def __init__(self, place: MerchantPlace) -> None:
         self.place, self.settings, self._data = place, place.settings, place.data()
         self.catalogue, self.details = self._data.catalogue, self._data.details
-        own, version = OwnModel.read(place.own), place.versions.current
+        on, version = self.settings.recommender.own_layer, place.versions.current
+        own = OwnModel.read(place.own) if on else None
         self.adapter = place.adapter(version)
         here = popularity_here(self._data.histories, len(self.catalogue))
         plain = place.plain(self.catalogue, here) if self.adapter is None else None
@@ -118,10 +120,12 @@ class MerchantRecommender(Recommending):
         else:
             strength = () if own is None else (own.blend.strength,)
             found = contenders(plain or self.part, received, strength or (0.0,))
-            blend = found[FEDERATED if received is not None else ALONE].default
+            both, alone = (FEDERATED, ALONE) if on else (SERVED, TEXT)
+            blend = found[both if received is not None else alone].default
+        counts = here if on else self._federations
         source = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
         self._ranks = MerchantRanker(
-            self._data, self.part, layer, here, blend, self._length, self._said,
+            self._data, self.part, layer, counts, blend, self._length, self._said,
             source if layer is None or not blend.own else f"{source} + own layer",
         )  # fmt: skip
 
@@ -170,6 +174,11 @@ class MerchantRecommender(Recommending):
         if merchant not in (None, self.settings.name):
             raise InputError(f"there is no merchant {merchant!r}", where=str(self.place.path), expected=self.settings.name)
         return self._ranks
+
+    @property
+    def _federations(self) -> np.ndarray:
+        """(items,) float32: how often each was bought in the federation, with noise; zeros where nothing has come."""
+        return np.zeros(len(self.catalogue), dtype=np.float32) if self.adapter is None else self.adapter.counts(self.catalogue)[0]
 
     @property
     def _length(self) -> int:

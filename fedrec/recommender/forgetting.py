@@ -1,0 +1,145 @@
+"""`fedrec merchant forget`: a person's events out of a merchant's folder, and the own layer as if they had never been there.
+
+What was released before is not called back: see `STAYS`. Nothing here prints, logs or keeps the person's id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedrec.config import flush_folder
+from fedrec.data.erasing import erase_user, rows_of_user
+from fedrec.data.kinds import MISSING
+from fedrec.data.schema import Columns as C
+from fedrec.data.tables import find_table, read_table
+from fedrec.errors import InputError
+from fedrec.recommender.fitting import fit_merchant, up_to_date
+from fedrec.recommender.merchant_text import MerchantPlace
+from fedrec.recommender.own_model import FILE
+
+__all__ = ["FEEDBACK", "STAYS", "Layer", "Traces", "erase", "find_traces", "renew_layer"]
+
+FEEDBACK = "feedback"
+STAYS = (
+    "the privacy ledger: it says what was released, and of no one in particular",
+    "stored replies: they were released with noise, and a repeated request must get the same bytes",
+    "what adapters learned, here and elsewhere: it is bounded by the epsilon in the ledger",
+    "backups and copies of your tables: they are yours to clear",
+)
+"""What an erasure leaves, for people."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Where a person is.
+
+    Attributes:
+        files: rows of each table that has some.
+        in_database: rows that the events query gives; None where events are in files.
+    """
+
+    files: Mapping[Path, int]
+    in_database: int | None
+
+    @property
+    def found(self) -> bool:
+        """Whether there is anything, also where it cannot be taken out from here."""
+        return bool(self.files or self.in_database)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What became of the own layer.
+
+    Attributes:
+        state: there was none, it needed nothing, it was fitted anew, or it was removed since that was not possible.
+        why: why not.
+    """
+
+    state: Literal["none", "unchanged", "fitted", "removed"]
+    why: str | None = None
+
+
+def find_traces(place: MerchantPlace, user_id: str) -> Traces:
+    """Look through events and feedback, and change nothing.
+
+    Raises:
+        InputError: no id, or a table or the database cannot be read.
+    """
+    if not user_id.strip() or user_id in MISSING:
+        raise InputError("is no user's id", where="USER")
+    source, in_database, tables = place.settings.data, None, _feedback(place)
+    if source.url is None:
+        tables.insert(0, find_table(place.path / (source.path or ""), "events"))
+    else:
+        from fedrec.data.sql import read_queries
+
+        events = read_queries(source, place.path)[1]
+        events.require((C.USER,))
+        in_database = int(events.frame[C.USER].eq(user_id).sum())
+    rows = {path: rows_of_user(path, user_id) for path in tables}
+    return Traces({path: count for path, count in rows.items() if count}, in_database)
+
+
+def erase(traces: Traces, user_id: str) -> None:
+    """Take the rows out of the files. Interrupted, it has done some of them; done again, it does the others.
+
+    Raises:
+        InputError: a file cannot be written or has changed meanwhile.
+    """
+    for path in traces.files:
+        erase_user(path, user_id)
+
+
+def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], None] = lambda *_: None) -> Layer:
+    """Fit the own layer on what is left, wherever there is one that was made from anything else.
+
+    A layer that cannot be fitted anew is removed: the one that is there knows the person.
+
+    Args:
+        erased: whether something was taken out just now.
+        tell: is told how many layers are fitted, of how many.
+
+    Raises:
+        InputError: nothing was taken out, and the tables cannot be read.
+    """
+    if not (place.own / FILE).exists():
+        return Layer("none")
+    if not place.settings.recommender.own_layer:
+        return _removed(place, "it is turned off in merchant.toml")
+    try:
+        data = place.data()
+        if _holds(place, lambda: up_to_date(place, data)):
+            return Layer("unchanged")
+        fit_merchant(place, data, tell)
+        return Layer("fitted")
+    except InputError as error:
+        if not erased and not _empty(place):
+            raise
+        return _removed(place, str(error))
+
+
+def _removed(place: MerchantPlace, why: str) -> Layer:
+    (place.own / FILE).unlink(missing_ok=True)
+    flush_folder(place.own)
+    return Layer("removed", why)
+
+
+def _feedback(place: MerchantPlace) -> list[Path]:
+    found = sorted(path for suffix in ("csv", "parquet") for path in (place.path / FEEDBACK).rglob(f"*.{suffix}"))
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
+
+
+def _empty(place: MerchantPlace) -> bool:
+    source = place.settings.data
+    return source.url is None and read_table(find_table(place.path / (source.path or ""), "events")).frame.empty
+
+
+def _holds(place: MerchantPlace, asked: Callable[[], bool]) -> bool:
+    try:
+        return asked()
+    except InputError:
+        return False  # a layer or a version that cannot be read is fitted anew
