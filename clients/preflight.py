@@ -55,8 +55,8 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     data, ledger = merchant.data, merchant.ledger
     yield (
         "data",
-        f"{len(data.histories):,} users, {len(data.histories.items):,} events, {len(data.catalogue):,} items; none of it is sent"
-        + "".join(f"; {left_out}" for left_out in data.left_out),
+        f"{len(data.histories):,} users who train, {len(data.histories.items):,} events, {len(data.catalogue):,} items; "
+        "none of it is sent" + "".join(f"; {left_out}" for left_out in data.left_out),
     )
     with ledger.locked():
         if lost := refusal(ledger, merchant.site, merchant.name):

@@ -23,9 +23,11 @@ from clients import preflight
 from clients.preflight import LITTLE_SPACE, checks
 from fedrec.cli import main
 from fedrec.data import Columns
+from fedrec.data.roles import SECRET_FILE, UserShares, roles_of
 from fedrec.deploy.create import create
 from fedrec.deploy.layout import Deployment, MerchantFolder
 from fedrec.errors import InputError
+from fedrec.merchant import OWN
 from fedrec.model.versions import CURRENT, FORMAT, Versions
 from fedrec.privacy import Ledger, Release
 
@@ -158,7 +160,9 @@ def release(number: int) -> Release:
 
 
 def test_every_finding_is_told_in_its_order(shop: Shop, tiny_bert_folder: Path) -> None:
-    edit(shop.folder.settings_file, privacy={"period_epsilon": 1.5, "period_days": 30})
+    edit(shop.folder.settings_file, privacy={"period_epsilon": 1.5, "period_days": 30}, users={"choose": 0.3})
+    (shop.path / OWN).mkdir()
+    (shop.path / OWN / SECRET_FILE).write_bytes(bytes(32))
     shop.ledger.append(release(1))
     spent = shop.ledger.spent().value
     with serving(shop, tls(shop.deployment)):
@@ -169,7 +173,11 @@ def test_every_finding_is_told_in_its_order(shop: Shop, tiny_bert_folder: Path) 
     assert found["key"] == "node.key, mode 0600"
     assert found["disk"].endswith("GB free for state/")
     events = pd.read_csv(shop.folder.tables / "events.csv")
-    assert found["data"] == f"{USERS} users, {len(events)} events, {ITEMS} items; none of it is sent"
+    ids = sorted(events[Columns.USER].unique())
+    training = [ids[number] for number in roles_of(ids, UserShares(choose=0.3), bytes(32)).train]
+    events = events[events[Columns.USER].isin(training)]
+    assert 0 < len(training) < USERS
+    assert found["data"] == f"{len(training)} users who train, {len(events)} events, {ITEMS} items; none of it is sent"
     told = f"1 releases, chain intact, epsilon {spent:.3f} of 3 spent; "
     head = shop.folder.head / "shop.head.json"
     assert found["ledger"] == f"{told}it has no head yet: it is kept from now on in {head}"

@@ -59,14 +59,13 @@ def fit(
         best = max(found.compared.values())
         rows = [[name, f"{value:.4f}", "ranks" if value == best else ""] for name, value in found.compared.items()]
         out.print(table("NDCG on those users, each with the own layer", ["version", "NDCG@10", ""], rows))
-    out.print(f"ranks from now on: {said['version']}", soft_wrap=True)
+    kept = " (as `fedrec merchant model use` has it, until the next one arrives)" if model.facts["by_hand"] else ""
+    out.print(f"ranks from now on: {said['version']}{kept}", soft_wrap=True)
 
 
 def evaluate(
     folder: Folder,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write a page there, made from your customers' data: keep it.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page there, made from your customers' data: keep it.")] = None,
     json: Json = False,
 ) -> None:
     """Measure, on users of your own that nothing was trained on, what you have alone and with the federation."""
@@ -89,7 +88,9 @@ def evaluate(
     for part in found["parts"]:
         said = ", ".join(f"{row} {value:.4f}" for row, value in part["ndcg"].items())
         out.print(f"{part['name']} ({part['users']:,} users), NDCG@{found['k']}: {said}", soft_wrap=True)
-    if (gain := found["gain"]) is None:
+    if found["refused"] is not None:
+        out.print(f"the newest adapter cannot be used here: {found['refused']}", style="yellow", soft_wrap=True)
+    elif (gain := found["gain"]) is None:
         out.print("no adapter has come home yet, so there is nothing to compare with", style="yellow")
     else:
         out.print(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedrec.config import make_private
+from fedrec.config import flush_folder, make_private
 from fedrec.errors import InputError
 
 __all__ = ["SECRET_FILE", "Roles", "UserShares", "own_secret", "roles_of"]
@@ -68,14 +68,15 @@ def own_secret(folder: Path) -> bytes:
     try:
         if not path.exists():
             make_private(folder)
-            temporary = folder / f".{SECRET_FILE}.{os.getpid()}"
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            temporary = folder / f".{SECRET_FILE}.{secrets.token_hex(8)}"  # of one thread: a shared one could be cut by another
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(BYTES))
                 file.flush()
                 os.fsync(file.fileno())
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)  # whoever is first: a second secret would give users other roles
             temporary.unlink()
+            flush_folder(folder)
         secret = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot be read or written ({error.strerror})", where=str(path)) from None

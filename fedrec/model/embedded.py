@@ -38,11 +38,15 @@ def read_embedded(folder: Path, key: str, items: int) -> np.ndarray | None:
     return None
 
 
-def write_embedded(folder: Path, key: str, embedded: np.ndarray) -> None:
-    """Keep (items, hidden) embeddings under `key` in place of others; a folder that cannot be written is left alone."""
+def write_embedded(folder: Path, key: str, embedded: np.ndarray, mode: int = 0o666) -> None:
+    """Keep (items, hidden) embeddings under `key` in place of others; a folder that cannot be written is left alone.
+
+    Args:
+        mode: permissions of the file; the process's umask applies.
+    """
     path = folder / NAME.format(key)
     with contextlib.suppress(OSError):
-        save_arrays({ITEMS: embedded}, path)
+        save_arrays({ITEMS: embedded}, path, mode)
         for other in folder.glob(NAME.format("*")):
             if other != path:
                 other.unlink()

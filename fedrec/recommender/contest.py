@@ -84,9 +84,9 @@ def popularity_here(histories: Histories, items: int) -> np.ndarray:
     return np.bincount(histories.items, minlength=items).astype(np.float32)
 
 
-def plain_part(pooled: Tensor, here: np.ndarray) -> TextPart:
-    """The untrained text: (items, hidden) pooled vectors, centred on this catalogue."""
-    e = normalize(pooled - pooled.mean(0), dim=-1).cpu().numpy()
+def plain_part(pooled: Tensor, here: np.ndarray, centre: Tensor | None = None) -> TextPart:
+    """The untrained text: (items, hidden) pooled vectors, centred on this catalogue or on another's (hidden,)."""
+    e = normalize(pooled - (pooled.mean(0) if centre is None else centre), dim=-1).cpu().numpy()
     return TextPart(e, e, {HERE: log_prior(here, 1.0)})
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedrec.config import RunConfig
 from fedrec.data import Histories, MerchantData
+from fedrec.data.roles import own_secret
 from fedrec.errors import InputError
 from fedrec.recommender.blend import FEWEST, Blend, Fold, choose_blend, measure
 from fedrec.recommender.contest import ALONE, FEDERATED, Contender, contenders, folds_of, popularity_here
@@ -52,21 +53,23 @@ class Fit:
 
 
 def up_to_date(place: MerchantPlace, data: MerchantData) -> bool:
-    """Whether nothing has changed since the last fit: events, catalogue, settings, and what arrived."""
-    model = OwnModel.read(place.own)
+    """Whether nothing has changed since the last fit: events, catalogue, settings, what arrived and what ranks."""
     versions = place.versions
-    return (
-        model is not None
-        and model.facts.get("made_from") == _made_from(place, data)
-        and versions.arrived() is None
-        and model.version == versions.current
-    )
+    try:
+        model, current = OwnModel.read(place.own), versions.current
+    except InputError:
+        return False  # a layer that is damaged or a version that is gone: the fit puts another in its place
+    made_from = None if model is None else model.facts.get("made_from")
+    same = model is not None and made_from == _made_from(place, data) and model.version == current
+    return same and versions.arrived() is None
 
 
 def fit_merchant(
     place: MerchantPlace, data: MerchantData, tell: Callable[[int, int], None] = lambda *_: None, seed: int = 0
 ) -> Fit:
     """Fit, choose, and have the best version rank from now on.
+
+    What a person chose by `fedrec merchant model use` stays that until the next one arrives.
 
     Args:
         tell: is told how many layers are fitted, of how many.
@@ -77,11 +80,18 @@ def fit_merchant(
     roles, histories, items, config = place.roles(data), data.histories, len(data.catalogue), RunConfig()
     if not len(roles.train):
         raise InputError("no user is left to fit on", where=str(place.path), hint="lower the shares in [users]")
+    # Looked up once: what arrives meanwhile was not compared, and must not count as that.
+    versions, arrived = place.versions, place.versions.arrived()
+    by_hand = arrived is None and _by_hand(place)
     known = histories.take(roles.train)
     here = popularity_here(known, items)
     folds = folds_of(histories, roles, items, config.history, seed, tell) if len(roles.choose) else []
     kind = choose_kind(bought_by(known, items))
-    entered, refused = _entered(place, data, here, kind.strengths)
+    names = [_current(place)] if by_hand else [_current(place), arrived or versions.newest]
+    entered, refused = _entered(place, data, here, kind.strengths, names)
+    if by_hand:
+        chosen = list(entered)[-1]
+        entered = {chosen: entered[chosen]}
     blends = {name: _chosen(one, folds, config.top_k, seed) for name, one in entered.items()}
     compared: dict[str, float] = {}
     if sum(len(fold.users.items) for fold in folds) >= FEWEST:
@@ -92,14 +102,13 @@ def fit_merchant(
     everyone = bought_by(histories, items)
     facts = {
         "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
-        "choosing": len(roles.choose), "measured": len(roles.measure), "items": items,
+        "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,
     }  # fmt: skip
     model = OwnModel(
         kind.fit(everyone, blend.strength), data.catalogue.item_ids, blend,
         None if best == UNTRAINED else best, facts,
     )  # fmt: skip
     found = Fit(model, compared, refused)
-    versions, arrived = place.versions, place.versions.arrived()
     model.write(place.own)
     versions.use(model.version)
     if arrived is not None:
@@ -109,13 +118,13 @@ def fit_merchant(
 
 
 def _entered(
-    place: MerchantPlace, data: MerchantData, here: np.ndarray, strengths: Sequence[float]
+    place: MerchantPlace, data: MerchantData, here: np.ndarray, strengths: Sequence[float], names: Sequence[str | None]
 ) -> tuple[dict[str, Contender], dict[str, str]]:
-    """The untrained text, the current version and the one that arrived, as far as each can be used here."""
+    """The untrained text and these versions in their order, as far as each can be used here; and why others cannot."""
     plain = place.plain(data.catalogue, here)
     entered, refused = {UNTRAINED: contenders(plain, None, strengths)[ALONE]}, {}
     versions = place.versions
-    for name in dict.fromkeys([_current(place), versions.arrived() or versions.newest]):
+    for name in dict.fromkeys(names):
         if name is None:
             continue
         try:
@@ -134,6 +143,15 @@ def _current(place: MerchantPlace) -> str | None:
         return None  # it is gone; the fit chooses another
 
 
+def _by_hand(place: MerchantPlace) -> bool:
+    """Whether a person chose what ranks, since the last fit or before it."""
+    try:
+        model = OwnModel.read(place.own)
+        return model is not None and (model.version != place.versions.current or bool(model.facts.get("by_hand")))
+    except InputError:
+        return False
+
+
 def _chosen(contender: Contender, folds: Sequence[Fold], k: int, seed: int) -> Blend:
     return choose_blend(folds, contender.part, contender.default, k, seed=seed) if folds else contender.default
 
@@ -144,9 +162,10 @@ def _ndcg(contender: Contender, blend: Blend, folds: Sequence[Fold], k: int) -> 
 
 
 def _made_from(place: MerchantPlace, data: MerchantData) -> str:
-    """A digest of events, catalogue and shares; it has the users' ids in it and stays at the merchant."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in (data.catalogue.digest, "\0".join(data.catalogue.item_ids), _events(data.histories), str(place.settings.users)):
+    """A digest of events, catalogue, users' roles and encoder; it has the users' ids in it and stays at the merchant."""
+    state, settings = hashlib.blake2b(own_secret(place.own), digest_size=16), place.settings
+    items = data.catalogue.digest, "\0".join(data.catalogue.item_ids)
+    for part in (*items, _events(data.histories), str(settings.users), settings.model.encoder):
         state.update(part.encode() + b"\n")
     return state.hexdigest()
 

@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 
 from fedrec.config import RunConfig
-from fedrec.data import MerchantData
+from fedrec.data import Catalogue, MerchantData
 from fedrec.errors import InputError
 from fedrec.evaluation import Group, PerUser, bootstrap_interval, summarise
-from fedrec.recommender.contest import ALONE, FEDERATED, LAYER, ROWS, Entry, popularity_here, run_contest, users_as_group
-from fedrec.recommender.merchant_text import MerchantPlace
+from fedrec.recommender.contest import (
+    ALONE,
+    FEDERATED,
+    LAYER,
+    ROWS,
+    Entry,
+    Received,
+    popularity_here,
+    run_contest,
+    users_as_group,
+)  # fmt: skip
+from fedrec.recommender.merchant_text import Adapter, MerchantPlace
 
 __all__ = ["LONG", "measure_merchant"]
 
@@ -30,10 +40,12 @@ def measure_merchant(
 
     Returns:
         `rows` of a name and metrics with intervals; `gain`, the paired difference of the last row and *alone* in NDCG, None
-        where no adapter has come; `parts` of the users with both rows' NDCG; `k`, `seed`, `version` and numbers of users.
+        where no adapter can be used; `parts` of the users with both rows' NDCG; `k`, `seed`, `version`, why the newest one is
+        `refused`, and numbers of users.
 
     Raises:
-        InputError: nobody is measured, or nobody of them has a last basket with something new.
+        InputError: nobody is measured, nobody of them has a last basket with something new, or the current adapter cannot be
+            used here.
     """
     config, roles = RunConfig(), place.roles(data)
     where = f"{place.path}: [users] measure"
@@ -45,8 +57,7 @@ def measure_merchant(
         raise InputError("no measured user's last basket holds anything new", where=where, hint="wait for more events")
     known = histories.take(roles.train)
     here = popularity_here(known, items)
-    adapter = place.adapter(place.versions.current or place.versions.newest)
-    received = None if adapter is None else place.received(data.catalogue, adapter, here)
+    adapter, received, refused = _received(place, data.catalogue, here)
     entries = run_contest(
         histories, roles, measured, place.plain(data.catalogue, here), received,
         length=config.history, k=config.top_k, seed=config.seed, tell=tell,
@@ -56,11 +67,25 @@ def measure_merchant(
     rows = [{"name": name, **summary[name]} for name in ROWS if name in summary]
     last = FEDERATED if FEDERATED in metrics else ALONE
     return {
-        "merchant": place.settings.name, "version": None if adapter is None else adapter.name, "k": config.top_k,
+        "merchant": place.settings.name, "version": adapter, "refused": refused, "k": config.top_k, "seed": config.seed,
         "users": {"train": len(roles.train), "choose": len(roles.choose), "measured": len(measured.items)},
         "rows": rows, "gain": _gain(metrics, config) if FEDERATED in metrics else None,
         "parts": list(_parts(measured, here, metrics, last, config)), "chosen": _chosen(entries),
     }  # fmt: skip
+
+
+def _received(place: MerchantPlace, catalogue: Catalogue, here: np.ndarray) -> tuple[str | None, Received | None, str | None]:
+    """The current version, or the newest where none is; or why that one cannot be used."""
+    current = place.versions.current
+    name = current or place.versions.newest
+    if name is None:
+        return None, None, None
+    try:
+        return name, place.received(catalogue, Adapter(name, *place.versions.read(name)), here), None
+    except InputError as error:
+        if current is not None:
+            raise  # it should rank, and does not
+        return None, None, f"version {name}: {error.found}"
 
 
 def _gain(metrics: Mapping[str, PerUser], config: RunConfig) -> dict[str, float]:

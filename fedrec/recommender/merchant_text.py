@@ -124,18 +124,22 @@ class MerchantPlace:
             )
         return encoder
 
-    def pooled(self, catalogue: Catalogue, adapter: Adapter | None) -> Tensor:
-        """(items, hidden) the catalogue through the encoder with the adapter's LoRA; kept, by digests, beside the adapter."""
+    def pooled(self, catalogue: Catalogue, adapter: Adapter | None, *, keep: bool = True) -> Tensor:
+        """(items, hidden) the catalogue through the encoder with the adapter's LoRA.
+
+        Args:
+            keep: whether it is the merchant's own, whose vectors are kept, by digests, beside the adapter.
+        """
         encoder = self.encoder(adapter)
         arrays = {} if adapter is None else adapter.arrays
         key = embedding_key(encoder.fingerprint, arrays, catalogue)
-        keep = self.own if adapter is None else self.path / "model" / adapter.name
-        if (kept := read_embedded(keep, key, len(catalogue))) is not None:
+        folder = self.own if adapter is None else self.path / "model" / adapter.name
+        if keep and (kept := read_embedded(folder, key, len(catalogue))) is not None:
             return torch.from_numpy(kept)
         encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
         found = encoder.embed(catalogue)
-        if keep.is_dir():
-            write_embedded(keep, key, found.cpu().numpy())
+        if keep and folder.is_dir():
+            write_embedded(folder, key, found.cpu().numpy(), mode=0o600)
         return found
 
     def plain(self, catalogue: Catalogue, here: np.ndarray) -> TextPart:

@@ -10,16 +10,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedrec.config import RunConfig
 from fedrec.data import Catalogue, ItemDetails, MerchantData
 from fedrec.errors import InputError
-from fedrec.model.ranking import products
+from fedrec.model.ranking import blocks, pairs_of, products
 from fedrec.model.towers import centred, role_table
 from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import Blend, TextPart, own_scores
-from fedrec.recommender.contest import ALONE, FEDERATED, SERVED, TEXT, contenders, popularity_here
+from fedrec.recommender.contest import (
+    ALONE,
+    FEDERATED,
+    SERVED,
+    TEXT,
+    contenders,
+    plain_part,
+    popularity_here,
+    trained_part,
+)  # fmt: skip
 from fedrec.recommender.merchant_text import Adapter, MerchantPlace
 from fedrec.recommender.own_model import OwnModel, Placed
 from fedrec.recommender.pooled import Pooled
@@ -164,10 +174,12 @@ class MerchantRecommender(Recommending):
         return self._listed(self._ranks, histories, k, None)
 
     def _listed(self, ranks: MerchantRanker, histories: Sequence[Sequence[str]], k: int, query: str | None) -> list[Ranked]:
-        asked = look_up(histories, ranks.catalogue)
-        pasts = [(items := asked[asked[:, 0] == user, 1], np.arange(len(items))) for user in range(len(histories))]
-        allowed = np.ones(len(ranks.catalogue), dtype=bool)
-        lists = choose(ranks.scores(pasts, query), k, np.unique(asked, axis=0), allowed, 0.0, None)
+        asked, lists = look_up(histories, ranks.catalogue), []
+        for rows in blocks(len(histories), len(ranks.catalogue)):
+            part = pairs_of(asked, rows)
+            ends = np.cumsum([len(history) for history in histories[rows]])
+            pasts = [(items, np.arange(len(items))) for items in np.split(part[:, 1], ends[:-1])]
+            lists += choose(ranks.scores(pasts, query), k, np.unique(part, axis=0))
         return [[(ranks.catalogue.item_ids[item], score) for item, score in one] for one in lists]
 
     def _ranker(self, merchant: str | None) -> MerchantRanker:
@@ -184,12 +196,16 @@ class MerchantRecommender(Recommending):
     def _length(self) -> int:
         return RunConfig().history if self.adapter is None else int(self.adapter.settings["history"])
 
+    @cached_property
+    def _centre(self) -> Tensor:
+        """(hidden,) of the untrained texts of this catalogue: what words and other items are told apart by."""
+        return self.place.pooled(self.catalogue, None).mean(0)
+
     def _said(self, query: str) -> np.ndarray:
         """Words as one more item of a history, (1, hidden)."""
         encoder = self.place.encoder(self.adapter)
         if self.adapter is None:
-            centre = self.place.pooled(self.catalogue, None).mean(0)
-            found: np.ndarray = normalize(encoder.encode([query]) - centre, dim=-1).cpu().numpy()
+            found: np.ndarray = normalize(encoder.encode([query]) - self._centre, dim=-1).cpu().numpy()
             return found
         arrays = self.adapter.arrays
         encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
@@ -201,7 +217,11 @@ class MerchantRecommender(Recommending):
         items = catalogue if isinstance(catalogue, Catalogue) else Catalogue.from_table(catalogue)
         nothing = np.zeros(len(items), dtype=np.float32)
         adapter: Adapter | None = self.adapter
-        part = self.place.plain(items, nothing) if adapter is None else self.place.received(items, adapter, nothing).part
+        pooled = self.place.pooled(items, adapter, keep=False)
+        if adapter is None:
+            part = plain_part(pooled, nothing, self._centre)
+        else:
+            part = trained_part(pooled, adapter.arrays, nothing, *adapter.counts(items))
         blend = Blend(self._ranks.blend.pooling, {}, 0.0, 0.0)
         data = MerchantData(items, self._data.histories)
         return MerchantRanker(data, part, None, nothing, blend, self._length, self._said, self._ranks.source)

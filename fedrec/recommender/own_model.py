@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 from fedrec.config import make_private, write_atomically
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
+from fedrec.model.adapter import digest
 from fedrec.recommender.blend import Blend
 from fedrec.recommender.own_layer import OWN_LAYERS, OwnLayer
 
@@ -49,7 +50,10 @@ class OwnModel:
         arrays = {LAYER + name: np.ascontiguousarray(value) for name, value in self.layer.arrays().items()}
         arrays[IDS] = np.frombuffer(json.dumps(self.item_ids).encode(), dtype=np.uint8)
         blend = {**asdict(self.blend), "pooling": list(self.blend.pooling.items())}
-        said = {"format": FORMAT, "kind": self.layer.kind, "version": self.version, "blend": blend, "facts": dict(self.facts)}
+        said = {
+            "format": FORMAT, "kind": self.layer.kind, "version": self.version, "blend": blend, "facts": dict(self.facts),
+            "digest": digest(arrays),
+        }  # fmt: skip
         write_atomically(folder / FILE, save(arrays, {"fedrec": json.dumps(said)}), mode=0o600)
 
     @classmethod
@@ -68,6 +72,8 @@ class OwnModel:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if said["format"] != FORMAT:
                 raise InputError(f"has format {said['format']!r}", where=str(path), expected=f"format {FORMAT}", hint=FIT)
+            if said["digest"] != digest(arrays):
+                raise ValueError("it is not what was written, by its digest")
             layer = {name.removeprefix(LAYER): value for name, value in arrays.items() if name.startswith(LAYER)}
             pooling = {float(decay): float(weight) for decay, weight in said["blend"]["pooling"]}
             return cls(
