@@ -105,11 +105,11 @@ class RunConfig(BaseModel):
     """Negatives from the public catalogue for a step on the encoder (heads use all of it)."""
     encoder_history: int = Field(12, ge=1, le=1000)
     """Most recent events of a user that a step on the encoder encodes."""
-    temperature: float = Field(3.0, gt=0)
+    temperature: float = Field(3.0, gt=0, le=1000)
     """`tau`, the factor on the cosine."""
-    decay: float = Field(0.1, ge=0)
+    decay: float = Field(0.1, ge=0, le=1000)
     """Recency decay a basket that merchants train under."""
-    prior_weight: float = Field(1.0, ge=0)
+    prior_weight: float = Field(1.0, ge=0, le=100)
     """`w`, the factor on log popularity that merchants train under; 1 makes it a log-probability."""
     calibrate: bool = True
     """After every round choose the ranking's decay and prior weight on the central calibration users."""

@@ -79,6 +79,7 @@ def _contest(
         length=config.history,
         k=config.top_k,
         seed=config.seed,
+        trainers_choose=True,
     )
     for name, entry in entries.items():
         if entry.metrics is not None:

@@ -94,7 +94,7 @@ def by_hand(federation: Path, name: str, run: RunFolder) -> dict[str, Any]:
     scoring = Scoring(**run.metrics()[-1]["scoring"])
     entries = run_contest(
         data.histories, Roles(everyone, everyone[:0], everyone[:0]), users.groups[0], plain_part(plain, here),
-        Received(part, scoring), length=config.history, k=config.top_k, seed=config.seed,
+        Received(part, scoring), length=config.history, k=config.top_k, seed=config.seed, trainers_choose=True,
     )  # fmt: skip
     return {row: entry.metrics for row, entry in entries.items()}
 

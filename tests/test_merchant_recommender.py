@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import tomli_w
 
+from fedrec.config import RunConfig
 from fedrec.data import Catalogue, Columns, Histories
 from fedrec.data.roles import Roles
 from fedrec.errors import InputError
@@ -240,7 +241,7 @@ def test_the_scores_are_the_formula_that_was_chosen_by(fitted_once: Path) -> Non
     found = loaded(fitted_once)
     own = OwnModel.read(fitted_once / "own")
     histories = found._data.histories
-    group = users_as_group(histories, np.arange(len(histories)), ITEMS, found._length)
+    group = users_as_group(histories, np.arange(len(histories)), ITEMS, RunConfig().history)
     assert own is not None and group is not None and own.blend.own and len(own.blend.pooling) > 1
     expected = scores(group, found.part, own.layer, own.blend)
     pasts = []
@@ -405,18 +406,29 @@ def test_a_spoilt_adapter_does_no_harm(fitted: Path, tiny_bert_folder: Path, ada
     assert up_to_date(place, place.data()), "it is not compared again and again"
 
 
-def test_with_too_few_to_choose_the_newest_ranks(
+def test_with_too_few_to_choose_those_who_train_tell_a_spoilt_adapter(
     fedrec: Fedrec, tmp_path: Path, tiny_bert_folder: Path, adapter: tuple[Arrays, dict[str, Any]]
 ) -> None:
-    folder = make_shop(tmp_path / "shop", tiny_bert_folder, users=40)
-    keep(folder, *adapter)
-    newest = keep(folder, adapter[0], adapter[1], round=9)
+    folder = make_shop(tmp_path / "shop", tiny_bert_folder, users=USERS)
+    with_settings(folder, model={"encoder": str(tiny_bert_folder), "device": "cpu"}, users={"choose": 0.02, "measure": 0.0})
+    loud = {**adapter[1], "scoring": {**adapter[1]["scoring"], "temperature": 1000.0}}  # texts that say nothing, and drown the rest
+    name = keep(folder, spoilt(adapter[0]), loud)
     answer = fedrec("merchant", "fit", folder)
-    assert answer.status == 0 and "shared defaults hold" in answer.out and f"ranks from now on: {newest}" in answer.out
-    assert Versions(folder / "model").current == newest
-    found = loaded(folder)
-    assert found.recommend(["i4"]).source == f"federated text {newest} + own layer"
-    assert found.rank([], query=found.catalogue.texts[7], k=3)
+    assert answer.status == 0 and "shared defaults hold" in answer.out and "ranks from now on: untrained" in answer.out
+    versions = Versions(folder / "model")
+    assert versions.current is None and versions.verdict(name)["ndcg"][name] < versions.verdict(name)["ndcg"]["untrained"]  # type: ignore[index]
+
+
+def test_with_nobody_to_tell_what_ranked_before_stays(
+    fedrec: Fedrec, tmp_path: Path, tiny_bert_folder: Path, adapter: tuple[Arrays, dict[str, Any]]
+) -> None:
+    folder = make_shop(tmp_path / "shop", tiny_bert_folder, users=20)
+    first = keep(folder, *adapter)
+    assert "ranks from now on: untrained" in fedrec("merchant", "fit", folder).out
+    assert fedrec("merchant", "model", "use", folder, first).status == 0
+    keep(folder, adapter[0], adapter[1], round=9)
+    assert f"ranks from now on: {first}" in fedrec("merchant", "fit", folder).out
+    assert loaded(folder).recommend(["i4"]).source == f"federated text {first} + own layer"
 
 
 def test_an_adapter_of_another_encoder_is_refused_and_shown(

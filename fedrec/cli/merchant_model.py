@@ -47,13 +47,13 @@ def list_command(folder: Folder, json: Json = False) -> None:
     ]  # fmt: skip
     out.print(table(str(folder), ["version", "current", "arrived (UTC)", "run", "round", "trust", "compared"], rows))
     if current is None:
-        out.print("The untrained start of the newest one ranks.")
+        out.print("The untrained text ranks, with nothing of what was delivered.")
 
 
 @app.command()
 def use(
     folder: Folder,
-    version: Annotated[str, typer.Argument(help="A version of `model list`, or `untrained` for the start of the newest one.")],
+    version: Annotated[str, typer.Argument(help="A version of `model list`, or `untrained` for the text as it was before.")],
     json: Json = False,
 ) -> None:
     """Have a version rank from now on. The next one that arrives is compared with it."""

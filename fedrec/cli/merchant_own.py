@@ -12,6 +12,7 @@ import typer
 
 from fedrec.cli.console import progress_bars
 from fedrec.cli.terminal import merchants_table, out, print_json, quiet_models, table
+from fedrec.errors import InputError
 
 if TYPE_CHECKING:
     from fedrec.data import MerchantData
@@ -41,8 +42,11 @@ def fit(
         else:
             out.print("nothing has changed since the last fit; --force fits again")
         return
-    with _told("own layers") as tell:
-        found = fit_merchant(place, data, tell)
+    try:
+        with _told("own layers") as tell:
+            found = fit_merchant(place, data, tell)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=str(error.filename or place.path)) from None
     said = found.to_json()
     if json:
         print_json({"changed": True, **said})
@@ -57,8 +61,9 @@ def fit(
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
         best = max(found.compared.values())
+        on = "those users" if model.blend.users else "those who train, since those who choose are too few"
         rows = [[name, f"{value:.4f}", "ranks" if value == best else ""] for name, value in found.compared.items()]
-        out.print(table("NDCG on those users, each with the own layer", ["version", "NDCG@10", ""], rows))
+        out.print(table(f"NDCG on {on}, each with the own layer", ["version", "NDCG@10", ""], rows))
     kept = " (as `fedrec merchant model use` has it, until the next one arrives)" if model.facts["by_hand"] else ""
     out.print(f"ranks from now on: {said['version']}{kept}", soft_wrap=True)
 

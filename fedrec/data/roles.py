@@ -53,9 +53,9 @@ def roles_of(user_ids: Sequence[str], shares: UserShares, secret: bytes) -> Role
         secret: key of the hash, at most 64 bytes.
     """
     drawn = np.array([_share(user, secret) for user in user_ids], dtype=np.float64)
-    edges = shares.choose, shares.choose + shares.measure
-    role = np.searchsorted(edges, drawn, side="right")
-    return Roles(np.flatnonzero(role == 2), np.flatnonzero(role == 0), np.flatnonzero(role == 1))
+    # From both ends, so that one share can change without moving who has the other's role.
+    choose, measure = drawn < shares.choose, drawn >= 1 - shares.measure
+    return Roles(np.flatnonzero(~choose & ~measure), np.flatnonzero(choose), np.flatnonzero(measure))
 
 
 def own_secret(folder: Path) -> bytes:

@@ -213,7 +213,7 @@ class TextEncoder(nn.Module):
 
     def embed(self, catalogue: Catalogue) -> Tensor:
         """`pooled` for a whole catalogue; remembered until the LoRA changes, for the last catalogues used."""
-        key = (catalogue.digest, digest(self.trained()))
+        key = (catalogue.digest, digest({**self.frozen(), **self.trained()}))
         if key not in self._embedded:
             self._embedded[key] = self.pooled(self.states(catalogue))
             while len(self._embedded) > EMBEDDED:

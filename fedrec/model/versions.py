@@ -3,7 +3,7 @@
     model/<version>/fedrec.safetensors   the public base, the trained part, the federation's popularity
     model/<version>/fedrec.json          what it takes to rank with them, and a digest of all of it
     model/<version>/verdict.json         what the comparison on this merchant's own users found; it stays here
-    model/current                        which version ranks; without it the untrained start of the newest one does
+    model/current                        which version ranks; without it the untrained text does, with nothing of these
 
 Nothing here says where the encoder lies: that is the merchant's own setting. What a delivery is answered must not
 depend on private data, and which version is the current one does. So `keep` does not look at that: only `tidy`
@@ -12,6 +12,7 @@ does, which runs when the answer is gone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,7 +91,7 @@ class Versions:
 
     @property
     def current(self) -> str | None:
-        """The version that ranks; None stands for the untrained start of the newest one.
+        """The version that ranks; None stands for the untrained text.
 
         Raises:
             InputError: it is not here any more.
@@ -184,7 +185,8 @@ class Versions:
         for name in self.names()[:-KEPT]:
             if name != current:
                 gone = self.folder / f".{name}.{os.getpid()}.tmp"  # at once, and not file by file
-                (self.folder / name).rename(gone)
+                with contextlib.suppress(FileNotFoundError):  # another process tidies too
+                    (self.folder / name).rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 
     def arrived(self) -> str | None:

@@ -178,6 +178,7 @@ def run_contest(
     length: int,
     k: int,
     seed: int,
+    trainers_choose: bool,
     tell: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Entry]:
     """Every row of `ROWS`, chosen on the merchant's own users and measured on others.
@@ -187,10 +188,11 @@ def run_contest(
         roles: who of them trains and chooses.
         measured: users whose own layer knows nothing of them.
         length: most events of a history that the text pools.
+        trainers_choose: whether those who train choose, in folds, where nobody else does; else shared defaults hold.
         tell: see `folds_of`.
     """
     items = len(plain.history)
-    folds = folds_of(histories, roles, items, length, seed, tell)
+    folds = folds_of(histories, roles, items, length, seed, tell) if trainers_choose or len(roles.choose) else []
     known = histories.take(roles.train)
     bought = bought_by(known, items)
     kind = choose_kind(bought)

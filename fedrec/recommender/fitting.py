@@ -15,7 +15,7 @@ import numpy as np
 
 from fedrec.config import RunConfig
 from fedrec.data import Histories, MerchantData
-from fedrec.data.roles import own_secret
+from fedrec.data.roles import Roles, own_secret
 from fedrec.errors import InputError
 from fedrec.recommender.blend import FEWEST, Blend, Fold, choose_blend, measure
 from fedrec.recommender.contest import ALONE, FEDERATED, Contender, contenders, folds_of, popularity_here
@@ -34,7 +34,8 @@ class Fit:
 
     Attributes:
         model: what was written.
-        compared: NDCG on the users who choose, by version; empty where there were too few of them.
+        compared: NDCG by version, on the users who choose, or where they are too few on those who train; empty where even
+            they are: then what ranked before stays.
         refused: why a version was not compared, by version.
     """
 
@@ -93,11 +94,16 @@ def fit_merchant(
         chosen = list(entered)[-1]
         entered = {chosen: entered[chosen]}
     blends = {name: _chosen(one, folds, config.top_k, seed) for name, one in entered.items()}
+    if _users(folds) < FEWEST:
+        # Too few to choose weights on. Those who train can still tell an adapter that is spoilt, though they favour what
+        # was trained on them.
+        none = roles.choose[:0]
+        folds = folds_of(histories, Roles(np.union1d(roles.train, roles.choose), none, none), items, config.history, seed, tell)
     compared: dict[str, float] = {}
-    if sum(len(fold.users.items) for fold in folds) >= FEWEST:
+    if _users(folds) >= FEWEST:
         compared = {name: _ndcg(one, blends[name], folds, config.top_k) for name, one in entered.items()}
-    # Too few to tell: the newest that can be used, which its server has measured on consenting users.
-    best = max(compared, key=lambda name: compared[name]) if compared else list(entered)[-1]
+    stays = _current(place)
+    best = max(compared, key=lambda name: compared[name]) if compared else stays if stays in entered else next(iter(entered))
     blend = blends[best]
     everyone = bought_by(histories, items)
     facts = {
@@ -154,6 +160,10 @@ def _by_hand(place: MerchantPlace) -> bool:
 
 def _chosen(contender: Contender, folds: Sequence[Fold], k: int, seed: int) -> Blend:
     return choose_blend(folds, contender.part, contender.default, k, seed=seed) if folds else contender.default
+
+
+def _users(folds: Sequence[Fold]) -> int:
+    return sum(len(fold.users.items) for fold in folds)
 
 
 def _ndcg(contender: Contender, blend: Blend, folds: Sequence[Fold], k: int) -> float:

@@ -120,6 +120,9 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
         if not erased and not _empty(place):
             raise
         return _removed(place, str(error))
+    except Exception:
+        _removed(place, "")  # whatever goes wrong, the layer that knows the person must not stay
+        raise
 
 
 def _removed(place: MerchantPlace, why: str) -> Layer:

@@ -60,7 +60,7 @@ def measure_merchant(
     adapter, received, refused = _received(place, data.catalogue, here)
     entries = run_contest(
         histories, roles, measured, place.plain(data.catalogue, here), received,
-        length=config.history, k=config.top_k, seed=config.seed, tell=tell,
+        length=config.history, k=config.top_k, seed=config.seed, trainers_choose=False, tell=tell,
     )  # fmt: skip
     metrics = {name: entry.metrics for name, entry in entries.items() if entry.metrics is not None}
     summary = {name: summarise(found, config.top_k, config.bootstrap, config.seed) for name, found in metrics.items()}

@@ -135,7 +135,7 @@ class MerchantRecommender(Recommending):
         counts = here if on else self._federations
         source = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
         self._ranks = MerchantRanker(
-            self._data, self.part, layer, counts, blend, self._length, self._said,
+            self._data, self.part, layer, counts, blend, RunConfig().history, self._said,
             source if layer is None or not blend.own else f"{source} + own layer",
         )  # fmt: skip
 
@@ -192,10 +192,6 @@ class MerchantRecommender(Recommending):
         """(items,) float32: how often each was bought in the federation, with noise; zeros where nothing has come."""
         return np.zeros(len(self.catalogue), dtype=np.float32) if self.adapter is None else self.adapter.counts(self.catalogue)[0]
 
-    @property
-    def _length(self) -> int:
-        return RunConfig().history if self.adapter is None else int(self.adapter.settings["history"])
-
     @cached_property
     def _centre(self) -> Tensor:
         """(hidden,) of the untrained texts of this catalogue: what words and other items are told apart by."""
@@ -224,7 +220,7 @@ class MerchantRecommender(Recommending):
             part = trained_part(pooled, adapter.arrays, nothing, *adapter.counts(items))
         blend = Blend(self._ranks.blend.pooling, {}, 0.0, 0.0)
         data = MerchantData(items, self._data.histories)
-        return MerchantRanker(data, part, None, nothing, blend, self._length, self._said, self._ranks.source)
+        return MerchantRanker(data, part, None, nothing, blend, RunConfig().history, self._said, self._ranks.source)
 
 
 def _bought(pasts: Sequence[Past], items: int) -> csr_array:

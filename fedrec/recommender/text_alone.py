@@ -29,7 +29,8 @@ class TextAlone:
 
     Attributes:
         version: what ranks.
-        compared: NDCG on the users who choose, by version; empty where there were too few of them.
+        compared: NDCG by version, on the users who choose, or where they are too few on those who train; empty where even
+            they are: then what ranked before stays.
         refused: why a version was not compared, by version.
     """
 
@@ -58,12 +59,16 @@ def settle(place: MerchantPlace, data: MerchantData) -> TextAlone:
         flush_folder(place.own)
     versions, arrived, config = place.versions, place.versions.arrived(), RunConfig()
     entered, refused = _entered(place, data, arrived)
-    group = users_as_group(data.histories, place.roles(data).choose, len(data.catalogue), config.history)
-    compared = {}
-    if group is not None and len(group.items) >= FEWEST:
-        for name, one in entered.items():
-            compared[name] = float(np.mean(measure(group, one.part, None, one.default, config.top_k).ndcg))
-    best = max(compared, key=lambda name: compared[name]) if compared else list(entered)[-1]
+    roles = place.roles(data)
+    compared: dict[str, float] = {}
+    # Where those who choose are too few, those who train can still tell an adapter that is spoilt.
+    for users in (roles.choose, np.union1d(roles.train, roles.choose)):
+        group = users_as_group(data.histories, users, len(data.catalogue), config.history)
+        if group is not None and len(group.items) >= FEWEST and not compared:
+            for name, one in entered.items():
+                compared[name] = float(np.mean(measure(group, one.part, None, one.default, config.top_k).ndcg))
+    stays = versions.current if versions.current in entered else UNTRAINED
+    best = max(compared, key=lambda name: compared[name]) if compared else stays
     found = TextAlone(best, compared, refused)
     versions.use(None if best == UNTRAINED else best)
     if arrived is not None:

@@ -138,9 +138,9 @@ class Delivery:
     encoder_rank: Annotated[int, Field(ge=1, le=1000)]
     max_tokens: Annotated[int, Field(ge=4, le=512)]
     history: Annotated[int, Field(ge=1, le=1000)]
-    temperature: Annotated[float, Field(gt=0)]
-    decay: Annotated[float, Field(ge=0)]
-    prior_weight: Annotated[float, Field(ge=0)]
+    temperature: Annotated[float, Field(gt=0, le=1000)]
+    decay: Annotated[float, Field(ge=0, le=1000)]
+    prior_weight: Annotated[float, Field(ge=0, le=100)]
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
     def kept(self, floor: float) -> dict[str, Any]:
