@@ -411,7 +411,8 @@ def test_with_too_few_to_choose_those_who_train_tell_a_spoilt_adapter(
 ) -> None:
     folder = make_shop(tmp_path / "shop", tiny_bert_folder, users=USERS)
     with_settings(folder, model={"encoder": str(tiny_bert_folder), "device": "cpu"}, users={"choose": 0.02, "measure": 0.0})
-    loud = {**adapter[1], "scoring": {**adapter[1]["scoring"], "temperature": 1000.0}}  # texts that say nothing, and drown the rest
+    # Texts that say nothing, and drown the rest.
+    loud = {**adapter[1], "scoring": {**adapter[1]["scoring"], "temperature": 1000.0}}
     name = keep(folder, spoilt(adapter[0]), loud)
     answer = fedrec("merchant", "fit", folder)
     assert answer.status == 0 and "shared defaults hold" in answer.out and "ranks from now on: untrained" in answer.out
