@@ -22,7 +22,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import app
 from clients.merchant import forget_merchants
 from fedrec import secure, wire
+from fedrec.data.roles import BYTES, SECRET_FILE
 from fedrec.deploy.certificates import new_node_key
+from fedrec.merchant import OWN
 from fedrec.model.adapter import Arrays, digest, of_part
 from fedrec.secure import Roster
 from fedrec.training import RoundTask
@@ -108,6 +110,8 @@ def shops(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> I
         folder = write_merchant(root / name)
         settings = {"name": name, "privacy": privacy, "model": model}
         (folder / "merchant.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+        (folder / OWN).mkdir()
+        (folder / OWN / SECRET_FILE).write_bytes(bytes(BYTES))  # drawn once for good; who trains must not differ between tapes
         (folder / "tls").mkdir()
         (folder / "tls" / "node.key").write_bytes(pair.private)
         roster.write(folder / "roster.txt")

@@ -161,7 +161,6 @@ def release(number: int) -> Release:
 
 def test_every_finding_is_told_in_its_order(shop: Shop, tiny_bert_folder: Path) -> None:
     edit(shop.folder.settings_file, privacy={"period_epsilon": 1.5, "period_days": 30}, users={"choose": 0.3})
-    (shop.path / OWN).mkdir()
     (shop.path / OWN / SECRET_FILE).write_bytes(bytes(32))
     shop.ledger.append(release(1))
     spent = shop.ledger.spent().value
