@@ -540,9 +540,14 @@ def test_secrets_are_for_their_owner_alone_and_gone_at_the_end(federation: Path,
         ("announce", {"names": ["m1"]}), ("announce", {"first": [b"short"]}), ("share", {"names": ["m1"], "first": [b""]}),
         ("share", {"names": [], "first": []}), ("mask", {"attempt": "another"}), ("confirm", {"first": []}),
         ("confirm", {"first": [b"forged"]}), ("reveal", {"first": [b"x"] * 4}), ("reveal", {"names": []}),
-        ("announce", {"first": []}), ("announce", {"second": [bytes(32)]}), ("announce", {"fourth": [b"forged"]}),
-        ("announce", {"members": 2}), ("share", {"names": ["m1", "m1"], "first": [b"", b""]}),
-        ("share", {"first": [b"broken"] * 4}), ("reveal", {"first": [bytes(16)] * 4}),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in [
+                ("announce", {"first": []}), ("announce", {"second": [bytes(32)]}), ("announce", {"fourth": [b"forged"]}),
+                ("announce", {"members": 2}), ("share", {"names": ["m1", "m1"], "first": [b"", b""]}),
+                ("share", {"first": [b"broken"] * 4}), ("reveal", {"first": [bytes(16)] * 4}),
+            ]
+        ),
     ],
 )  # fmt: skip
 def test_a_merchant_that_answers_nonsense_does_not_end_the_run(
