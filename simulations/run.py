@@ -140,7 +140,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     reference = _reference(folder, federation, folder.config) if with_reference else []
     results = write_results(folder, federation, simulation=True, more=reference)
     state = folder.load()
-    if state is not None and state.round:
+    if with_reference and state is not None and state.round:
         encoder, scoring = load_encoder_for(folder.config), Scoring(**folder.metrics()[-1]["scoring"])
         results["merchants"] = at_merchants(federation, folder.config, encoder, state, scoring)
         folder.write_json("results.json", results)

@@ -95,6 +95,12 @@ def test_equals_dp_accounting_on_a_wide_grid(sigma: float, q: float, steps: int)
         check(events, (1e-3, 1e-6, smallest))
 
 
+@pytest.mark.parametrize("delta", [1e-3, 1e-6, 1e-9])
+def test_what_is_too_large_for_exp_is_no_smaller_for_it(delta: float) -> None:
+    """Full steps are one Gaussian of mu 200, which is epsilon 20,000 and more: its exp overflows."""
+    assert epsilon([SampledGaussian(0.5, 1.0, 10_000)], delta).value >= 20_000
+
+
 def mixture(seed: int) -> tuple[list[SampledGaussian], float]:
     """One to four mechanisms as a merchant's ledger might hold them."""
     rng = np.random.default_rng(seed)

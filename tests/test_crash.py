@@ -60,12 +60,6 @@ def check(tmp_path: Path, result: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_a_few_kills_lose_nothing(tmp_path: Path, tiny_bert_folder: Path) -> None:
-    check(tmp_path, killed(tmp_path, tiny_bert_folder, kills=8, seed=1))
-
-
-@pytest.mark.slow
-@pytest.mark.integration
 def test_two_hundred_kills_lose_nothing(tmp_path: Path, tiny_bert_folder: Path) -> None:
     check(tmp_path, killed(tmp_path, tiny_bert_folder, kills=200, seed=2))
 

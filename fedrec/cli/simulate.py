@@ -42,7 +42,7 @@ Workers = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; by default runs/<date>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
-Reference = Annotated[bool, typer.Option("--reference/--no-reference", help="Also train without privacy, to compare.")]
+Reference = Annotated[bool, typer.Option("--reference/--no-reference", help="Also train without privacy, and measure merchants.")]
 Ledgers = Annotated[
     Path | None, typer.Option("--ledgers", help="Folder of the merchants' ledgers, to go on from what earlier runs spent.")
 ]

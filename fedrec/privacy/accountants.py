@@ -42,6 +42,7 @@ power of the steps is off by some 1e-16 a step. Measured: Opacus's PRV is 0.017 
 limit it is 3e-3 of delta, 0.001 in epsilon: well within PRV's margin of 0.01."""
 ORDERS = np.array([*range(2, 13), 14, 16, 20, 24, 32, 48, 63, 96, 128, 192, 256, 384, 512])
 """Integer orders of Renyi DP. Those over Opacus's are best where epsilon is small beside log(1/delta)."""
+MOST_EPSILON = 700.0
 PRV_ERROR, LARGEST_PRV_ERROR = 0.01, 0.1
 PRV_POINTS = 2**21
 """Most points of PRV's grids, one for each different mechanism, together: about 3 s. The error grows instead,
@@ -125,7 +126,8 @@ def prv(events: Sequence[SampledGaussian], delta: float) -> float:
 
     Error: at most 0.02 over the true epsilon of these at delta less 0.2% (theorem 5.5 of the paper, with
     eps_error 0.01 and delta_error delta/1000), and not under it. Measured against PLD: 0.0100 to
-    0.0105 over up to epsilon 10, 0.02 at 500. Where the grids would have over two million points
+    0.0105 over up to epsilon 10, 0.02 at 500. Infinite from 700 on: near 709 exp(epsilon) overflows, and what PRV then says
+    is no bound. Where the grids would have over two million points
     the 0.01 grows in proportion, up to 0.1.
 
     Raises:
@@ -141,7 +143,8 @@ def prv(events: Sequence[SampledGaussian], delta: float) -> float:
     if error > LARGEST_PRV_ERROR:
         raise ValueError(f"grids of {points:.0f} points are over the most, {PRV_POINTS}")
     with _quiet():
-        return float(account.get_epsilon(delta, eps_error=error, delta_error=delta_error))
+        value = float(account.get_epsilon(delta, eps_error=error, delta_error=delta_error))
+    return value if value < MOST_EPSILON else math.inf
 
 
 class _PRV(PRVAccountant):  # type: ignore[misc]
