@@ -104,7 +104,7 @@ def _adapters(folder: MerchantFolder, model: ModelSettings) -> str:
     versions = Versions(folder.model)
     try:
         current = versions.current
-        ranks = f"{current or 'the untrained start'} ranks"
+        ranks = f"{current or 'the untrained text'} ranks"
         if (name := current or versions.newest) and (
             reason := misfit(versions.read(name)[1], model.encoder, model.device, model.texts_per_batch)
         ):

@@ -30,7 +30,7 @@ from fedrec.config import RunConfig
 from fedrec.deploy.create import create
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
-from fedrec.model.versions import CURRENT, FORMAT, KEPT, Versions, content_digest, untrained
+from fedrec.model.versions import CURRENT, FORMAT, KEPT, Versions, content_digest
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import HERE, MOST_TEXTS, OUTCOMES, Delivery, Receipt
 from server.delivery import Delivered, hand_over, parcel_of
@@ -218,15 +218,6 @@ def test_what_is_kept_is_what_was_sent_for_its_owner_alone(shop: Merchant) -> No
     for path in [shop.site.adapters, *shop.site.adapters.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     assert not [path for path in shop.site.adapters.rglob("*") if path.name.startswith(".")]
-
-
-def test_the_untrained_start_has_no_b(shop: Merchant) -> None:
-    public, trained = public_and_trained(shop)
-    arrays = {**public, **spoilt(5, trained)}
-    start = untrained(arrays)
-    assert start.keys() == arrays.keys()
-    for name, value in start.items():
-        np.testing.assert_array_equal(value, trained.get(name, arrays[name]))
 
 
 def test_three_are_kept_and_the_current_one(shop: Merchant) -> None:

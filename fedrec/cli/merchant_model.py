@@ -128,7 +128,7 @@ def _encoder(folder: Path, settings: dict[str, Any]) -> str:
 
 
 def _current(versions: Versions) -> str | None:
-    """The current version, or None where that is the untrained start or cannot be told."""
+    """The current version, or None where that is the untrained text or cannot be told."""
     try:
         return versions.current
     except InputError:

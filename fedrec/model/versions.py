@@ -26,16 +26,16 @@ import numpy as np
 
 from fedrec.config import flush_folder, make_private, write_atomically
 from fedrec.errors import InputError
-from fedrec.model.adapter import HEAD_B, Arrays, digest, load_arrays, save_arrays
+from fedrec.model.adapter import Arrays, digest, load_arrays, save_arrays
 
-__all__ = ["CURRENT", "FORMAT", "KEPT", "UNTRAINED", "Versions", "content_digest", "misfit", "untrained"]
+__all__ = ["CURRENT", "FORMAT", "KEPT", "UNTRAINED", "Versions", "content_digest", "misfit"]
 
 FORMAT = 1
 """Of what `fedrec.json` says; another one is not understood."""
 KEPT = 3
 """So many of the last arrivals are kept, and the current one besides."""
 UNTRAINED = "untrained"
-"""Stands for the untrained start where a version is asked for; no version's name, since those have a round in them."""
+"""Stands for the untrained text where a version is asked for; no version's name, since those have a round in them."""
 ARRAYS, SETTINGS, VERDICT, CURRENT = "fedrec.safetensors", "fedrec.json", "verdict.json", "current"
 OWN = {"digest", "number", "arrived"}
 """What `fedrec.json` says besides what was sent."""
@@ -47,12 +47,6 @@ def content_digest(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
     state = hashlib.blake2b(digest(arrays).encode(), digest_size=16)
     state.update(json.dumps(sent, sort_keys=True).encode())
     return state.hexdigest()
-
-
-def untrained(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """The same adapter before its first round: every `B` is zero."""
-    moved = {name for name in arrays if name in HEAD_B.values() or "lora_B" in name}
-    return {name: np.zeros_like(value) if name in moved else value for name, value in arrays.items()}
 
 
 def misfit(settings: Mapping[str, Any], encoder: str, device: str, texts_per_batch: int) -> str | None:
@@ -195,7 +189,7 @@ class Versions:
         return name if name is not None and self.verdict(name) is None else None
 
     def use(self, name: str | None) -> None:
-        """Have a version rank from now on; None for the untrained start.
+        """Have a version rank from now on; None for the untrained text.
 
         Raises:
             InputError: there is no such version, or it is damaged.

@@ -17,6 +17,7 @@ from fedrec.config import RunConfig
 from fedrec.data import Histories, MerchantData
 from fedrec.data.roles import Roles, own_secret
 from fedrec.errors import InputError
+from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.blend import FEWEST, Blend, Fold, choose_blend, measure
 from fedrec.recommender.contest import ALONE, FEDERATED, Contender, contenders, folds_of, popularity_here
 from fedrec.recommender.merchant_text import Adapter, MerchantPlace
@@ -24,9 +25,6 @@ from fedrec.recommender.own_layer import bought_by, choose_kind
 from fedrec.recommender.own_model import OwnModel
 
 __all__ = ["UNTRAINED", "Fit", "fit_merchant", "up_to_date"]
-
-UNTRAINED = "untrained"
-
 
 @dataclass(frozen=True)
 class Fit:

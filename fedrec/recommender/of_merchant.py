@@ -120,16 +120,14 @@ class MerchantRecommender(Recommending):
         own = OwnModel.read(place.own) if on else None
         self.adapter = place.adapter(version)
         here = popularity_here(self._data.histories, len(self.catalogue))
-        plain = place.plain(self.catalogue, here) if self.adapter is None else None
         received = None if self.adapter is None else place.received(self.catalogue, self.adapter, here)
-        self.part = received.part if received is not None else plain
-        assert self.part is not None
+        self.part = place.plain(self.catalogue, here) if received is None else received.part
         layer = None if own is None else own.placed(self.catalogue)
         if own is not None and own.version == version:
             blend = own.blend
         else:
             strength = () if own is None else (own.blend.strength,)
-            found = contenders(plain or self.part, received, strength or (0.0,))
+            found = contenders(self.part, received, strength or (0.0,))
             both, alone = (FEDERATED, ALONE) if on else (SERVED, TEXT)
             blend = found[both if received is not None else alone].default
         counts = here if on else self._federations
