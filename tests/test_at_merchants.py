@@ -57,7 +57,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp(request.param)
     federation = federation_of(request.param, folder)
     run = simulate(federation, settings_of(tiny_bert_folder, rounds=2, encoder_rounds=1), folder / "run")
-    return federation, run, finish(run, with_reference=False)
+    return federation, run, finish(run)
 
 
 def held_out(federation: Path, name: str) -> pd.DataFrame:
