@@ -105,8 +105,14 @@ def evaluate(
             "over what you have alone, user by user", soft_wrap=True,
         )  # fmt: skip
     if (again := found["repeats"]) is not None:
-        title = "Where people buy again: whole last baskets of the same users, nothing taken out of the ranking, 95% intervals"
-        out.print(repeats_table({row["name"]: row for row in again["rows"]}, found["k"], title))
+        rows, gain = {row["name"]: row for row in again["rows"]}, again["gain"]
+        count = int(again["rows"][0]["users"])
+        title = f"Where people buy again: whole last baskets of {count:,} such users, nothing masked, 95% intervals"
+        out.print(repeats_table(rows, found["k"], title))
+        out.print(
+            f"What personal frequency adds: NDCG@{found['k']} {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}], "
+            "user by user", soft_wrap=True,
+        )  # fmt: skip
     if not found["own_layer"]:
         row = TEXT if found["version"] is None else SERVED
         out.print(
