@@ -17,12 +17,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from fedrec.config import RunConfig
 from fedrec.data.roles import Roles
+from fedrec.evaluation import EvaluationSet, best_decay
 from fedrec.evaluation.protocol import metrics_of
 from fedrec.model import ranking
 from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish
 from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, scores
-from fedrec.recommender.contest import ALONE, HERE, folds_of, popularity_here
+from fedrec.recommender.contest import ALONE, HERE, folds_of, popularity_here, users_as_group
 from fedrec.recommender.ease import Ease
 from fedrec.recommender.frequency import NONE, SHARED, PersonalFrequency, choose_frequency
 from fedrec.recommender.measuring import GLOBAL, PERSONAL, measure_merchant
@@ -283,6 +285,7 @@ def test_a_file_from_before_has_the_shared_defaults(shop: Path, tmp_path: Path) 
 
 def test_without_the_own_layer_nothing_of_the_customers_is_in_it(tiny_bert_folder: Path, tmp_path: Path) -> None:
     folder = make_regulars(tmp_path / "shop", tiny_bert_folder, 400)
+    assert loaded(folder)._ranks.frequency == SHARED, "before a fit there is no choice"
     fit(folder)
     assert loaded(folder)._ranks.frequency == own_of(folder).frequency != SHARED
     with_settings(folder, model={"encoder": str(tiny_bert_folder), "device": "cpu"}, recommender={"own_layer": False})
@@ -336,7 +339,10 @@ def test_the_second_table_is_that_of_a_loop(fedrec: Fedrec, shop: Path, tmp_path
     layer = choose_kind(bought).fit(bought, blend.strength)
     own = OwnModel(layer, data.catalogue.item_ids, blend, None, NONE, {}).placed(data.catalogue)
     ranker = replace(loaded(shop)._ranks, part=place.plain(data.catalogue, here), layer=own, blend=blend)
-    expected: dict[str, dict[str, list[float]]] = {name: {} for name in (GLOBAL, ALONE, f"{ALONE} + {PERSONAL}")}
+    choosing = users_as_group(histories, roles.choose, ITEMS, RunConfig().history, repeats=True)
+    assert choosing is not None
+    decay = best_decay(EvaluationSet((choosing,), 0), here, k)
+    expected: dict[str, dict[str, list[float]]] = {name: {} for name in rows}
     for user in roles.measure:
         items, baskets = histories.of(user)
         before = baskets < baskets[-1]
@@ -348,7 +354,10 @@ def test_the_second_table_is_that_of_a_loop(fedrec: Fedrec, shop: Path, tmp_path
         more = without.copy()
         for item, value in frequency_by_hand(past, again["chosen"]["decay"]).items():
             more[item] += again["chosen"]["weight"] * math.log1p(value)
-        for name, values in ((GLOBAL, here), (ALONE, without), (f"{ALONE} + {PERSONAL}", more)):
+        personal = 1e-9 * here.astype(float)
+        for item, value in frequency_by_hand(past, decay).items():
+            personal[item] += 1 + round(value, 9)
+        for name, values in zip(rows, (here, personal, without, more), strict=True):
             ranks = dict(zip(truth, naive_ranks(values, [], truth), strict=True))
             ideal = sum(1 / math.log2(place + 2) for place in range(min(k, len(truth))))
             per = {"ndcg": sum(1 / math.log2(rank + 2) for rank in ranks.values() if rank < k) / ideal}
