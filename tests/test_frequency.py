@@ -22,7 +22,7 @@ from fedrec.data.roles import Roles
 from fedrec.evaluation import EvaluationSet, best_decay
 from fedrec.evaluation.protocol import metrics_of
 from fedrec.model import ranking
-from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish
+from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish, measuring
 from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, scores
 from fedrec.recommender.contest import ALONE, HERE, folds_of, popularity_here, users_as_group
 from fedrec.recommender.ease import Ease
@@ -393,9 +393,18 @@ def test_where_nobody_buys_again_there_is_no_second_table(fedrec: Fedrec, tiny_b
     assert "buy again" not in fedrec("merchant", "evaluate", folder).out + page.read_text()
 
 
-def test_who_is_measured_chooses_no_frequency(shop: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
-    place = MerchantPlace(shop)
+def test_who_is_measured_chooses_no_frequency(
+    shop: Path, tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, chose = MerchantPlace(shop), list[int]()
+
+    def watched(dataset: EvaluationSet, counts: np.ndarray, k: int) -> float:
+        chose.append(dataset.users)
+        return best_decay(dataset, counts, k)
+
+    monkeypatch.setattr(measuring, "best_decay", watched)
     before = measure_merchant(place, place.data())["repeats"]
+    assert chose == [own_of(shop).frequency.users], "nor the decay of personal frequency alone"
     folder = make_regulars(tmp_path / "shop", tiny_bert_folder, 400)
     data = place.data()
     theirs = {data.histories.user_ids[user] for user in place.roles(data).measure}
