@@ -20,6 +20,8 @@ from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, scores
 
 __all__ = ["NONE", "SHARED", "PersonalFrequency", "choose_frequency"]
 
+CLEARLY = 2.0
+"""Standard errors by which a pair has to be better before it replaces the shared defaults: choosing users are few."""
 DECAYS, WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0), (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -54,9 +56,10 @@ NONE = PersonalFrequency(0.0, 0.0)
 def choose_frequency(
     folds: Sequence[Fold], part: TextPart, blend: Blend, k: int, default: PersonalFrequency = SHARED
 ) -> PersonalFrequency:
-    """The decay and weight with the best NDCG@k of whole last baskets under this blend, nothing masked.
+    """The decay and weight by NDCG@k of whole last baskets under this blend, nothing masked.
 
-    The default and no weight at all are among what is tried and come first, so on these users neither ranks better.
+    It is the better of the default and no weight at all, unless another pair is clearly better than that. So on these users
+    neither of the two ranks better than what is chosen.
 
     Args:
         default: what holds where there are too few users.
@@ -73,5 +76,8 @@ def choose_frequency(
             without = scores(block, fold.seen(part), fold.layers[blend.strength], blend)
             for one, values in zip(tried, found, strict=True):
                 values.append(metrics_of(block, without + one.scores(block.past, without.shape), k).ndcg)
-    means = [float(np.concatenate(values).mean()) for values in found]
-    return replace(tried[means.index(max(means))], users=users)
+    ndcg = np.stack([np.concatenate(values) for values in found])  # (tried, users)
+    first, best = int(ndcg[1].mean() >= ndcg[0].mean()), int(ndcg.mean(axis=1).argmax())
+    gain = ndcg[best] - ndcg[first]
+    clear = gain.mean() > CLEARLY * gain.std() / np.sqrt(users)
+    return replace(tried[best if clear else first], users=users)
