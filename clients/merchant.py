@@ -147,13 +147,13 @@ def _check_name(site: Site, name: str) -> None:
 
 
 def purchases(data: MerchantData, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who bought what: user and position in `keys` of each event, and the positions of all that is sold here.
+    """Who bought what: user and position in `keys` of each target, and the positions of all that is sold here.
 
     Items with one text are one position, so that a user's vote has norm 1 however they are listed.
     """
     place = {int(key): i for i, key in enumerate(keys)}
     position = np.array([place.get(int(key), -1) for key in data.catalogue.keys])
-    histories = data.histories
+    histories = data.histories.targets()
     users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
     bought = position[histories.items]
     return users[bought >= 0], bought[bought >= 0], np.unique(position[position >= 0])

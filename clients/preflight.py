@@ -53,9 +53,10 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     yield "disk", f"{shutil.disk_usage(folder.state).free / 1e9:,.1f} GB free for {folder.state.name}/"
     merchant = open_merchant(deployed_site(folder))
     data, ledger = merchant.data, merchant.ledger
+    targets = "" if data.histories.target is None else f" ({int(data.histories.target.sum()):,} of them targets)"
     yield (
         "data",
-        f"{len(data.histories):,} users who train, {len(data.histories.items):,} events, {len(data.catalogue):,} items; "
+        f"{len(data.histories):,} users who train, {len(data.histories.items):,} events{targets}, {len(data.catalogue):,} items; "
         "none of it is sent" + "".join(f"; {left_out}" for left_out in data.left_out),
     )
     with ledger.locked():

@@ -27,6 +27,7 @@ from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.model.versions import Versions
 from fedrec.recommender import MerchantRecommender, Recommender, contest
+from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import scores
 from fedrec.recommender.contest import ALONE, FEDERATED, HERE, LAYER, POPULARITY, ROWS, TEXT, THEIRS, users_as_group
 from fedrec.recommender.fitting import Fit, fit_merchant, up_to_date
@@ -249,7 +250,7 @@ def test_the_scores_are_the_formula_that_was_chosen_by(fitted_once: Path) -> Non
         items, baskets = histories.of(user)
         before = baskets < baskets[-1]
         if before.any() and set(items[~before]) - set(items[before]):
-            pasts.append((items[before], baskets[before]))
+            pasts.append(Past(items[before], baskets[before]))
     assert len(pasts) == len(expected) > 100
     np.testing.assert_allclose(found._ranks.scores(pasts, None), expected, atol=2e-5)
 
@@ -514,7 +515,7 @@ def test_the_federated_scores_are_the_formula_too(fitted: Path, adapter: tuple[A
     fit(fitted)
     found, own = loaded(fitted), OwnModel.read(fitted / "own")
     assert own is not None and own.version == name and set(found.part.priors) == {HERE, THEIRS}
-    pasts = [(np.array([3, 8]), np.array([0, 1]))]
+    pasts = [Past(np.array([3, 8]), np.array([0, 1]))]
     # By hand, for one history of two baskets.
     blend, part = own.blend, found.part
     value = sum(weight * part.priors[prior] for prior, weight in blend.priors.items())

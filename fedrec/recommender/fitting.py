@@ -180,6 +180,7 @@ def _made_from(place: MerchantPlace, data: MerchantData) -> str:
 
 def _events(histories: Histories) -> str:
     state = hashlib.blake2b("\0".join(histories.user_ids).encode(), digest_size=16)
-    for array in (histories.offsets, histories.items, histories.baskets):
-        state.update(np.ascontiguousarray(array).tobytes())
+    for array in (histories.offsets, histories.items, histories.baskets, histories.target):
+        if array is not None:
+            state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()
