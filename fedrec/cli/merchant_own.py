@@ -57,6 +57,7 @@ def fit(
         out.print(f"weights chosen on {model.blend.users:,} users of your own: own layer {model.blend.own:.2f}", soft_wrap=True)
     else:
         out.print("too few users to choose on, so shared defaults hold", style="yellow", soft_wrap=True)
+    _tell_changed_roles(said["changed_roles"])
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
@@ -90,6 +91,7 @@ def evaluate(
     users = found["users"]
     title = f"{found['merchant']}: {users['measured']:,} users who are in no training, full catalogue, 95% intervals"
     out.print(merchants_table(found, found["k"], title))
+    _tell_changed_roles(found["changed_roles"])
     for part in found["parts"]:
         said = ", ".join(f"{row} {value:.4f}" for row, value in part["ndcg"].items())
         out.print(f"{part['name']} ({part['users']:,} users), NDCG@{found['k']}: {said}", soft_wrap=True)
@@ -127,12 +129,18 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
         print_json({"changed": True, **found.to_json()})
         return
     out.print("the own layer is turned off in merchant.toml: there is none, and no weight was chosen", soft_wrap=True)
+    _tell_changed_roles(found.changed_roles)
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
         rows = [[name, f"{value:.4f}", "ranks" if name == found.version else ""] for name, value in found.compared.items()]
         out.print(table("NDCG on your choosing users", ["version", "NDCG@10", ""], rows))
     out.print(f"ranks from now on: {found.version}", soft_wrap=True)
+
+
+def _tell_changed_roles(why: str | None) -> None:
+    if why is not None:
+        out.print(why, style="yellow", soft_wrap=True)
 
 
 def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:

@@ -107,6 +107,7 @@ def fit_merchant(
     facts = {
         "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
         "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,
+        "changed_roles": place.changed_roles(),
     }  # fmt: skip
     model = OwnModel(
         kind.fit(everyone, blend.strength), data.catalogue.item_ids, blend,

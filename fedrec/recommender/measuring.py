@@ -41,7 +41,7 @@ def measure_merchant(
     Returns:
         `rows` of a name and metrics with intervals; `gain`, the paired difference of the last row and *alone* in NDCG, None
         where no adapter can be used; `parts` of the users with both rows' NDCG; `k`, `seed`, `version`, why the newest one is
-        `refused`, and numbers of users.
+        `refused`, numbers of users, and why some of them may have trained after all (`changed_roles`).
 
     Raises:
         InputError: nobody is measured, nobody of them has a last basket with something new, or the current adapter cannot be
@@ -70,6 +70,7 @@ def measure_merchant(
         "merchant": place.settings.name, "version": adapter, "refused": refused, "k": config.top_k, "seed": config.seed,
         "users": {"train": len(roles.train), "choose": len(roles.choose), "measured": len(measured.items)},
         "rows": rows, "gain": _gain(metrics, config) if FEDERATED in metrics else None,
+        "changed_roles": place.changed_roles(),
         "parts": list(_parts(measured, here, metrics, last, config)), "chosen": _chosen(entries),
     }  # fmt: skip
 

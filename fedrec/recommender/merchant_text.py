@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fedrec.config import RunConfig
 from fedrec.data import Catalogue, MerchantData, load_merchant
+from fedrec.data.role_record import RECORD, HeldBack, changed_roles
 from fedrec.data.roles import Roles, UserShares, own_secret, roles_of
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
+from fedrec.merchant import LEDGER, MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.model.adapter import Arrays
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.encoder_files import absolute_encoder
@@ -92,6 +93,11 @@ class MerchantPlace:
     def roles(self, data: MerchantData) -> Roles:
         """Who trains, chooses and is measured, as the merchant's node has it too."""
         return roles_of(data.histories.user_ids, self.settings.users or UserShares(), own_secret(self.own))
+
+    def changed_roles(self) -> str | None:
+        """Why some of those who choose or are measured may have trained in an earlier release, None where none has."""
+        held = HeldBack.under(self.settings.users or UserShares(), own_secret(self.own))
+        return changed_roles(self.path / LEDGER / RECORD, held)
 
     def adapter(self, name: str | None) -> Adapter | None:
         """A version, None for the untrained start.
