@@ -47,6 +47,7 @@ def fit(
             found = fit_merchant(place, data, tell)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", where=str(error.filename or place.path)) from None
+    _prune(place)
     said = found.to_json()
     if json:
         print_json({"changed": True, **said})
@@ -125,6 +126,7 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
             out.print("the own layer is turned off, and nothing has arrived since; --force compares again")
         return
     found = settle(place, data)
+    _prune(place)
     if json:
         print_json({"changed": True, **found.to_json()})
         return
@@ -136,6 +138,17 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
         rows = [[name, f"{value:.4f}", "ranks" if name == found.version else ""] for name, value in found.compared.items()]
         out.print(table("NDCG on your choosing users", ["version", "NDCG@10", ""], rows))
     out.print(f"ranks from now on: {found.version}", soft_wrap=True)
+
+
+def _prune(place: MerchantPlace) -> None:
+    """Empty the merchant's own cache of encoders that nothing kept needs; one that it may share is left alone."""
+    from fedrec.deploy.layout import MerchantFolder
+    from fedrec.model.cache import prune_caches
+    from fedrec.model.encoder import cache_folder
+
+    folder = cache_folder()
+    if folder.resolve().is_relative_to(MerchantFolder(place.path).cache.resolve()):
+        prune_caches(folder, place.encoders_in_use())
 
 
 def _tell_changed_roles(why: str | None) -> None:

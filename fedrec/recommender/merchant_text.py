@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,14 +114,9 @@ class MerchantPlace:
         Raises:
             InputError: it cannot be loaded, or is another one than the adapter was trained with.
         """
-        from fedrec.model.encoder import load_encoder
-
-        model, default = self.settings.model, RunConfig()
-        name = absolute_encoder(model.encoder, self.path)
         if adapter is None:
-            return load_encoder(name, 0, default.encoder_rank, default.max_tokens, model.device, model.texts_per_batch)
-        layers, rank, tokens = (adapter.settings[key] for key in ("encoder_layers", "encoder_rank", "max_tokens"))
-        encoder = load_encoder(name, layers, rank, tokens, model.device, model.texts_per_batch)
+            return self._encoder(layers=0)
+        encoder = self._encoder(*(adapter.settings[key] for key in ("encoder_layers", "encoder_rank", "max_tokens")))
         if encoder.fingerprint != adapter.settings["encoder_fingerprint"]:
             raise InputError(
                 f"version {adapter.name} was trained with another encoder than the one here",
@@ -129,6 +125,28 @@ class MerchantPlace:
                 hint="give the server's encoder in [model], or `fedrec merchant model use FOLDER untrained`",
             )
         return encoder
+
+    def encoders_in_use(self) -> set[str]:
+        """Fingerprints of the encoders whose caches are needed again: of the untrained text, of a node's start, and of the
+        versions that are kept. A run in progress may have another one, and has it open.
+        """
+        found = set()
+        for layers in (0, RunConfig().encoder_layers):
+            with suppress(InputError):  # the encoder here has no such shape, and so no cache of it
+                found.add(self._encoder(layers).fingerprint)
+        for name in self.versions.names():
+            with suppress(InputError):  # a damaged version can do without
+                found.add(str(self.versions.settings(name).get("encoder_fingerprint")))
+        return found
+
+    def _encoder(
+        self, layers: int, rank: int = RunConfig().encoder_rank, max_tokens: int = RunConfig().max_tokens
+    ) -> TextEncoder:
+        from fedrec.model.encoder import load_encoder  # takes seconds, and most of this needs none
+
+        model = self.settings.model
+        name = absolute_encoder(model.encoder, self.path)
+        return load_encoder(name, layers, rank, max_tokens, model.device, model.texts_per_batch)
 
     def pooled(self, catalogue: Catalogue, adapter: Adapter | None, *, keep: bool = True) -> Tensor:
         """(items, hidden) the catalogue through the encoder with the adapter's LoRA.
