@@ -172,13 +172,16 @@ def test_evaluate_and_fit_say_that_a_share_was_raised(
 
 
 def test_a_lost_key_is_noticed_however_much_was_lost_with_it(fedrec: Fedrec, trained: Path) -> None:
-    said = "own/users.key is not the key that users trained under (put that one back from a backup): those who choose and those"
+    said = "users trained under another own/users.key (put that one back from a backup): those who choose and those"
     key = (trained / OWN / SECRET_FILE).read_bytes()
     shutil.rmtree(trained / OWN)
     answer = fedrec("merchant", "evaluate", trained)
     assert answer.status == 0 and said in answer.out
+    other = (trained / OWN / SECRET_FILE).read_bytes()
     (trained / OWN / SECRET_FILE).write_bytes(key)
     assert "may have trained" not in fedrec("merchant", "evaluate", trained).out
+    record_roles(trained / LEDGER / RECORD, HeldBack.under(UserShares(), other))
+    assert "users trained under several own/users.key: those" in fedrec("merchant", "evaluate", trained).out
 
 
 def test_it_is_noted_before_a_node_connects(shop: Shop) -> None:

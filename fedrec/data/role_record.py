@@ -68,7 +68,9 @@ def changed_roles(path: Path, held: HeldBack) -> str | None:
     lost = len(these) < len(known)
     reasons, who = [], []
     if lost and (held.choose or held.measure):
-        reasons.append("own/users.key is not the key that users trained under (put that one back from a backup)")
+        both = held.key in known
+        which = "several own/users.key" if both else "another own/users.key (put that one back from a backup)"
+        reasons.append(f"users trained under {which}")
     for name, these_users in (("choose", "those who choose"), ("measure", "those who are measured")):
         now, before = getattr(held, name), min((getattr(one, name) for one in these), default=1.0)
         if now > before:
