@@ -48,6 +48,7 @@ def fit(
             found = fit_merchant(place, data, tell)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", where=str(error.filename or place.path)) from None
+    _prune(place)
     said = found.to_json()
     if json:
         print_json({"changed": True, **said})
@@ -59,6 +60,7 @@ def fit(
     else:
         out.print("too few users to choose on, so shared defaults hold", style="yellow", soft_wrap=True)
     out.print(_of_frequency(model.frequency), soft_wrap=True)
+    _tell_changed_roles(said["changed_roles"])
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
@@ -92,6 +94,7 @@ def evaluate(
     users = found["users"]
     title = f"{found['merchant']}: {users['measured']:,} users who are in no training, full catalogue, 95% intervals"
     out.print(merchants_table(found, found["k"], title))
+    _tell_changed_roles(found["changed_roles"])
     for part in found["parts"]:
         said = ", ".join(f"{row} {value:.4f}" for row, value in part["ndcg"].items())
         out.print(f"{part['name']} ({part['users']:,} users), NDCG@{found['k']}: {said}", soft_wrap=True)
@@ -142,16 +145,34 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
             out.print("the own layer is turned off, and nothing has arrived since; --force compares again")
         return
     found = settle(place, data)
+    _prune(place)
     if json:
         print_json({"changed": True, **found.to_json()})
         return
     out.print("the own layer is turned off in merchant.toml: there is none, and no weight was chosen", soft_wrap=True)
+    _tell_changed_roles(found.changed_roles)
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
         rows = [[name, f"{value:.4f}", "ranks" if name == found.version else ""] for name, value in found.compared.items()]
         out.print(table("NDCG on your choosing users", ["version", "NDCG@10", ""], rows))
     out.print(f"ranks from now on: {found.version}", soft_wrap=True)
+
+
+def _prune(place: MerchantPlace) -> None:
+    """Empty the merchant's own cache of encoders that nothing kept needs; one that it may share is left alone."""
+    from fedrec.deploy.layout import MerchantFolder
+    from fedrec.model.cache import prune_caches
+    from fedrec.model.encoder import cache_folder
+
+    folder = cache_folder()
+    if folder.resolve().is_relative_to(MerchantFolder(place.path).cache.resolve()):
+        prune_caches(folder, place.encoders_in_use())
+
+
+def _tell_changed_roles(why: str | None) -> None:
+    if why is not None:
+        out.print(why, style="yellow", soft_wrap=True)
 
 
 def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:

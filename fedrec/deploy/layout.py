@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from fedrec.config import read_toml
 from fedrec.deploy.certificates import check_private, read_public_key
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
+from fedrec.merchant import LEDGER, MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.privacy import head_folder
 
 __all__ = [
@@ -399,7 +399,7 @@ class MerchantFolder:
     @property
     def ledger(self) -> Path:
         """Folder of the privacy ledger. It belongs to the data and outlives runs and servers."""
-        return self.state / "privacy"
+        return self.path / LEDGER
 
     @property
     def head(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from fedrec.config import RunConfig
 from fedrec.data import Catalogue, MerchantData, load_merchant
+from fedrec.data.role_record import RECORD, HeldBack, changed_roles
 from fedrec.data.roles import Roles, UserShares, own_secret, roles_of
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
+from fedrec.merchant import LEDGER, MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.model.adapter import Arrays
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.encoder_files import absolute_encoder
@@ -93,6 +95,11 @@ class MerchantPlace:
         """Who trains, chooses and is measured, as the merchant's node has it too."""
         return roles_of(data.histories.user_ids, self.settings.users or UserShares(), own_secret(self.own))
 
+    def changed_roles(self) -> str | None:
+        """Why some of those who choose or are measured may have trained in an earlier release, None where none has."""
+        held = HeldBack.under(self.settings.users or UserShares(), own_secret(self.own))
+        return changed_roles(self.path / LEDGER / RECORD, held)
+
     def adapter(self, name: str | None) -> Adapter | None:
         """A version, None for the untrained start.
 
@@ -107,14 +114,9 @@ class MerchantPlace:
         Raises:
             InputError: it cannot be loaded, or is another one than the adapter was trained with.
         """
-        from fedrec.model.encoder import load_encoder
-
-        model, default = self.settings.model, RunConfig()
-        name = absolute_encoder(model.encoder, self.path)
         if adapter is None:
-            return load_encoder(name, 0, default.encoder_rank, default.max_tokens, model.device, model.texts_per_batch)
-        layers, rank, tokens = (adapter.settings[key] for key in ("encoder_layers", "encoder_rank", "max_tokens"))
-        encoder = load_encoder(name, layers, rank, tokens, model.device, model.texts_per_batch)
+            return self._encoder(layers=0)
+        encoder = self._encoder(*(adapter.settings[key] for key in ("encoder_layers", "encoder_rank", "max_tokens")))
         if encoder.fingerprint != adapter.settings["encoder_fingerprint"]:
             raise InputError(
                 f"version {adapter.name} was trained with another encoder than the one here",
@@ -123,6 +125,28 @@ class MerchantPlace:
                 hint="give the server's encoder in [model], or `fedrec merchant model use FOLDER untrained`",
             )
         return encoder
+
+    def encoders_in_use(self) -> set[str]:
+        """Fingerprints of the encoders whose caches are needed again: of the untrained text, of a node's start, and of the
+        versions that are kept. A run in progress may have another one, and has it open.
+        """
+        found = set()
+        for layers in (0, RunConfig().encoder_layers):
+            with suppress(InputError):  # the encoder here has no such shape, and so no cache of it
+                found.add(self._encoder(layers).fingerprint)
+        for name in self.versions.names():
+            with suppress(InputError):  # a damaged version can do without
+                found.add(str(self.versions.settings(name).get("encoder_fingerprint")))
+        return found
+
+    def _encoder(
+        self, layers: int, rank: int = RunConfig().encoder_rank, max_tokens: int = RunConfig().max_tokens
+    ) -> TextEncoder:
+        from fedrec.model.encoder import load_encoder  # takes seconds, and most of this needs none
+
+        model = self.settings.model
+        name = absolute_encoder(model.encoder, self.path)
+        return load_encoder(name, layers, rank, max_tokens, model.device, model.texts_per_batch)
 
     def pooled(self, catalogue: Catalogue, adapter: Adapter | None, *, keep: bool = True) -> Tensor:
         """(items, hidden) the catalogue through the encoder with the adapter's LoRA.
