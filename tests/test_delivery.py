@@ -486,6 +486,10 @@ def test_a_delivery_that_the_server_begins_says_why_it_cannot_and_ends_with_the_
             parent.wait()
         with connection:
             child.wait(10)
+        sent = f"redelivery.main(*{command[3:]}, {os.getpid()}, ['m0'])"
+        brief = f"from server import redelivery; redelivery.MOST_SECONDS = 2; {sent}"
+        done = subprocess.run([sys.executable, "-c", brief], capture_output=True, timeout=100, cwd=ROOT)
+        assert done.returncode == -signal.SIGALRM, "it has an end, whatever it waits for"
 
 
 def test_an_adapter_that_never_went_home_is_pending_when_its_run_is_resumed(run: RunFolder, tmp_path: Path) -> None:
