@@ -43,6 +43,7 @@ def remember(folder: ServerFolder, run: RunFolder, number: int) -> None:
     path = run.path.resolve()
     if path.is_relative_to(folder.path):
         path = path.relative_to(folder.path)  # so that the folder can be moved
+    folder.state.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.pending, json.dumps({"run": str(path), "round": number}).encode())
 
 

@@ -27,6 +27,7 @@ SETTLE = 1.0
 
 def acquire(folder: ServerFolder, holder: Holder) -> IO[str] | None:
     """The lock as an open file, held until that is closed; None where another process has it."""
+    folder.state.mkdir(parents=True, exist_ok=True)  # where no server was up yet
     file = (folder.state / "run.lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

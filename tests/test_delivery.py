@@ -470,7 +470,6 @@ def test_a_simulated_run_is_not_delivered_by_hand(
 def test_a_delivery_that_the_server_begins_says_why_it_cannot_and_ends_with_the_server(run: RunFolder, tmp_path: Path) -> None:
     port = free_ports()
     server = create(tmp_path / "deployed", f"localhost:{port}", ["m0"]).server
-    server.state.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "server.redelivery", str(server.path), str(run.path)]
     done = subprocess.run([*command, str(os.getpid()), "m0"], capture_output=True, text=True, timeout=100, cwd=ROOT)
     assert done.returncode == 2 and "no server answers" in done.stderr and "Traceback" not in done.stderr
@@ -494,7 +493,6 @@ def test_a_delivery_that_the_server_begins_says_why_it_cannot_and_ends_with_the_
 
 def test_an_adapter_that_never_went_home_is_pending_when_its_run_is_resumed(run: RunFolder, tmp_path: Path) -> None:
     server = create(tmp_path / "deployed", "localhost:20000", ["m0"]).server
-    server.state.mkdir(exist_ok=True)
     shutil.copytree(run.path, server.runs / "one")
     ended = RunFolder.open(server.runs / "one")
     ended.write_json("site.json", {"deployed": True})

@@ -66,9 +66,7 @@ def test_a_clock_that_was_set_back_keeps_nobody_waiting() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> ServerFolder:
-    made = create(tmp_path / "out", "localhost:8443", ["anna", "bert"]).server
-    made.state.mkdir(exist_ok=True)
-    return made
+    return create(tmp_path / "out", "localhost:8443", ["anna", "bert"]).server
 
 
 def a_run(path: Path, number: int = 3, **outcomes: str) -> RunFolder:
