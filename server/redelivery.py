@@ -27,10 +27,10 @@ __all__ = ["main"]
 
 log = logging.getLogger("fedrec.server")
 
-SECONDS = 120.0
-"""So long receipts are waited for: at most so long a run that an operator starts must wait."""
-MOST_SECONDS = 180
-"""After so long the process is killed, whatever it waits for."""
+SECONDS = 60.0
+"""So long receipts are waited for; who takes longer and has kept it says so the next time."""
+MOST_SECONDS = 120
+"""After so long the process is killed, whatever it waits for: a run that an operator starts waits for it."""
 
 
 def main(folder: str, run: str, parent: int, names: Collection[str]) -> int:
@@ -41,9 +41,9 @@ def main(folder: str, run: str, parent: int, names: Collection[str]) -> int:
     """
     signal.alarm(MOST_SECONDS)
     log_visibly()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for noisy in ("httpx", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(message)s", force=True)  # what is imported above has set it up its own way
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         with watching(_log):
