@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedrec.cli.console import progress_bars
-from fedrec.cli.terminal import merchants_table, out, print_json, quiet_models, repeats_table, table
+from fedrec.cli.terminal import err, merchants_table, out, print_json, quiet_models, repeats_table, table
 from fedrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedrec.recommender.frequency import PersonalFrequency
     from fedrec.recommender.merchant_text import MerchantPlace
 
-__all__ = ["evaluate", "fit"]
+__all__ = ["another_fit", "evaluate", "fit"]
 
 Folder = Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -31,7 +31,17 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit the own layer on all events, choose how it is joined with the text, and which adapter ranks."""
-    place, data = _opened(folder)
+    place = _opened(folder)
+    with place.fitting(another_fit):
+        _fit(place, place.data(), force, json)
+
+
+def another_fit() -> None:
+    """Say why nothing happens yet."""
+    err.print("another fit of this folder is going on; waiting for it to end")
+
+
+def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> None:
     if not place.settings.recommender.own_layer:
         _fit_text_alone(place, data, force, json)
         return
@@ -78,7 +88,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure, on users of your own that nothing was trained on, what you have alone and with the federation."""
-    place, data = _opened(folder)
+    place = _opened(folder)
+    data = place.data()
     from fedrec.recommender.contest import SERVED, TEXT
     from fedrec.recommender.measuring import measure_merchant
     from fedrec.report.merchant_report import write_merchant_report
@@ -175,7 +186,7 @@ def _tell_changed_roles(why: str | None) -> None:
         out.print(why, style="yellow", soft_wrap=True)
 
 
-def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:
+def _opened(folder: Path) -> MerchantPlace:
     from fedrec.deploy.layout import MerchantFolder
 
     merchant = MerchantFolder(folder.resolve())
@@ -184,8 +195,7 @@ def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:
     quiet_models()
     from fedrec.recommender.merchant_text import MerchantPlace
 
-    place = MerchantPlace(merchant.path)
-    return place, place.data()
+    return MerchantPlace(merchant.path)
 
 
 @contextmanager

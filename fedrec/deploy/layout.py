@@ -232,6 +232,11 @@ class ServerFolder:
         return self.state / "superlink.db"
 
     @property
+    def pending(self) -> Path:
+        """File that says which adapter goes home to whoever lacks it: a run and its round."""
+        return self.state / "pending.json"
+
+    @property
     def log(self) -> Path:
         """The server's log."""
         return self.state / "server.log"

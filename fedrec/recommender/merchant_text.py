@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.config import RunConfig
+from fedrec.config import RunConfig, make_private
 from fedrec.data import Catalogue, MerchantData, load_merchant
 from fedrec.data.role_record import RECORD, HeldBack, changed_roles
 from fedrec.data.roles import Roles, UserShares, own_secret, roles_of
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from fedrec.model.encoder import TextEncoder
 
 __all__ = ["Adapter", "MerchantPlace"]
+
+LOCK = "fit.lock"
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,31 @@ class MerchantPlace:
             InputError: they cannot be read.
         """
         return load_merchant(self.path, self.settings.data)
+
+    @contextmanager
+    def fitting(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the folder against every other fit, from reading the data to the last file: else what one read may be what
+        another has just forgotten. The lock ends with the process.
+
+        Args:
+            waiting: is called where another fit is going on, before its end is waited for.
+
+        Raises:
+            InputError: `own/` cannot be written.
+        """
+        path = self.own / LOCK
+        try:
+            make_private(self.own)
+            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
+        except OSError as error:
+            raise InputError(f"cannot be locked ({error.strerror})", where=str(path)) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def roles(self, data: MerchantData) -> Roles:
         """Who trains, chooses and is measured, as the merchant's node has it too."""
