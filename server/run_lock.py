@@ -50,11 +50,14 @@ def alone(folder: ServerFolder) -> Iterator[None]:
     Raises:
         InputError: another command of the operator has it.
     """
-    settled = time.monotonic() + SETTLE
-    told = False
+    seen, settled, told = None, 0.0, False
     while (lock := acquire(folder, "operator")) is None:
-        of_server = (folder.state / "run.lock").read_text() == "redelivery"
-        if not of_server and time.monotonic() > settled:
+        holder = (folder.state / "run.lock").read_text()
+        if holder != seen:
+            seen, settled = holder, time.monotonic() + SETTLE
+        of_server = holder == "redelivery"
+        # Between the lock and the name, the file is empty.
+        if holder and not of_server and time.monotonic() > settled:
             raise InputError("another run is going on", where=str(folder.path), hint="wait for it or stop it")
         if of_server and not told:
             notify("waiting_for_delivery")

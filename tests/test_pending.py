@@ -22,7 +22,7 @@ from server import pending
 from server.pending import RARELY, SOON, Attempt, Redelivery, due, recall, remember
 from server.progress import watching
 from server.run_folder import RunFolder
-from server.run_lock import acquire, alone
+from server.run_lock import SETTLE, acquire, alone
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC).timestamp()
 
@@ -187,6 +187,25 @@ def test_a_run_waits_for_a_delivery_and_not_for_a_run(folder: ServerFolder, star
             pass
         assert time.monotonic() - before < 2.0
     ended.join()
+
+
+def test_a_run_does_not_take_a_delivery_that_has_just_begun_for_a_run(folder: ServerFolder) -> None:
+    lock = acquire(folder, "redelivery")
+    assert lock is not None
+    # The next delivery has the lock, empties what is in it, and writes; or that of a run is in it still.
+    holders = (("redelivery", SETTLE + 0.2), ("", 0.3), ("operator", 0.1), ("redelivery", 0.3))
+
+    def others() -> None:
+        for holder, seconds in holders:
+            (folder.state / "run.lock").write_text(holder)
+            time.sleep(seconds)
+        lock.close()
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    with alone(folder):
+        assert lock.closed
+    thread.join()
 
 
 def test_it_ends_with_the_server(folder: ServerFolder, started: Started) -> None:
