@@ -22,16 +22,35 @@ from server.secure import STRATEGIES
 from server.start import first_state, load_encoder_for, round_line
 from server.strategy import NobodyLeft, connected
 
+__all__ = ["app", "send_home", "train"]
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run, or go on with, the federated run that the site file names."""
+    """Run, or go on with, the federated run that the site file names, and send its adapter home."""
     site = json.loads(Path(os.environ["FEDREC_SITE"]).read_text(encoding="utf-8"))
     folder = RunFolder.open(Path(site["run"]))
+    ended = train(grid, folder, Path(site["federation"]))
+    send_home(grid, folder)
+    notify("finished", reason=ended)
+
+
+def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
+    """Train from the last checkpoint, or from the beginning, until the run ends.
+
+    Args:
+        federation: folder of the central users' data.
+
+    Returns:
+        Why it ended. All of it is on disk then.
+
+    Raises:
+        TooFewMerchants: the run stopped at its last checkpoint.
+    """
     config = folder.config
-    central = load_central(Path(site["federation"]))
+    central = load_central(federation)
     state = folder.load()
     encoder = load_encoder_for(config, state)
     evaluator = CentralEvaluator(central, config, encoder)
@@ -66,12 +85,14 @@ def main(grid: Grid, context: Context) -> None:
         if state.round < config.rounds:
             left = config.rounds - state.round
             strategy.start(grid, wire.to_record(state.trained), left, config.round_timeout, evaluate_fn=evaluate)
-        ended = "all rounds are done"
+        return "all rounds are done"
     except NobodyLeft as reason:
         folder.write_json("ended_early.json", {"round": strategy.state.round, "reason": str(reason), **asdict(strategy.record)})
-        ended = f"too many merchants have declined ({reason})"
+        return f"too many merchants have declined ({reason})"
 
-    if strategy.state.round > 0:
-        parcel = parcel_of(folder)
-        Delivered(folder, parcel).add(hand_over(grid, parcel, connected(grid), min(config.round_timeout, MOST_SECONDS)))
-    notify("finished", reason=ended)
+
+def send_home(grid: Grid, folder: RunFolder) -> None:
+    """Send a run's last adapter to whoever is connected, where a round was trained."""
+    if folder.last_round():
+        parcel, timeout = parcel_of(folder), min(folder.config.round_timeout, MOST_SECONDS)
+        Delivered(folder, parcel).add(hand_over(grid, parcel, connected(grid), timeout))

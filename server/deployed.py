@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -34,7 +33,7 @@ from fedrec.errors import InputError
 from fedrec.model.encoder_files import absolute_encoder
 from server.control import SuperLink
 from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
-from server.pending import remember
+from server.pending import remember, remember_unless_later
 from server.progress import notify
 from server.run_folder import RunFolder
 from server.run_lock import alone
@@ -71,31 +70,37 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
         InputError: the run is not a deployed one, its encoder has changed, another process is at it, or no server is up.
         TooFewMerchants: the run stopped at its last checkpoint.
     """
-    site = run.path / SITE
     if not _is_deployed(run):
         raise InputError(
             "is not a deployed run", where=str(run.path), hint="a simulated run resumes with `fedrec simulate --resume`"
         )
-    os.environ["FEDREC_SITE"] = str(site.resolve())
     state = run.load()
     ended = (run.path / "ended_early.json").exists()
     if ended or (state is not None and state.round >= run.config.rounds):
-        if state is not None and state.round > 0 and run.delivered(state.round) is None:
-            remember(folder, run, state.round)  # it was ended before its adapter went home
+        if state is not None and state.round > 0:
+            # It may have been ended before its adapter went home to all.
+            with alone(folder):
+                if not remember_unless_later(folder, run, state.round):
+                    notify("another_pending", folder=str(folder.path), run=str(run.path))
         return run
     load_encoder_for(run.config, state)
     stopped = run.path / "stopped.json"
     with alone(folder):
         stopped.unlink(missing_ok=True)
-        from server.app import app
+        from server.app import send_home, train
+
+        def serve(grid: Grid, _: Context) -> None:
+            ended = train(grid, run, folder.path)
+            if number := run.last_round():
+                remember(folder, run, number)  # before it goes home: that may be interrupted
+            send_home(grid, run)
+            notify("finished", reason=ended)
 
         try:
-            _serve(SuperLink(folder), app)
+            _serve(SuperLink(folder), serve)
         except TooFewMerchants as reason:
             run.write_json(stopped.name, {"reason": str(reason)})
             raise
-        if number := run.last_round():
-            remember(folder, run, number)
     return run
 
 

@@ -23,7 +23,7 @@ from fedrec.deploy.layout import ServerFolder
 from server.run_folder import RunFolder
 from server.run_lock import acquire
 
-__all__ = ["Attempt", "Redelivery", "due", "recall", "remember"]
+__all__ = ["Attempt", "Redelivery", "due", "recall", "remember", "remember_unless_later"]
 
 log = logging.getLogger("fedrec.server")
 
@@ -45,6 +45,25 @@ def remember(folder: ServerFolder, run: RunFolder, number: int) -> None:
         path = path.relative_to(folder.path)  # so that the folder can be moved
     folder.state.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.pending, json.dumps({"run": str(path), "round": number}).encode())
+
+
+def remember_unless_later(folder: ServerFolder, run: RunFolder, number: int) -> bool:
+    """As `remember`, but leave what was remembered after this adapter was made: a later run's, or one sent by hand.
+
+    Returns:
+        Whether this adapter is the one for whoever lacks it.
+
+    Raises:
+        OSError: what is pending cannot be read or written.
+    """
+    try:
+        known = recall(folder)
+    except (ValueError, KeyError, TypeError):
+        known = None  # damaged, nothing can be sent by it
+    if known is not None and folder.pending.stat().st_mtime > run.saved_at():
+        return (known[0].path.resolve(), known[1]) == (run.path.resolve(), number)
+    remember(folder, run, number)
+    return True
 
 
 def recall(folder: ServerFolder) -> tuple[RunFolder, int] | None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedrec.config import RunConfig, load_config, save_config, write_atomically
@@ -114,23 +114,44 @@ class RunFolder:
             old.unlink()
 
     def load(self) -> ServerState | None:
-        """The last checkpoint, None before the first."""
+        """The last checkpoint, None before the first.
+
+        Raises:
+            InputError: it is damaged.
+            OSError: it cannot be read.
+        """
         found = self._checkpoints()
         if not found:
             return None
         groups: dict[str, Arrays] = {"trained": {}, "public": {}, "optimizer": {}}
-        with safe_open(found[-1], framework="numpy") as file:
-            meta = file.metadata()
-            for key in file.keys():  # noqa: SIM118
-                group, _, name = key.partition("|")
-                groups[group][name] = file.get_tensor(key)
-        scoring, fingerprint = Scoring(**json.loads(meta["scoring"])), meta.get("encoder_fingerprint", "")
-        return ServerState(meta["run"], int(meta["round"]), scoring=scoring, encoder_fingerprint=fingerprint, **groups)
+        try:
+            with safe_open(found[-1], framework="numpy") as file:
+                meta = file.metadata()
+                for key in file.keys():  # noqa: SIM118
+                    group, _, name = key.partition("|")
+                    groups[group][name] = file.get_tensor(key)
+            scoring, fingerprint = Scoring(**json.loads(meta["scoring"])), meta.get("encoder_fingerprint", "")
+            return ServerState(meta["run"], int(meta["round"]), scoring=scoring, encoder_fingerprint=fingerprint, **groups)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"is damaged ({type(error).__name__}: {error})",
+                where=str(found[-1]),
+                expected="a checkpoint",
+                hint="get it back from a backup, or delete it: --resume goes on from the one before",
+            ) from None
 
     def last_round(self) -> int | None:
         """The round of the last checkpoint, None before the first."""
         found = self._checkpoints()
         return int(found[-1].stem.removeprefix("round-")) if found else None
+
+    def saved_at(self) -> float:
+        """When the last checkpoint was written, in seconds since 1970.
+
+        Raises:
+            IndexError: there is none.
+        """
+        return self._checkpoints()[-1].stat().st_mtime
 
     def delivered(self, number: int) -> dict[str, dict[str, str]] | None:
         """By merchant what it answered, and when, as the adapter of a round went home; None where that never did."""

@@ -22,23 +22,29 @@ import pytest
 from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
+from safetensors.numpy import save_file
 
 import clients.delivery
 from clients.app import app
 from clients.merchant import Merchant, forget_merchants
 from fedrec import wire
 from fedrec.cli import main
+from fedrec.cli.terminal import round_progress
 from fedrec.config import RunConfig
 from fedrec.deploy.create import create
+from fedrec.deploy.layout import ServerFolder
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.model.versions import CURRENT, FORMAT, KEPT, Versions, content_digest
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import HERE, MOST_TEXTS, OUTCOMES, Delivery, Receipt
 from server.delivery import Delivered, hand_over, parcel_of
-from server.deployed import go_on
-from server.pending import recall
+from server.deployed import deliver_to, go_on
+from server.pending import recall, remember
+from server.progress import watching
 from server.run_folder import RunFolder
+from server.run_lock import alone
+from simulations.engines import run_inline
 from simulations.run import resume, simulate
 
 from .deployed import free_ports
@@ -491,17 +497,97 @@ def test_a_delivery_that_the_server_begins_says_why_it_cannot_and_ends_with_the_
         assert done.returncode == -signal.SIGALRM, "it has an end, whatever it waits for"
 
 
-def test_an_adapter_that_never_went_home_is_pending_when_its_run_is_resumed(run: RunFolder, tmp_path: Path) -> None:
-    server = create(tmp_path / "deployed", "localhost:20000", ["m0"]).server
+@pytest.fixture
+def server(tmp_path: Path) -> ServerFolder:
+    return create(tmp_path / "deployed", "localhost:20000", ["m0"]).server
+
+
+@pytest.fixture
+def ended(run: RunFolder, server: ServerFolder) -> RunFolder:
+    """The run, as a deployed one that has ended."""
     shutil.copytree(run.path, server.runs / "one")
-    ended = RunFolder.open(server.runs / "one")
-    ended.write_json("site.json", {"deployed": True})
-    go_on(server, ended)
-    assert recall(server) is None, "it went home"
-    (ended.path / "delivered.json").unlink()
-    go_on(server, ended)
+    copy = RunFolder.open(server.runs / "one")
+    copy.write_json("site.json", {"deployed": True})
+    return copy
+
+
+def pending_of(server: ServerFolder) -> tuple[str, int] | None:
     found = recall(server)
-    assert found is not None and found[0].path == ended.path and found[1] == ended.last_round() == 3
+    return (found[0].path.name, found[1]) if found else None
+
+
+@pytest.mark.parametrize("went_home", [False, True])
+def test_the_adapter_of_a_run_that_has_ended_is_pending_when_it_is_resumed(
+    ended: RunFolder, server: ServerFolder, went_home: bool
+) -> None:
+    if not went_home:
+        (ended.path / "delivered.json").unlink()
+    remember(server, RunFolder(server.runs / "earlier"), 8)
+    os.utime(server.pending, (ended.saved_at() - 1,) * 2)
+    go_on(server, ended)
+    assert pending_of(server) == ("one", 3)
+    server.pending.write_text("{")
+    go_on(server, ended)
+    assert pending_of(server) == ("one", 3), "what is damaged is replaced"
+
+
+def test_an_adapter_that_was_sent_later_stays_pending_when_an_ended_run_is_resumed(
+    ended: RunFolder, server: ServerFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remember(server, RunFolder(server.runs / "later"), 8)
+    os.utime(server.pending, (ended.saved_at() + 1,) * 2)
+    (ended.path / "delivered.json").unlink()
+    told = f"fedrec server deliver {server.path} {ended.path}"
+    with round_progress():
+        go_on(server, ended)
+    assert pending_of(server) == ("later", 8)
+    assert told.replace(" ", "") in "".join(capsys.readouterr().err.split())
+    remember(server, ended, 3)
+    with round_progress():
+        go_on(server, ended)
+    assert pending_of(server) == ("one", 3) and "fedrec server deliver" not in capsys.readouterr().err
+    with alone(server), pytest.raises(InputError, match="another run is going on"):
+        go_on(server, ended)
+
+
+def test_nothing_half_trained_is_pending_and_what_is_trained_is_before_it_goes_home(
+    federation: Path, config: RunConfig, server: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def after(number: int) -> Callable[[str, dict[str, Any]], None]:
+        return lambda event, fields: interrupted() if event == "round_done" and fields["round"] == number else None
+
+    with watching(after(0)), pytest.raises(KeyboardInterrupt):
+        simulate(federation, config.model_copy(update={"encoder_rounds": 0, "rounds": 2}), tmp_path / "run")
+    run = RunFolder.open(tmp_path / "run")
+    run.write_json("site.json", {**json.loads((run.path / "site.json").read_text()), "deployed": True})
+    shutil.copytree(federation / "central", server.central, dirs_exist_ok=True)
+    monkeypatch.setattr("server.deployed._serve", lambda _, serve: run_inline(serve, app, 3))
+    monkeypatch.setattr("server.app.hand_over", interrupted)
+    remember(server, RunFolder(server.runs / "earlier"), 8)
+    with watching(after(1)), pytest.raises(KeyboardInterrupt):
+        go_on(server, run)
+    assert (run.last_round(), pending_of(server)) == (1, ("earlier", 8))
+    with pytest.raises(KeyboardInterrupt):
+        go_on(server, run)
+    assert (run.last_round(), pending_of(server)) == (2, ("run", 2))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 50, None], ids=["empty", "zeros", "something else"])
+def test_a_damaged_checkpoint_is_an_error_that_says_which(ended: RunFolder, server: ServerFolder, content: bytes | None) -> None:
+    last = ended.path / "checkpoints" / "round-00003.safetensors"
+    if content is None:
+        save_file({"centre": np.zeros(1)}, last)  # a file of something else
+    else:
+        last.write_bytes(content)
+    for resumed in (lambda: go_on(server, ended), lambda: deliver_to(server, ended, ["m0"], 1.0)):
+        with pytest.raises(InputError, match=r"round-00003\.safetensors: is damaged .* delete it"):
+            resumed()
+    last.unlink()
+    state = ended.load()
+    assert state is not None and state.round == 2
 
 
 # -- the server's side ------------------------------------------------------------------------------------------------------

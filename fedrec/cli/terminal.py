@@ -211,6 +211,9 @@ class _Watcher:
     def _waiting_for_delivery(self) -> None:
         self._line("the adapter is on its way to a merchant that came back; waiting until that has ended")
 
+    def _another_pending(self, folder: str, run: str) -> None:
+        self._line(f"another adapter was sent since, and stays; this one is sent by: fedrec server deliver {folder} {run}")
+
     def _histogram_started(self, merchants: int) -> None:
         self._line(f"popularity: {merchants} private histograms")
         self.asked_for = "popularity"
