@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import stat
 import threading
@@ -15,9 +16,11 @@ import pandas as pd
 import pytest
 
 from fedrec.errors import InputError
+from fedrec.recommender.fitting import fit_merchant
 from fedrec.recommender.merchant_text import LOCK, MerchantPlace
+from fedrec.recommender.own_model import OwnModel
 
-from .test_cli_errors import Fedrec, fedrec  # noqa: F401
+from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
 from .test_merchant_recommender import make_shop
 
 WAITING = "another fit of this folder is going on; waiting for it to end"
@@ -57,18 +60,34 @@ def test_the_second_waits_and_reads_its_data_afterwards(shop: Path, fedrec: Fedr
     assert WAITING not in fedrec("merchant", "fit", shop).err
 
 
-def test_a_person_is_not_forgotten_while_a_fit_that_may_know_them_goes_on(shop: Path, fedrec: Fedrec) -> None:
-    assert fedrec("merchant", "fit", shop).status == 0
-    before = (shop / "events.csv").read_bytes()
-    untouched = []
-    other = another_fit(shop, lambda: untouched.append((shop / "events.csv").read_bytes()))
+@pytest.mark.parametrize("fitted", [True, False])
+def test_what_a_fit_made_of_a_person_who_is_forgotten_meanwhile_does_not_stay(shop: Path, fedrec: Fedrec, fitted: bool) -> None:
+    if fitted:
+        assert fedrec("merchant", "fit", shop).status == 0
+    place, erased = MerchantPlace(shop), []
+    data = place.data()
+
+    def knows_them() -> None:
+        erased.append(b"customer-7-secret" not in (shop / "events.csv").read_bytes())
+        fit_merchant(place, data)
+
+    other = another_fit(shop, knows_them)
     done = fedrec("merchant", "forget", shop, "customer-7-secret", "--yes", "--json")
     other.join()
     assert done.status == 0 and WAITING in done.err and json.loads(done.out)["own_layer"] == "fitted"
-    assert untouched == [before] and b"customer-7-secret" not in (shop / "events.csv").read_bytes()
+    model = OwnModel.read(shop / "own")
+    assert erased == [True] and model is not None and model.facts["users"] == len(data.histories) - 1
 
 
 def test_a_folder_that_cannot_be_locked_is_refused(shop: Path) -> None:
     (shop / "own" / LOCK).mkdir()
     with pytest.raises(InputError, match="cannot be locked"), MerchantPlace(shop).fitting(lambda: None):
         pass
+
+
+def test_a_file_system_without_locks_is_refused(shop: Path, fedrec: Fedrec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert_refused(fedrec("merchant", "fit", shop), "fit.lock: cannot be locked (No locks available)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -224,6 +225,43 @@ def test_an_unknown_person_changes_nothing(shop: Path, forget: Forget) -> None:
     assert before == {path: content for path, content in after.items() if path.name != LOCK}
 
 
+def test_where_there_is_no_layer_none_is_waited_for_and_nothing_made(shop: Path, forget: Forget) -> None:
+    shutil.rmtree(shop / "own")
+    before = set(shop.rglob("*"))
+    assert json.loads(forget(shop, "nobody", "--yes", "--json")[1])["own_layer"] == "none"
+    status, out, _ = forget(shop, NAME, "--yes", "--json")
+    assert status == 0 and json.loads(out)["own_layer"] == "none" and NAME not in (shop / "events.csv").read_text()
+    assert set(shop.rglob("*")) == before
+
+
+@pytest.mark.parametrize("fault", ["lock", "folder"])
+def test_a_layer_that_is_out_of_reach_keeps_no_row(
+    shop: Path, forget: Forget, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """As where somebody else, such as root, made the lock or the folder."""
+    clean, reached = without(shop), os.open if fault == "lock" else Path.iterdir
+
+    def denied(path: object, *args: int) -> object:
+        if Path(str(path)) in (shop / "own", shop / "own" / LOCK):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return reached(path, *args)  # type: ignore[operator]
+
+    monkeypatch.setattr("os.open" if fault == "lock" else "pathlib.Path.iterdir", denied)
+    for words, erased in (((NAME, "--yes", "--json"), 1), ((NAME, "--yes"), 0)):
+        status, out, err = forget(shop, *words)
+        assert status == 2 and "Permission denied" in err and NAME not in out + err and (shop / LAYER).exists()
+        assert (shop / "events.csv").read_bytes() == (clean / "events.csv").read_bytes()
+        if erased:
+            said = json.loads(out)
+            assert said["removed"].keys() == {str(shop / "events.csv")} and said["own_layer"] == "not renewed"
+            assert "Permission denied" in said["why"]
+        else:
+            assert "nothing was found" in out and "NOT RENEWED" in out
+    monkeypatch.undo()
+    assert renew_layer(MerchantPlace(shop), erased=False).state == "fitted"
+    assert (shop / LAYER).read_bytes() == (clean / LAYER).read_bytes()
+
+
 def test_interrupted_between_two_files_and_before_the_layer_it_is_finished_by_the_next(
     shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,9 +296,23 @@ def test_where_nobody_is_left_the_layer_is_removed(shop: Path, forget: Forget) -
     assert (shop / "events.csv").read_text() == lines[0]
 
 
-def test_killed_before_that_the_next_removes_it(shop: Path) -> None:
-    (shop / "events.csv").write_text((shop / "events.csv").read_text().splitlines(keepends=True)[0])
-    assert renew_layer(MerchantPlace(shop), erased=False).state == "removed" and not (shop / LAYER).exists()
+@pytest.mark.parametrize("left", ["nothing", "views", "views beside no target"])
+@pytest.mark.parametrize("database", [False, True])
+def test_killed_before_that_the_next_removes_it(shop: Path, forget: Forget, left: str, database: bool) -> None:
+    events = pd.read_csv(shop / "events.csv", dtype=str).assign(event="view")
+    if left == "nothing":
+        events = events[:0]
+    events.to_csv(shop / "events.csv", index=False)
+    data: dict[str, object] = {"target_events": ["purchase"], "history_events": ["purchase", "view"]} if " " in left else {}
+    if database:
+        with closing(sqlite3.connect(shop / "shop.db")) as connection:
+            for name in ("items", "events"):
+                pd.read_csv(shop / f"{name}.csv", dtype=str).to_sql(name, connection, index=False)
+        data |= {"url": "sqlite:///shop.db", "items": "SELECT * FROM items", "events": "SELECT * FROM events"}
+    with (shop / "merchant.toml").open("a") as toml:
+        toml.write(f"\n{tomli_w.dumps({'data': data})}")
+    status, out, err = forget(shop, "nobody", "--yes")
+    assert status == 0 and "own layer: removed" in out and not (shop / LAYER).exists(), err
 
 
 def test_a_table_that_cannot_be_read_costs_no_layer_where_nothing_was_removed(shop: Path, forget: Forget) -> None:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fedrec.config import RunConfig
+from fedrec.data import Histories
 from fedrec.data.roles import Roles
 from fedrec.evaluation import EvaluationSet, best_decay
 from fedrec.evaluation.protocol import metrics_of
@@ -441,4 +442,30 @@ def test_who_is_measured_chooses_no_frequency(
 
 def test_what_was_only_looked_at_is_nothing_bought_again() -> None:
     looked = Past(np.array([3, 5, 3]), np.array([0, 1, 2]), np.array([True, True, False]))
-    assert answers._events([Past(np.array([7]), np.array([4])), looked]).tolist() == [[0, 7, 0], [1, 3, 2], [1, 5, 1]]
+    assert answers._events([Past(np.array([7]), np.array([4])), looked]).tolist() == [[0, 7, 0], [1, 3, 1], [1, 5, 0]]
+
+
+def test_what_is_looked_at_makes_no_purchase_older(shop: Path) -> None:
+    """Served and measured: views before, between and after purchases, in baskets of their own and in those of purchases."""
+    rng, found = np.random.default_rng(0), with_frequency(shop, PersonalFrequency(0.3, 5.0))
+    for baskets in regulars(3, 40):
+        rows = [(item, number, True) for number, basket in enumerate(baskets) for item in basket]
+        with_views, number = list[tuple[int, int, bool]](), 0
+        for basket in baskets:
+            for _ in range(int(rng.integers(4))):
+                with_views.append((int(rng.integers(ITEMS)), number, False))
+                number += 1
+            with_views += [(item, number, True) for item in basket]
+            with_views += [(item, number, False) for item in {0, 1} - set(basket)]
+            number += 1
+        with_views.append((2, number, False))
+        pasts = [Past(*(np.array(column) for column in zip(*each, strict=True))) for each in (rows, with_views)]
+        bought, looked = (found._ranks.frequency.scores(answers._events([past]), (1, ITEMS))[0] for past in pasts)
+        assert bought.tobytes() == looked.tobytes()
+        groups = []
+        for past in pasts:
+            assert past.target is not None
+            histories = Histories(("u",), np.array([0, len(past.items)]), past.items, past.baskets, past.target)
+            groups.append(users_as_group(histories, np.arange(1), ITEMS, 50, repeats=True))
+        assert groups[0] is not None and groups[1] is not None
+        np.testing.assert_array_equal(groups[0].past, groups[1].past)

@@ -55,6 +55,7 @@ def one_user(histories, user: int, history: int, positions: int, decay: float, h
     chosen = last_positions(items, baskets, positions)
     losses = []
     start = np.flatnonzero(baskets < chosen[0][0])[-2 * history :][0] if chosen else 0
+    chosen = [(number, new) for number, new in chosen if baskets[start] < number]
     for number, new in chosen:
         events = [i for i in range(len(items)) if i >= start and baskets[i] < number][-history:]
         w = torch.softmax(torch.tensor([-decay * float(number - 1 - baskets[i]) for i in events]), 0)

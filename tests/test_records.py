@@ -42,6 +42,7 @@ def one_at_a_time(histories: Histories, *, history: int, positions: int, decay: 
         if not chosen:
             continue
         before = np.flatnonzero(basket < chosen[0][0])[-length:]
+        chosen = [(number, new) for number, new in chosen if basket[before[0]] < number]
         items[user, : len(before)], baskets[user, : len(before)] = own[before], basket[before]
         for place, (number, new) in enumerate(chosen):
             at[user, place] = number

@@ -171,6 +171,20 @@ def test_evaluate_and_fit_say_that_a_share_was_raised(
     assert "choose in [users] is 0.3 and was 0.1" in fedrec("merchant", "fit", trained).out
 
 
+@pytest.mark.parametrize("own_layer", [True, False])
+def test_a_fit_that_has_nothing_to_do_says_it_too(fedrec: Fedrec, trained: Path, tiny_bert_folder: Path, own_layer: bool) -> None:
+    with_settings(
+        trained, model={"encoder": str(tiny_bert_folder), "device": "cpu"}, users={"choose": 0.1, "measure": 0.1},
+        recommender={"own_layer": own_layer},
+    )  # fmt: skip
+    assert fedrec("merchant", "fit", trained).status == 0
+    assert json.loads(fedrec("merchant", "fit", trained, "--json").out)["changed_roles"] is None
+    (trained / LEDGER / RECORD).write_text("x")
+    shown, said = fedrec("merchant", "fit", trained), json.loads(fedrec("merchant", "fit", trained, "--json").out)
+    assert shown.status == 0 and "--force" in shown.out and "may have trained" in shown.out
+    assert said["changed"] is False and said["changed_roles"] in shown.out
+
+
 def test_a_lost_key_is_noticed_however_much_was_lost_with_it(fedrec: Fedrec, trained: Path) -> None:
     said = "users trained under another own/users.key (put that one back from a backup): those who choose and those"
     key = (trained / OWN / SECRET_FILE).read_bytes()

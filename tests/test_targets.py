@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.merchant import purchases
+from fedrec.config import Unit
 from fedrec.data import CentralGroup, Columns, DataSource, Histories, MerchantData, load_merchant
 from fedrec.deploy.units import merchant_toml
 from fedrec.evaluation import Group
@@ -79,19 +80,22 @@ Position = tuple[dict[int, float], set[int], set[int]]
 
 
 def positions_of(events: list[Event], history: int, most: int, decay: float) -> list[Position]:
-    """A user's positions in loops, the latest first."""
+    """A user's positions in loops, the latest first; one before which nothing is left of the window is none."""
     baskets, found = baskets_of(events), []
-    for number in range(1, len(baskets)):
+    for number in range(len(baskets) - 1, 0, -1):
         before = [(item, number - 1 - at) for at in range(number) for item, _ in baskets[at]]
         had = {item for at in range(number) for item, target in baskets[at] if target}
         new = {item for item, target in baskets[number] if target} - had
+        if not new:
+            continue
+        if not found:
+            unseen = max(0, len(before) - 2 * history)
         pooled: dict[int, float] = defaultdict(float)
-        for item, age in before[-history:]:
+        for item, age in before[unseen:][-history:]:
             pooled[item] += np.exp(-decay * age)
         total = sum(pooled.values())
-        if new:
-            found.append(({item: weight / total for item, weight in pooled.items()}, new, had))
-    return found[::-1][:most]
+        found.append(({item: weight / total for item, weight in pooled.items()}, new, had))
+    return [position for position in found[:most] if position[0]]
 
 
 def records_of(histories: Histories, history: int, most: int, decay: float) -> list[list[Position]]:
@@ -115,16 +119,28 @@ def records_of(histories: Histories, history: int, most: int, decay: float) -> l
     return found
 
 
-@given(users_, st.integers(1, 4), st.sampled_from([0.0, 0.3]))
-@settings(max_examples=150, deadline=None)
-def test_records_are_those_of_a_loop_over_users(users: Users, most: int, decay: float) -> None:
-    history = 30  # the window is tested where all are targets
+@given(users_, st.integers(1, 4), st.sampled_from([0.0, 0.3]), st.sampled_from([1, 2, 4, 30]))
+@settings(max_examples=300, deadline=None)
+def test_records_are_those_of_a_loop_over_users(users: Users, most: int, decay: float, history: int) -> None:
     found = records_of(histories_of(users), history, most, decay)
     for events, mine in zip(users, found, strict=True):
         wanted = positions_of(events, history, most, decay)
         assert [one[1:] for one in mine] == [one[1:] for one in wanted]
         for (pooled, _, _), (expected, _, _) in zip(mine, wanted, strict=True):
             assert pooled == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["user", "event"])
+def test_a_position_that_has_lost_its_history_is_none(unit: Unit) -> None:
+    """Many views between purchases, and one very large basket: what is trained on has a history, and all of the weight."""
+    views = [(day, 8 if day % 20 else day // 20, day % 20 == 0) for day in range(61)]
+    large = [(0, 1, True), (1, 2, True), *((2, item, True) for item in range(3, 8)), (3, 8, True)]
+    for events, history, left in ((views, 5, 1), (views, 11, 2), (views, 80, 3), (large, 2, 1), (large, 3, 2), (large, 4, 3)):
+        found = build_examples(histories_of([events]), history=history, positions=5, decay=0.1, unit=unit)
+        at = {(record, place) for record, place, _ in found.target.tolist()}
+        assert len(at) == left and all(found.weights[where].sum() == pytest.approx(1) for where in at)
+        assert found.target_weight.sum() == pytest.approx(1 if unit == "user" else left)
+        assert len(found) == (1 if unit == "user" else left)
 
 
 @given(users_)
@@ -171,7 +187,9 @@ def test_the_truth_is_the_last_basket_with_targets(users: Users, repeats: bool, 
         had = {item for item, _, target in before if target}
         truth = {item for item, target in baskets[last] if target} - (set() if repeats else had)
         if before and truth:
-            past = [(item, age) for item, age, target in before if target] if repeats else []
+            bought = [at for at in range(last) if any(target for _, target in baskets[at])]
+            ago = {last - 1 - at: place for place, at in enumerate(reversed(bought))}
+            past = [(item, ago[age]) for item, age, target in before if target] if repeats else []
             wanted.append(([(item, age) for item, age, _ in before][-length:], had, truth, past))
     group, left_out = group_of(CentralGroup("", pd.RangeIndex(9), histories), np.arange(len(users)), length, repeats)
     assert left_out == len(users) - len(wanted)

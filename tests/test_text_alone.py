@@ -103,7 +103,9 @@ def test_fit_removes_the_layer_and_compares_what_arrived(
     verdict = versions.verdict(arrived)
     assert verdict is not None and verdict["ranks"] == (found["version"] == arrived) and versions.arrived() is None
     assert (versions.current or "untrained") == found["version"]
-    assert json.loads(fedrec(monkeypatch, capsys, "fit", shop, "--json")) == {"changed": False, "own_layer": False}
+    assert json.loads(fedrec(monkeypatch, capsys, "fit", shop, "--json")) == {
+        "changed": False, "own_layer": False, "changed_roles": None,
+    }  # fmt: skip
     assert not (shop / LAYER).exists()
     out = fedrec(monkeypatch, capsys, "evaluate", shop)
     assert "turned off" in out and "federated text" in out

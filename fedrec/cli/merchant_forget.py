@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedrec.cli.console import Console, progress_bars
-from fedrec.cli.merchant_own import another_fit
+from fedrec.cli.merchant_own import another_fit, not_written
 from fedrec.cli.terminal import err, out, print_json, quiet_models
 from fedrec.errors import InputError
+
+if TYPE_CHECKING:
+    from fedrec.recommender.forgetting import Layer, Traces
 
 __all__ = ["forget"]
 
@@ -21,6 +24,7 @@ LAYER = {
     "unchanged": "own layer: it was made from what is there now",
     "fitted": "own layer: fitted anew on what is left",
     "removed": "own layer: removed, since it cannot be fitted anew",
+    "not renewed": "own layer: NOT RENEWED, so it may still know this person. Mend what is said below, then run this again",
 }
 
 
@@ -39,7 +43,7 @@ def forget(
     if merchant.state.is_dir():
         os.environ.setdefault("FEDREC_CACHE", str(merchant.cache))
     quiet_models()
-    from fedrec.recommender.forgetting import STAYS, erase, find_traces, renew_layer
+    from fedrec.recommender.forgetting import Layer, erase, find_traces, may_have_layer, renew_layer
     from fedrec.recommender.merchant_text import MerchantPlace
 
     place = MerchantPlace(merchant.path)
@@ -49,11 +53,25 @@ def forget(
         _say_found(files, traces.in_database, err if json else out)
     if files and not yes and not typer.confirm("Remove these rows? There is no way back", err=json):
         raise typer.Abort
-    # A fit that read the person before would write a layer that knows them after.
-    with place.fitting(another_fit), progress_bars(left=True) as progress:
-        erase(traces, user)
-        task = progress.add_task("own layers", total=None)
-        layer = renew_layer(place, bool(files), lambda done, of: progress.update(task, completed=done, total=of))
+    erase(traces, user)
+    layer, fault = Layer("none"), None
+    try:
+        if may_have_layer(place):
+            # A fit that read the person before may write a layer that knows them until it ends.
+            with place.fitting(another_fit), progress_bars(left=True) as progress:
+                task = progress.add_task("own layers", total=None)
+                layer = renew_layer(place, bool(files), lambda done, of: progress.update(task, completed=done, total=of))
+    except (InputError, OSError) as error:
+        fault = error if isinstance(error, InputError) else not_written(error, place.own)
+        layer = Layer("not renewed", str(fault))
+    _say_done(traces, files, layer, json)
+    if fault is not None:
+        raise fault
+
+
+def _say_done(traces: Traces, files: dict[str, int], layer: Layer, json: bool) -> None:
+    from fedrec.recommender.forgetting import STAYS
+
     if json:
         print_json({
             "found": traces.found, "removed": files, "in_database": traces.in_database,
@@ -63,7 +81,7 @@ def forget(
     if files:
         out.print("removed", style="bold")
     out.print(LAYER[layer.state], soft_wrap=True)
-    if layer.why:
+    if layer.why and layer.state != "not renewed":
         out.print(layer.why, style="yellow", soft_wrap=True)
     if traces.in_database:
         out.print(

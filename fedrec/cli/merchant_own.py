@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedrec.recommender.frequency import PersonalFrequency
     from fedrec.recommender.merchant_text import MerchantPlace
 
-__all__ = ["another_fit", "evaluate", "fit"]
+__all__ = ["another_fit", "evaluate", "fit", "not_written"]
 
 Folder = Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,6 +41,11 @@ def another_fit() -> None:
     err.print("another fit of this folder is going on; waiting for it to end")
 
 
+def not_written(error: OSError, folder: Path) -> InputError:
+    """What a fit ran into, for people."""
+    return InputError(f"cannot be written ({error.strerror})", where=str(error.filename or folder))
+
+
 def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> None:
     if not place.settings.recommender.own_layer:
         _fit_text_alone(place, data, force, json)
@@ -48,16 +53,13 @@ def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> N
     from fedrec.recommender.fitting import fit_merchant, up_to_date
 
     if not force and up_to_date(place, data):
-        if json:
-            print_json({"changed": False})
-        else:
-            out.print("nothing has changed since the last fit; --force fits again")
+        _say_unchanged({"changed": False}, "nothing has changed since the last fit; --force fits again", place, json)
         return
     try:
         with _told("own layers") as tell:
             found = fit_merchant(place, data, tell)
     except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", where=str(error.filename or place.path)) from None
+        raise not_written(error, place.path) from None
     _prune(place)
     said = found.to_json()
     if json:
@@ -150,10 +152,8 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
     from fedrec.recommender.text_alone import settle, settled
 
     if not force and settled(place):
-        if json:
-            print_json({"changed": False, "own_layer": False})
-        else:
-            out.print("the own layer is turned off, and nothing has arrived since; --force compares again")
+        said = "the own layer is turned off, and nothing has arrived since; --force compares again"
+        _say_unchanged({"changed": False, "own_layer": False}, said, place, json)
         return
     found = settle(place, data)
     _prune(place)
@@ -168,6 +168,16 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
         rows = [[name, f"{value:.4f}", "ranks" if name == found.version else ""] for name, value in found.compared.items()]
         out.print(table("NDCG on your choosing users", ["version", "NDCG@10", ""], rows))
     out.print(f"ranks from now on: {found.version}", soft_wrap=True)
+
+
+def _say_unchanged(found: dict[str, bool], said: str, place: MerchantPlace, json: bool) -> None:
+    # No fit is made from the record of earlier releases, so that may have changed, or been lost.
+    changed = place.changed_roles()
+    if json:
+        print_json({**found, "changed_roles": changed})
+        return
+    out.print(said)
+    _tell_changed_roles(changed)
 
 
 def _prune(place: MerchantPlace) -> None:

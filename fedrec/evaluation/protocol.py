@@ -25,8 +25,8 @@ from fedrec.model.ranking import blocks, pairs_of, products
 from fedrec.model.towers import Scoring, log_prior, user_vectors
 
 __all__ = [
-    "DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "calibrate", "evaluate", "evaluate_popularity", "group_of", "joined",
-    "metrics_of", "ranks_of", "scored", "summarise",
+    "DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "baskets_ago", "calibrate", "evaluate", "evaluate_popularity",
+    "group_of", "joined", "metrics_of", "ranks_of", "scored", "summarise",
 ]  # fmt: skip
 
 DECAYS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
@@ -45,7 +45,7 @@ class Group:
         masked: (pairs, 2) user and group item of the targets before the last basket, sorted by user; taken out of the ranking
             unless there is a `past`.
         relevant: (pairs, 2) user and group item of the truth, sorted by user.
-        past: (events, 3) user, group item and age of those targets, sorted by user, where what is bought again counts.
+        past: (events, 3) user, group item and `baskets_ago` of those targets, sorted by user, where what is bought again counts.
     """
 
     name: str
@@ -214,6 +214,18 @@ def joined(parts: list[PerUser]) -> PerUser:
     return PerUser(*(np.concatenate([getattr(part, name) for part in parts]) for name in METRICS))
 
 
+def baskets_ago(user: np.ndarray, baskets: np.ndarray) -> np.ndarray:
+    """(events,) how many later baskets of the same user are among these; 0 for the latest.
+
+    Of targets alone it is how many purchases ago each was: what somebody only looked at since makes none of them older.
+
+    Args:
+        user, baskets: (events,) numbers, sorted by user and then by basket.
+    """
+    number = np.cumsum((np.diff(user, prepend=-1) != 0) | (np.diff(baskets, prepend=-1) != 0))
+    return number[np.searchsorted(user, user, side="right") - 1] - number
+
+
 def _is_calibration(user: str, share: float, seed: int) -> bool:
     digest = hashlib.blake2b(f"{seed}\0{user}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < share
@@ -258,7 +270,10 @@ def group_of(group: CentralGroup, users: np.ndarray, length: int, repeats: bool 
     owner, items, ages = owner[rows], items[rows], (latest[owner] - 1 - baskets)[rows]
     counts = np.bincount(owner, minlength=len(users))
     column = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - np.minimum(counts, length), counts)
-    past = np.column_stack([number[owner], np.searchsorted(positions, items), ages])[target[rows]] if repeats else None
+    bought, past = target[rows], None
+    if repeats:
+        ago = baskets_ago(owner[bought], baskets[rows][bought])
+        past = np.column_stack([number[owner[bought]], np.searchsorted(positions, items[bought]), ago])
     recent = column >= 0
     cells, shape = (number[owner[recent]], column[recent]), (int(kept.sum()), length)
     padded = Group(

@@ -19,6 +19,7 @@ import pandas as pd
 
 from fedrec.data import Catalogue, ItemDetails
 from fedrec.errors import InputError
+from fedrec.evaluation.protocol import baskets_ago
 from fedrec.model.ranking import blocks
 from fedrec.recommender.frequency import PersonalFrequency
 from fedrec.recommender.selection import Filter, choose, intra_list_distance
@@ -217,12 +218,13 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
 
 
 def _events(pasts: Sequence[Past]) -> np.ndarray:
-    """(events, 3) user, item and baskets ago of what was bought."""
+    """(events, 3) user, item and `baskets_ago` of what was bought."""
     parts = []
     for user, (items, baskets, target) in enumerate(pasts):
-        rows = np.stack([np.full(len(items), user), items, baskets[-1:] - baskets], 1)
+        rows = np.stack([np.full(len(items), user), items, baskets], 1)
         parts.append(rows if target is None else rows[target])
-    return np.concatenate(parts)
+    user, item, basket = np.concatenate(parts).T
+    return np.stack([user, item, baskets_ago(user, basket)], 1)
 
 
 def time_numbers(times: Sequence[object], place: Callable[[int], str] = "times[{}]".format) -> np.ndarray:

@@ -12,15 +12,15 @@ from typing import Literal
 
 from fedrec.config import flush_folder
 from fedrec.data.erasing import erase_user, rows_of_user
-from fedrec.data.kinds import MISSING
+from fedrec.data.kinds import MISSING, counts_as_history, counts_as_target, kinds_of
 from fedrec.data.schema import Columns as C
-from fedrec.data.tables import find_table, read_table
+from fedrec.data.tables import Table, find_table, read_table
 from fedrec.errors import InputError
 from fedrec.recommender.fitting import fit_merchant, up_to_date
-from fedrec.recommender.merchant_text import MerchantPlace
+from fedrec.recommender.merchant_text import LOCK, MerchantPlace
 from fedrec.recommender.own_model import FILE
 
-__all__ = ["FEEDBACK", "STAYS", "Layer", "Traces", "erase", "find_traces", "renew_layer"]
+__all__ = ["FEEDBACK", "STAYS", "Layer", "Traces", "erase", "find_traces", "may_have_layer", "renew_layer"]
 
 FEEDBACK = "feedback"
 STAYS = (
@@ -55,11 +55,12 @@ class Layer:
     """What became of the own layer.
 
     Attributes:
-        state: there was none, it needed nothing, it was fitted anew, or it was removed since that was not possible.
+        state: there was none, it needed nothing, it was fitted anew, or it was removed since that was not possible; or nothing
+            could be done about it.
         why: why not.
     """
 
-    state: Literal["none", "unchanged", "fitted", "removed"]
+    state: Literal["none", "unchanged", "fitted", "removed", "not renewed"]
     why: str | None = None
 
 
@@ -75,9 +76,7 @@ def find_traces(place: MerchantPlace, user_id: str) -> Traces:
     if source.url is None:
         tables.insert(0, find_table(place.path / (source.path or ""), "events"))
     else:
-        from fedrec.data.sql import read_queries
-
-        events = read_queries(source, place.path)[1]
+        events = _events(place)
         events.require((C.USER,))
         in_database = int(events.frame[C.USER].eq(user_id).sum())
     rows = {path: rows_of_user(path, user_id) for path in tables}
@@ -94,10 +93,25 @@ def erase(traces: Traces, user_id: str) -> None:
         erase_user(path, user_id)
 
 
+def may_have_layer(place: MerchantPlace) -> bool:
+    """Whether there is an own layer, or a fit that has begun may yet write one.
+
+    Raises:
+        InputError: `own/` cannot be read.
+    """
+    try:
+        return any(path.name in (FILE, LOCK) for path in place.own.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(place.own)) from None
+
+
 def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], None] = lambda *_: None) -> Layer:
     """Fit the own layer on what is left, wherever there is one that was made from anything else.
 
-    A layer that cannot be fitted anew is removed: the one that is there knows the person.
+    A layer that cannot be fitted anew is removed: the one that is there knows the person. It is called after the erasure and
+    under `MerchantPlace.fitting`, so that what a fit made of what it read before is not what stays.
 
     Args:
         erased: whether something was taken out just now.
@@ -117,7 +131,7 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
         fit_merchant(place, data, tell)
         return Layer("fitted")
     except InputError as error:
-        if not erased and not _empty(place):
+        if not erased and _has_targets(place):
             raise
         return _removed(place, str(error))
     except Exception:
@@ -136,9 +150,19 @@ def _feedback(place: MerchantPlace) -> list[Path]:
     return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 
-def _empty(place: MerchantPlace) -> bool:
+def _events(place: MerchantPlace) -> Table:
     source = place.settings.data
-    return source.url is None and read_table(find_table(place.path / (source.path or ""), "events")).frame.empty
+    if source.url is None:
+        return read_table(find_table(place.path / (source.path or ""), "events"))
+    from fedrec.data.sql import read_queries
+
+    return read_queries(source, place.path)[1]
+
+
+def _has_targets(place: MerchantPlace) -> bool:
+    """Whether anything is left of which a layer could be made, be it in rows that have another fault."""
+    kinds, source = kinds_of(_events(place).frame), place.settings.data
+    return bool((counts_as_history(kinds, source.history_events) & counts_as_target(kinds, source.target_events)).any())
 
 
 def _holds(place: MerchantPlace, asked: Callable[[], bool]) -> bool:

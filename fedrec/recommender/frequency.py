@@ -2,7 +2,8 @@
 
     score(j) + w log(1 + frequency(j)),   frequency(j) = sum of exp(-decay * baskets ago) over the person's events with j
 
-It counts only where a list may hold what was bought before. The frequency is the one of `fedrec.evaluation.repeats`; its
+Baskets are counted that hold something bought: to look at things makes no purchase older. It counts only where a list may
+hold what was bought before. The frequency is the one of `fedrec.evaluation.repeats`; its
 logarithm, because a blend's scores are of that scale, and the tenth purchase says less than the second.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,10 @@ from fedrec.recommender.contest import Received, plain_part, trained_part
 if TYPE_CHECKING:
     from fedrec.model.encoder import TextEncoder
 
-__all__ = ["Adapter", "MerchantPlace"]
+__all__ = ["LOCK", "Adapter", "MerchantPlace"]
 
 LOCK = "fit.lock"
+"""In `own/`: there wherever a fit has ever begun."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +106,20 @@ class MerchantPlace:
             waiting: is called where another fit is going on, before its end is waited for.
 
         Raises:
-            InputError: `own/` cannot be written.
+            InputError: `own/` cannot be written, or its file system has no locks.
         """
         path = self.own / LOCK
-        try:
-            make_private(self.own)
-            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
-        except OSError as error:
-            raise InputError(f"cannot be locked ({error.strerror})", where=str(path)) from None
-        with file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                make_private(self.own)
+                file = held.enter_context(os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise InputError(f"cannot be locked ({error.strerror})", where=str(path)) from None
             yield
 
     def roles(self, data: MerchantData) -> Roles:

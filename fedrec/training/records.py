@@ -2,8 +2,10 @@
 
 A user's *positions* are the most recent baskets with a target that is new; for each, the history is every basket
 before it, and earlier targets are masked out of the softmax, as the evaluation masks them out of the ranking. What is
-history alone, such as a view, is pooled: it is no target, and makes no later one old. Padded arrays have room for every
-event at every position, so they are made for a few records at a time, or kept where all of them are small.
+history alone, such as a view, is pooled: it is no target, and makes no later one old. No more than the last `2 * history`
+events before the latest position are looked at. A basket that has none of them before it is no position: without a history
+it would teach popularity alone. Padded arrays have room for every event at every position, so they are made for a few
+records at a time, or kept where all of them are small.
 """
 
 from __future__ import annotations
@@ -177,16 +179,16 @@ def _records(histories: Histories, history: int, positions: int, decay: float, u
     of_user, basket = owner[new[begins]], histories.baskets[new[begins]]
     until = np.searchsorted(of_user, np.arange(users), side="right")
     from_end = until[of_user] - 1 - np.arange(len(of_user))
-    kept = np.flatnonzero(from_end < positions)
+    latest = np.zeros(users, dtype=np.int64)  # before which basket events may be pooled
+    latest[of_user[from_end == 0]] = basket[from_end == 0]
+    end = np.searchsorted(owner * last + histories.baskets, np.arange(users) * last + latest)
+    start = np.maximum(histories.offsets[:-1], end - 2 * history)
+    kept = np.flatnonzero((from_end < positions) & (histories.baskets[start[of_user]] < basket))
     kept = kept[np.lexsort((from_end[kept], of_user[kept]))]  # a user's latest first
     at = np.searchsorted(of_user[kept], np.arange(users + 1))
     _, _, target = ragged(begins[kept], count[kept])
-    latest = np.zeros(users, dtype=np.int64)  # before which basket events may be pooled
-    some = at[1:] > at[:-1]
-    latest[some] = basket[kept[at[:-1][some]]]
-    end = np.searchsorted(owner * last + histories.baskets, np.arange(users) * last + latest)
     index = _Index(
-        histories, np.maximum(histories.offsets[:-1], end - 2 * history), end, basket[kept],
+        histories, start, end, basket[kept],
         np.append(0, np.cumsum(count[kept])), histories.items[new[target]],
         np.searchsorted(pairs, np.arange(users + 1) * width), pairs % width, histories.baskets[first],
     )  # fmt: skip
