@@ -26,6 +26,7 @@ from fedrec.recommender.own_model import OwnModel
 
 __all__ = ["UNTRAINED", "Fit", "fit_merchant", "up_to_date"]
 
+
 @dataclass(frozen=True)
 class Fit:
     """What a fit did.
