@@ -21,7 +21,17 @@ from fedrec.evaluation import EvaluationSet, Group, PerUser, bootstrap_interval,
 from fedrec.evaluation.protocol import joined
 from fedrec.merchant import MERCHANT_FILE, read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder
-from fedrec.recommender.contest import ALONE, FEDERATED, ROWS, Received, plain_part, popularity_here, run_contest, trained_part
+from fedrec.recommender.contest import (
+    ALONE,
+    FEDERATED,
+    ROWS,
+    Received,
+    folds_of,
+    plain_part,
+    popularity_here,
+    run_contest,
+    trained_part,
+)  # fmt: skip
 from server.evaluation import COUNTS, FLOOR
 from server.progress import notify
 from server.run_folder import ServerState
@@ -70,16 +80,16 @@ def _contest(
     arrays, public = {**state.public, **state.trained}, state.public
     part = trained_part(pooled, arrays, here, public[COUNTS][positions], float(public[FLOOR][0]))
     everyone = np.arange(len(histories))
+    roles = Roles(everyone, everyone[:0], everyone[:0])
     entries = run_contest(
         histories,
-        Roles(everyone, everyone[:0], everyone[:0]),
+        roles,
         replace(group, items=np.searchsorted(positions, group.items), positions=np.arange(len(positions))),
         plain_part(plain, here),
         Received(part, scoring),
-        length=config.history,
+        folds_of(histories, roles, len(positions), config.history, config.seed),
         k=config.top_k,
         seed=config.seed,
-        trainers_choose=True,
     )
     for name, entry in entries.items():
         if entry.metrics is not None:

@@ -18,7 +18,17 @@ from fedrec.data.roles import Roles
 from fedrec.data.split import split_source
 from fedrec.evaluation.protocol import EvaluationSet, group_of, summarise
 from fedrec.model import Scoring, TextEncoder
-from fedrec.recommender.contest import ALONE, FEDERATED, ROWS, Received, plain_part, popularity_here, run_contest, trained_part
+from fedrec.recommender.contest import (
+    ALONE,
+    FEDERATED,
+    ROWS,
+    Received,
+    folds_of,
+    plain_part,
+    popularity_here,
+    run_contest,
+    trained_part,
+)  # fmt: skip
 from fedrec.report.run_report import write_report
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
@@ -92,9 +102,11 @@ def by_hand(federation: Path, name: str, run: RunFolder) -> dict[str, Any]:
     part = trained_part(trained, {**state.public, **state.trained}, here, theirs, float(state.public["prior.floor"][0]))
     everyone = np.arange(len(data.histories))
     scoring = Scoring(**run.metrics()[-1]["scoring"])
+    roles = Roles(everyone, everyone[:0], everyone[:0])
     entries = run_contest(
-        data.histories, Roles(everyone, everyone[:0], everyone[:0]), users.groups[0], plain_part(plain, here),
-        Received(part, scoring), length=config.history, k=config.top_k, seed=config.seed, trainers_choose=True,
+        data.histories, roles, users.groups[0], plain_part(plain, here),
+        Received(part, scoring), folds_of(data.histories, roles, len(ids), config.history, config.seed),
+        k=config.top_k, seed=config.seed,
     )  # fmt: skip
     return {row: entry.metrics for row, entry in entries.items()}
 

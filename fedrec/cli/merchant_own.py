@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedrec.cli.console import progress_bars
-from fedrec.cli.terminal import merchants_table, out, print_json, quiet_models, table
+from fedrec.cli.terminal import merchants_table, out, print_json, quiet_models, repeats_table, table
 from fedrec.errors import InputError
 
 if TYPE_CHECKING:
     from fedrec.data import MerchantData
+    from fedrec.recommender.frequency import PersonalFrequency
     from fedrec.recommender.merchant_text import MerchantPlace
 
 __all__ = ["evaluate", "fit"]
@@ -57,6 +58,7 @@ def fit(
         out.print(f"weights chosen on {model.blend.users:,} users of your own: own layer {model.blend.own:.2f}", soft_wrap=True)
     else:
         out.print("too few users to choose on, so shared defaults hold", style="yellow", soft_wrap=True)
+    out.print(_of_frequency(model.frequency), soft_wrap=True)
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
@@ -102,6 +104,15 @@ def evaluate(
             f"What federation pays here: NDCG@{found['k']} {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] "
             "over what you have alone, user by user", soft_wrap=True,
         )  # fmt: skip
+    if (again := found["repeats"]) is not None:
+        rows, gain = {row["name"]: row for row in again["rows"]}, again["gain"]
+        count = int(again["rows"][0]["users"])
+        title = f"Where people buy again: whole last baskets of {count:,} such users, nothing masked, 95% intervals"
+        out.print(repeats_table(rows, found["k"], title))
+        out.print(
+            f"What personal frequency adds: NDCG@{found['k']} {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}], "
+            "user by user", soft_wrap=True,
+        )  # fmt: skip
     if not found["own_layer"]:
         row = TEXT if found["version"] is None else SERVED
         out.print(
@@ -111,6 +122,14 @@ def evaluate(
     out.print("These figures come from your customers' data without noise: they are yours alone.", style="dim")
     if html is not None:
         out.print(f"page: {html}", soft_wrap=True)
+
+
+def _of_frequency(found: PersonalFrequency) -> str:
+    if not found.weight:
+        why = f"chosen on {found.users:,} users of your own" if found.users else "nobody has bought anything again"
+        return f"with --repeats: personal frequency does not count ({why})"
+    on = f"chosen on {found.users:,} users of your own" if found.users else "too few users to choose on, so shared defaults"
+    return f"with --repeats: personal frequency counts with weight {found.weight:g} and decay {found.decay:g} a basket ({on})"
 
 
 def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> None:

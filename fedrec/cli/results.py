@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries, table
+from fedrec.cli.terminal import metrics_table, out, print_json, quiet_libraries, repeats_table
 from fedrec.errors import InputError
 
 __all__ = ["evaluate"]
@@ -52,12 +52,6 @@ def _show_repeats(round: int, rows: dict[str, dict[str, float]], k: int, json: b
     if json:
         print_json({"round": round, "repeats": rows})
         return
-    names = (f"ndcg@{k}", f"recall@{k}", f"repeat_recall@{k}", f"explore_recall@{k}")
-
-    def cell(row: dict[str, float], name: str) -> str:
-        return f"{row[name]:.4f} [{row[name + '_low']:.4f}, {row[name + '_high']:.4f}]" if name in row else "nobody"
-
-    cells = [[name, *(cell(row, metric) for metric in names)] for name, row in rows.items()]
     users = int(next(iter(rows.values()))["users"])
     title = f"Round {round}: whole last baskets of {users:,} held-out users, what is bought again included, 95% intervals"
-    out.print(table(title, ["", *(name.upper().replace("_", " ") for name in names)], cells))
+    out.print(repeats_table(rows, k, title))

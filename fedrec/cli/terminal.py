@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
@@ -30,7 +30,7 @@ WIDE = 110
 
 __all__ = [
     "TrustName", "err", "merchants_table", "metrics_table", "out", "print_json", "quiet_libraries", "quiet_models",
-    "round_progress", "show_results", "styled", "table",
+    "repeats_table", "round_progress", "show_results", "styled", "table",
 ]  # fmt: skip
 
 
@@ -68,6 +68,17 @@ def merchants_table(found: dict[str, Any], k: int, title: str) -> RenderableType
 
     rows = [[row["name"], *(cell(row, name) for name in names)] for row in found["rows"]]
     return table(title, ["", *(name.upper() for name in names)], rows, lines=True)
+
+
+def repeats_table(rows: Mapping[str, Mapping[str, Any]], k: int, title: str) -> RenderableType:
+    """Metrics by name where what is bought again counts too, each figure with its 95% interval."""
+    names = (f"ndcg@{k}", f"recall@{k}", f"repeat_recall@{k}", f"explore_recall@{k}")
+
+    def cell(row: Mapping[str, Any], name: str) -> object:
+        return stacked(f"{row[name]:.4f}", f"{row[name + '_low']:.4f}-{row[name + '_high']:.4f}") if name in row else "nobody"
+
+    cells = [[name, *(cell(row, metric) for metric in names)] for name, row in rows.items()]
+    return table(title, ["", *(name.upper().replace("_", " ") for name in names)], cells, lines=True)
 
 
 def show_merchants(found: dict[str, Any], k: int) -> None:

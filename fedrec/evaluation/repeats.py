@@ -21,6 +21,7 @@ __all__ = [
     "RepeatUsers",
     "best_decay",
     "evaluate_repeats",
+    "frequencies",
     "global_frequency",
     "model_scores",
     "personal_frequency",
@@ -71,6 +72,18 @@ def model_scores(
         yield block, values
 
 
+def frequencies(past: np.ndarray, shape: tuple[int, int], decay: float) -> np.ndarray:
+    """(users, items) how often and how recently a user bought an item: the sum of exp(-decay * baskets ago) over its events.
+
+    Args:
+        past: (events, 3) user, item and baskets ago.
+    """
+    user, item, age = past.T
+    found = np.zeros(shape)
+    np.add.at(found, (user, item), np.exp(-decay * age))
+    return found
+
+
 def personal_frequency(dataset: EvaluationSet, counts: np.ndarray, decay: float) -> Scored:
     """What a user bought, an event counting exp(-decay * baskets ago); then everything else, by popularity.
 
@@ -82,10 +95,8 @@ def personal_frequency(dataset: EvaluationSet, counts: np.ndarray, decay: float)
         popularity = (popularity - popularity.min()) / max(float(np.ptp(popularity)), 1e-12)
         for block in group.blocks():
             assert block.past is not None
-            user, item, age = block.past.T
-            values = np.zeros((len(block.items), len(group.positions)))
-            np.add.at(values, (user, item), np.exp(-decay * age))
-            values[user, item] += 1  # however long ago, and however little it weighs, it was bought
+            values = frequencies(block.past, (len(block.items), len(group.positions)), decay)
+            values[block.past[:, 0], block.past[:, 1]] += 1  # however long ago, and however little it weighs, it was bought
             yield block, values + POPULARITY * popularity
 
 

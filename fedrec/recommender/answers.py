@@ -20,6 +20,7 @@ import pandas as pd
 from fedrec.data import Catalogue, ItemDetails
 from fedrec.errors import InputError
 from fedrec.model.ranking import blocks
+from fedrec.recommender.frequency import PersonalFrequency
 from fedrec.recommender.selection import Filter, choose, intra_list_distance
 
 __all__ = ["NOTHING", "POPULARITY", "Answer", "Past", "Person", "Ranker", "Wish", "answer_many", "time_numbers"]
@@ -52,6 +53,10 @@ class Ranker(Protocol):
     @property
     def vectors(self) -> np.ndarray:
         """(items, width) the items as candidates: what diversity is measured on."""
+
+    @property
+    def frequency(self) -> PersonalFrequency:
+        """What is added where a list may hold what was bought before."""
 
     def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
         """(users, items) float32, -inf for what it does not offer. Without a query no past is empty."""
@@ -88,7 +93,8 @@ class Wish:
         query: words that count as one more, most recent, item; popularity is then left out.
         filter: what it may hold.
         exclude: item ids that it must not hold, beside the filter's.
-        repeats: whether it may hold what is in the history.
+        repeats: whether it may hold what is in the history; without words, how often and how recently that was bought then
+            counts too.
         diversity: from 0, the best items, to 1, items that are least alike.
     """
 
@@ -143,7 +149,10 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
     going = [bool(wish.query) or len(items) > 0 for items, _ in pasts]
     scores = np.empty((len(people), len(allowed)), dtype=np.float32)
     if any(going):
-        scores[going] = ranker.scores([past for past, some in zip(pasts, going, strict=True) if some], wish.query)
+        known = [past for past, some in zip(pasts, going, strict=True) if some]
+        scores[going] = ranker.scores(known, wish.query)
+        if wish.repeats and not wish.query:  # who uses words says what is wanted, and that is not the usual
+            scores[going] += ranker.frequency.scores(_events(known), (len(known), len(allowed)))
     if not all(going):
         scores[~np.array(going)] = ranker.popularity()
     masked = [(user, item) for user, (items, _) in enumerate(pasts) for item in set(items.tolist()) if not wish.repeats]
@@ -189,6 +198,14 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
     _, basket = np.unique(time_numbers(times)[kept], return_inverse=True)
     pairs = np.unique(np.stack([basket, positions[kept]], axis=1), axis=0)
     return (pairs[:, 1], pairs[:, 0]), notes
+
+
+def _events(pasts: Sequence[Past]) -> np.ndarray:
+    """(events, 3) user, item and baskets ago."""
+    parts = [
+        np.stack([np.full(len(items), user), items, baskets[-1:] - baskets], 1) for user, (items, baskets) in enumerate(pasts)
+    ]
+    return np.concatenate(parts)
 
 
 def time_numbers(times: Sequence[object], place: Callable[[int], str] = "times[{}]".format) -> np.ndarray:

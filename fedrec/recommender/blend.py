@@ -82,11 +82,16 @@ class TextPart:
 
 @dataclass(frozen=True)
 class Fold:
-    """Users to choose on, with the own layers, by strength, and the popularities, by name, that know nothing of them."""
+    """Users to choose on, with the own layers, by strength, and the popularities, by name, that know nothing of them.
+
+    Attributes:
+        again: the same users and those whose last basket holds nothing new, with all of it as the truth.
+    """
 
     users: Group
     layers: Mapping[float, OwnLayer]
     priors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    again: Group | None = None
 
     def seen(self, part: TextPart) -> TextPart:
         """A text whose popularities know nothing of these users."""

@@ -73,10 +73,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender as it ranks: the weights that were chosen for it, and its metrics, None where nobody was measured."""
+    """A contender as it ranks.
+
+    Attributes:
+        blend: the weights that were chosen for it, where it has some.
+        metrics: None where nobody was measured.
+        layer: the own layer beside it, that of those who train; None where nobody was measured.
+    """
 
     blend: Blend | None
     metrics: PerUser | None
+    layer: OwnLayer | None = None
 
 
 def popularity_here(histories: Histories, items: int) -> np.ndarray:
@@ -104,9 +111,13 @@ def trained_part(pooled: Tensor, arrays: Arrays, here: np.ndarray, counts: np.nd
     return TextPart(history, candidate, {HERE: log_prior(here, 1.0), THEIRS: log_prior(counts, floor)})
 
 
-def users_as_group(histories: Histories, users: np.ndarray, items: int, length: int) -> Group | None:
-    """Those users with their last basket as the truth, against the merchant's whole catalogue."""
-    return group_of(CentralGroup("", pd.RangeIndex(items), histories), users, length)[0]
+def users_as_group(histories: Histories, users: np.ndarray, items: int, length: int, *, repeats: bool = False) -> Group | None:
+    """Those users with what is new in their last basket as the truth, against the merchant's whole catalogue.
+
+    Args:
+        repeats: whether what is bought again counts: then all of the basket is the truth.
+    """
+    return group_of(CentralGroup("", pd.RangeIndex(items), histories), users, length, repeats)[0]
 
 
 def folds_of(
@@ -129,7 +140,8 @@ def folds_of(
     kind = choose_kind(bought_by(histories.take(roles.train), items))
     folds: list[Fold] = []
     for number, (choosing, fitting) in enumerate(parts):
-        group = users_as_group(histories, np.sort(choosing[: MOST_CHOOSERS // len(parts)]), items, length)
+        users = np.sort(choosing[: MOST_CHOOSERS // len(parts)])
+        group, again = (users_as_group(histories, users, items, length, repeats=repeats) for repeats in (False, True))
         if group is None or not len(fitting):
             continue
         bought = bought_by(histories.take(fitting), items)
@@ -138,7 +150,7 @@ def folds_of(
             layers[strength] = kind.fit(bought, strength)
             tell(number * len(kind.strengths) + place + 1, len(parts) * len(kind.strengths))
         here = popularity_here(histories.take(fitting), items)
-        folds.append(Fold(group, layers, {HERE: log_prior(here, 1.0)}))
+        folds.append(Fold(group, layers, {HERE: log_prior(here, 1.0)}, again))
     return folds
 
 
@@ -174,25 +186,20 @@ def run_contest(
     measured: Group | None,
     plain: TextPart,
     received: Received | None,
+    folds: Sequence[Fold],
     *,
-    length: int,
     k: int,
     seed: int,
-    trainers_choose: bool,
-    tell: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[str, Entry]:
     """Every row of `ROWS`, chosen on the merchant's own users and measured on others.
 
     Args:
         histories: the merchant's users.
-        roles: who of them trains and chooses.
+        roles: who of them trains.
         measured: users whose own layer knows nothing of them.
-        length: most events of a history that the text pools.
-        trainers_choose: whether those who train choose, in folds, where nobody else does; else shared defaults hold.
-        tell: see `folds_of`.
+        folds: who chooses; where there are none, shared defaults hold.
     """
     items = len(plain.history)
-    folds = folds_of(histories, roles, items, length, seed, tell) if trainers_choose or len(roles.choose) else []
     known = histories.take(roles.train)
     bought = bought_by(known, items)
     kind = choose_kind(bought)
@@ -207,5 +214,7 @@ def run_contest(
     own = [metrics_of(block, layer.scores(held_items(block)), k) for block in measured.blocks()]
     found = {POPULARITY: Entry(None, joined(listed)), LAYER: Entry(None, joined(own))}
     for name, one in entered.items():
-        found[name] = Entry(blends[name], measure(measured, one.part, layers[blends[name].strength], blends[name], k))
+        blend = blends[name]
+        layer = layers[blend.strength]
+        found[name] = Entry(blend, measure(measured, one.part, layer, blend, k), layer)
     return {name: found[name] for name in ROWS if name in found}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedrec.errors import InputError
 from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.blend import FEWEST, Blend, Fold, choose_blend, measure
 from fedrec.recommender.contest import ALONE, FEDERATED, Contender, contenders, folds_of, popularity_here
+from fedrec.recommender.frequency import NONE, SHARED, choose_frequency
 from fedrec.recommender.merchant_text import Adapter, MerchantPlace
 from fedrec.recommender.own_layer import bought_by, choose_kind
 from fedrec.recommender.own_model import OwnModel
@@ -48,7 +49,8 @@ class Fit:
         return {
             "kind": self.model.layer.kind, "version": self.model.version or UNTRAINED, "strength": blend.strength,
             "own_weight": blend.own, "priors": dict(blend.priors), "pooling": {str(d): a for d, a in blend.pooling.items()},
-            "chosen_on": blend.users, "ndcg": self.compared, "refused": self.refused, **self.model.facts,
+            "chosen_on": blend.users, "frequency": asdict(self.model.frequency), "ndcg": self.compared,
+            "refused": self.refused, **self.model.facts,
         }  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def fit_merchant(
         chosen = list(entered)[-1]
         entered = {chosen: entered[chosen]}
     blends = {name: _chosen(one, folds, config.top_k, seed) for name, one in entered.items()}
+    choosing = folds
     if _users(folds) < FEWEST:
         # Too few to choose weights on. Those who train can still tell an adapter that is spoilt, though they favour what
         # was trained on them.
@@ -105,13 +108,15 @@ def fit_merchant(
     best = max(compared, key=lambda name: compared[name]) if compared else stays if stays in entered else next(iter(entered))
     blend = blends[best]
     everyone = bought_by(histories, items)
+    again = SHARED if len(histories.items) > everyone.nnz else NONE  # nobody here has ever bought an item twice
+    frequency = choose_frequency(choosing, entered[best].part, blend, config.top_k, again)
     facts = {
         "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
         "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,
     }  # fmt: skip
     model = OwnModel(
         kind.fit(everyone, blend.strength), data.catalogue.item_ids, blend,
-        None if best == UNTRAINED else best, facts,
+        None if best == UNTRAINED else best, frequency, facts,
     )  # fmt: skip
     found = Fit(model, compared, refused)
     model.write(place.own)

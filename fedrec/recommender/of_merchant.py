@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from fedrec.recommender.contest import (
     popularity_here,
     trained_part,
 )  # fmt: skip
+from fedrec.recommender.frequency import SHARED, PersonalFrequency
 from fedrec.recommender.merchant_text import Adapter, MerchantPlace
 from fedrec.recommender.own_model import OwnModel, Placed
 from fedrec.recommender.pooled import Pooled
@@ -53,6 +54,7 @@ class MerchantRanker:
         length: how many of a history's latest events the text pools.
         said: from words to their vector as history, (1, hidden).
         source: what ranks.
+        frequency: what is added where people buy again.
     """
 
     data: MerchantData
@@ -63,6 +65,7 @@ class MerchantRanker:
     length: int
     said: Callable[[str], np.ndarray]
     source: str
+    frequency: PersonalFrequency
 
     @property
     def catalogue(self) -> Catalogue:
@@ -135,6 +138,7 @@ class MerchantRecommender(Recommending):
         self._ranks = MerchantRanker(
             self._data, self.part, layer, counts, blend, RunConfig().history, self._said,
             source if layer is None or not blend.own else f"{source} + own layer",
+            SHARED if own is None else own.frequency,
         )  # fmt: skip
 
     @classmethod
@@ -218,7 +222,7 @@ class MerchantRecommender(Recommending):
             part = trained_part(pooled, adapter.arrays, nothing, *adapter.counts(items))
         blend = Blend(self._ranks.blend.pooling, {}, 0.0, 0.0)
         data = MerchantData(items, self._data.histories)
-        return MerchantRanker(data, part, None, nothing, blend, RunConfig().history, self._said, self._ranks.source)
+        return replace(self._ranks, data=data, part=part, layer=None, counts=nothing, blend=blend)
 
 
 def _bought(pasts: Sequence[Past], items: int) -> csr_array:

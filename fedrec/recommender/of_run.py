@@ -10,6 +10,7 @@ import numpy as np
 from fedrec.data import Catalogue, ItemDetails
 from fedrec.model.ranking import products
 from fedrec.recommender.answers import Past
+from fedrec.recommender.frequency import SHARED, PersonalFrequency
 from fedrec.recommender.pooled import Pooled
 from fedrec.recommender.shelf import Shelf, with_prior
 
@@ -28,6 +29,7 @@ class RunRanker:
         decay: of the pooling, a basket.
         length: how many of a history's latest events count.
         said: from words to their vector as history, (1, hidden).
+        frequency: a run has the shared defaults.
     """
 
     shelf: Shelf
@@ -38,6 +40,7 @@ class RunRanker:
     length: int
     said: Callable[[str], np.ndarray]
     source: str = "model"
+    frequency: PersonalFrequency = SHARED
 
     @property
     def catalogue(self) -> Catalogue:

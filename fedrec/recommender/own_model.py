@@ -18,6 +18,7 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import digest
 from fedrec.recommender.blend import Blend
+from fedrec.recommender.frequency import SHARED, PersonalFrequency
 from fedrec.recommender.own_layer import OWN_LAYERS, OwnLayer
 
 __all__ = ["FILE", "OwnModel", "Placed"]
@@ -35,6 +36,7 @@ class OwnModel:
         item_ids: the items of the catalogue at that time; the layer's are in their order.
         blend: how the parts are joined.
         version: the adapter that it was chosen beside; None for the untrained text.
+        frequency: what a person's own past adds where people buy again; a file that says nothing of it has the shared defaults.
         facts: digests of what it was made from, and numbers of users; for people and for `fedrec merchant fit`.
     """
 
@@ -42,6 +44,7 @@ class OwnModel:
     item_ids: tuple[str, ...]
     blend: Blend
     version: str | None
+    frequency: PersonalFrequency
     facts: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
@@ -51,8 +54,8 @@ class OwnModel:
         arrays[IDS] = np.frombuffer(json.dumps(self.item_ids).encode(), dtype=np.uint8)
         blend = {**asdict(self.blend), "pooling": list(self.blend.pooling.items())}
         said = {
-            "format": FORMAT, "kind": self.layer.kind, "version": self.version, "blend": blend, "facts": dict(self.facts),
-            "digest": digest(arrays),
+            "format": FORMAT, "kind": self.layer.kind, "version": self.version, "blend": blend,
+            "frequency": asdict(self.frequency), "facts": dict(self.facts), "digest": digest(arrays),
         }  # fmt: skip
         write_atomically(folder / FILE, save(arrays, {"fedrec": json.dumps(said)}), mode=0o600)
 
@@ -78,7 +81,8 @@ class OwnModel:
             pooling = {float(decay): float(weight) for decay, weight in said["blend"]["pooling"]}
             return cls(
                 OWN_LAYERS[said["kind"]].from_arrays(layer), tuple(json.loads(arrays[IDS].tobytes())),
-                Blend(**{**said["blend"], "pooling": pooling}), said["version"], said["facts"],
+                Blend(**{**said["blend"], "pooling": pooling}), said["version"],
+                PersonalFrequency(**said.get("frequency", asdict(SHARED))), said["facts"],
             )  # fmt: skip
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"the own layer cannot be read ({error})", where=str(path), hint=FIT) from None

@@ -19,7 +19,9 @@ def write_merchant_report(path: Path, found: dict[str, Any]) -> None:
         InputError: it cannot be written.
     """
     k = found["k"]
-    html = page("merchant.html", found=found, k=k, metric_names=(f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr"))
+    names = (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")
+    again = (f"ndcg@{k}", f"recall@{k}", f"repeat_recall@{k}", f"explore_recall@{k}")
+    html = page("merchant.html", found=found, k=k, metric_names=names, repeat_names=again)
     try:
         write_atomically(path, html.encode(), mode=0o600)
     except OSError as error:
