@@ -21,6 +21,7 @@ from clients.site import Site, site_of
 from fedrec import wire
 from fedrec.config import make_folder, write_atomically
 from fedrec.data import MerchantData, load_merchant
+from fedrec.data.role_record import NOBODY, RECORD, HeldBack, record_roles
 from fedrec.data.roles import UserShares, own_secret, roles_of
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
@@ -106,8 +107,8 @@ def open_merchant(site: Site) -> Merchant:
     settings = read_merchant_file(site.merchant / MERCHANT_FILE)
     if site.seed is None:
         _check_name(site, settings.name)
-    data = _who_train(load_merchant(site.merchant, settings.data), settings, site)
-    merchant = Merchant(settings.name, data, settings.privacy, site)
+    data, held = _who_train(load_merchant(site.merchant, settings.data), settings, site)
+    merchant = Merchant(settings.name, data, settings.privacy, site, held)
     for left_out in merchant.data.left_out:
         log.info("merchant %s: %s", merchant.name, left_out)
     users = sum(len(other.data.histories) for other in (merchant, *_open.values()))
@@ -116,13 +117,14 @@ def open_merchant(site: Site) -> Merchant:
     return merchant
 
 
-def _who_train(data: MerchantData, settings: MerchantFile, site: Site) -> MerchantData:
-    """The data without the users who choose and who are measured: no round, and no histogram, sees them."""
+def _who_train(data: MerchantData, settings: MerchantFile, site: Site) -> tuple[MerchantData, HeldBack]:
+    """The data without the users who choose and who are measured, and who they are: no round or histogram sees them."""
     shares = settings.users or (UserShares() if site.seed is None else None)
     if shares is None or not (shares.choose or shares.measure):
-        return data
-    roles = roles_of(data.histories.user_ids, shares, own_secret(site.merchant / OWN))
-    return replace(data, histories=data.histories.take(roles.train))
+        return data, NOBODY
+    secret = own_secret(site.merchant / OWN)
+    roles = roles_of(data.histories.user_ids, shares, secret)
+    return replace(data, histories=data.histories.take(roles.train)), HeldBack.under(shares, secret)
 
 
 def forget_merchants() -> None:
@@ -147,13 +149,13 @@ def _check_name(site: Site, name: str) -> None:
 
 
 def purchases(data: MerchantData, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who bought what: user and position in `keys` of each event, and the positions of all that is sold here.
+    """Who bought what: user and position in `keys` of each target, and the positions of all that is sold here.
 
     Items with one text are one position, so that a user's vote has norm 1 however they are listed.
     """
     place = {int(key): i for i, key in enumerate(keys)}
     position = np.array([place.get(int(key), -1) for key in data.catalogue.keys])
-    histories = data.histories
+    histories = data.histories.targets()
     users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
     bought = position[histories.items]
     return users[bought >= 0], bought[bought >= 0], np.unique(position[position >= 0])
@@ -161,12 +163,18 @@ def purchases(data: MerchantData, keys: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass
 class Merchant:
-    """A merchant who answers requests as far as its policy and budget allow."""
+    """A merchant who answers requests as far as its policy and budget allow.
+
+    Attributes:
+        data: its catalogue, and the users who train.
+        held_back: the users who do not.
+    """
 
     name: str
     data: MerchantData
     policy: Policy
     site: Site
+    held_back: HeldBack = NOBODY
 
     def __post_init__(self) -> None:
         self.ledger = open_ledger(self.site, self.name, self.policy.delta)
@@ -303,7 +311,7 @@ class Merchant:
             if known is None:
                 if reason := over_budget(self.policy, self.ledger.releases(), release):
                     return self.declined(reason)
-                release = self.ledger.append(replace(release, simulated=self.site.seed is not None))
+                release = self.enter(release)
             else:
                 if not known.same_request(release):
                     return self.declined("the same round was asked before with other settings")
@@ -315,6 +323,12 @@ class Merchant:
             reply = Reply({name: arrays[name] for name in sorted(arrays)}, self.statement(release, noise))
             self._store(release, reply)
             return reply
+
+    def enter(self, release: Release) -> Release:
+        """Pay for a release, and before that have it known who has no part in it; what is returned is the ledger's line."""
+        if self.site.seed is None:
+            record_roles(self.site.ledger / RECORD, self.held_back)
+        return self.ledger.append(replace(release, simulated=self.site.seed is not None))
 
     def noise(self, release: Release) -> NoiseSource:
         """Where a release's sampling and noise come from: the operating system, or in a simulation a seed."""

@@ -15,6 +15,7 @@ from clients.losses import refusal
 from clients.merchant import open_merchant
 from clients.site import deployed_site
 from fedrec.config import RunConfig, make_folder, make_private
+from fedrec.data.role_record import RECORD, changed_roles
 from fedrec.deploy.layout import MerchantFolder, check_private, parse_address
 from fedrec.deploy.roster import own_roster
 from fedrec.errors import InputError
@@ -53,10 +54,12 @@ def checks(folder: MerchantFolder) -> Iterator[tuple[str, str]]:
     yield "disk", f"{shutil.disk_usage(folder.state).free / 1e9:,.1f} GB free for {folder.state.name}/"
     merchant = open_merchant(deployed_site(folder))
     data, ledger = merchant.data, merchant.ledger
+    changed = changed_roles(merchant.site.ledger / RECORD, merchant.held_back)
+    targets = "" if data.histories.target is None else f" ({int(data.histories.target.sum()):,} of them targets)"
     yield (
         "data",
-        f"{len(data.histories):,} users who train, {len(data.histories.items):,} events, {len(data.catalogue):,} items; "
-        "none of it is sent" + "".join(f"; {left_out}" for left_out in data.left_out),
+        f"{len(data.histories):,} users who train, {len(data.histories.items):,} events{targets}, {len(data.catalogue):,} items; "
+        "none of it is sent" + "".join(f"; {one}" for one in (changed, *data.left_out) if one),
     )
     with ledger.locked():
         if lost := refusal(ledger, merchant.site, merchant.name):

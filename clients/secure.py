@@ -258,7 +258,7 @@ class _Sum:
             return merchant.declined("the round is over")
         if reason := over_budget(merchant.policy, merchant.ledger.releases(), release):
             return merchant.declined(reason)
-        release = merchant.ledger.append(replace(release, simulated=merchant.site.seed is not None))
+        release = merchant.enter(release)
         noise = merchant.noise(release)
         vector = compute(noise)
         values = noisy_integers(lattice, vector, own, noise)

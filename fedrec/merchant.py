@@ -18,13 +18,15 @@ from fedrec.privacy import Policy
 from fedrec.text import MerchantName
 
 __all__ = [
-    "MERCHANT_FILE", "OWN", "LedgerSettings", "MerchantFile", "ModelSettings", "RecommenderSettings", "ServerAddress",
+    "LEDGER", "MERCHANT_FILE", "OWN", "LedgerSettings", "MerchantFile", "ModelSettings", "RecommenderSettings", "ServerAddress",
     "read_merchant_file",
 ]  # fmt: skip
 
 MERCHANT_FILE = "merchant.toml"
 OWN = "own"
 """Folder, in a merchant's, of what never leaves it."""
+LEDGER = Path("state", "privacy")
+"""Folder, in a deployed merchant's, of its ledger."""
 
 
 class ModelSettings(BaseModel):

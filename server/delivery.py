@@ -23,15 +23,14 @@ from fedrec.text import line
 from fedrec.wire import Delivery
 from server.evaluation import FLOOR
 from server.progress import notify
-from server.run_folder import RunFolder
+from server.run_folder import DELIVERED, RunFolder
 from server.start import load_encoder_for
 from server.strategy import ERRORS
 
-__all__ = ["DELIVERED", "MOST_SECONDS", "Delivered", "Parcel", "hand_over", "parcel_of"]
+__all__ = ["MOST_SECONDS", "Delivered", "Parcel", "hand_over", "parcel_of"]
 
-DELIVERED = "delivered.json"
 MOST_SECONDS = 300.0
-"""So long receipts are waited for; who takes longer gets it from a later `fedrec server deliver`."""
+"""So long receipts are waited for; who takes longer gets it from a later delivery."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ shows is what it does, and stopping it stops the run at the last checkpoint.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,14 @@ from fedrec.errors import InputError
 from fedrec.model.encoder_files import absolute_encoder
 from server.control import SuperLink
 from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
+from server.pending import remember
 from server.progress import notify
 from server.run_folder import RunFolder
+from server.run_lock import alone
 from server.start import load_encoder_for
 from server.strategy import WAIT_STEP, TooFewMerchants, connected
 
-__all__ = ["SITE", "deliver", "go_on", "start"]
+__all__ = ["SITE", "deliver", "deliver_to", "go_on", "start"]
 
 SITE = "site.json"
 LOOK_EVERY = 0.5
@@ -79,10 +80,12 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
     state = run.load()
     ended = (run.path / "ended_early.json").exists()
     if ended or (state is not None and state.round >= run.config.rounds):
+        if state is not None and state.round > 0 and run.delivered(state.round) is None:
+            remember(folder, run, state.round)  # it was ended before its adapter went home
         return run
     load_encoder_for(run.config, state)
     stopped = run.path / "stopped.json"
-    with _alone(folder):
+    with alone(folder):
         stopped.unlink(missing_ok=True)
         from server.app import app
 
@@ -91,6 +94,8 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
         except TooFewMerchants as reason:
             run.write_json(stopped.name, {"reason": str(reason)})
             raise
+        if number := run.last_round():
+            remember(folder, run, number)
     return run
 
 
@@ -98,7 +103,7 @@ def deliver(folder: ServerFolder, run: RunFolder, everybody: bool = False, wait:
     """Send a run's adapter to the connected merchants who do not have it yet.
 
     It may be stopped at any time and begun again: what a merchant has is in the run folder, and one that gets it twice
-    says so.
+    says so. From now on it is also the adapter that the server sends by itself to whoever comes back without it.
 
     Args:
         everybody: send it to those who have it too, once.
@@ -114,10 +119,11 @@ def deliver(folder: ServerFolder, run: RunFolder, everybody: bool = False, wait:
     if not _is_deployed(run):
         raise InputError("is not a deployed run", where=str(run.path), hint="a simulated run delivers at its end")
     parcel = parcel_of(run)
-    delivered = Delivered(run, parcel)
-    with _alone(folder):
+    with alone(folder):
+        delivered = Delivered(run, parcel)
         superlink = SuperLink(folder)
         registered = {node.merchant for node in superlink.nodes()}
+        remember(folder, run, parcel.delivery.round)
         answered: set[str] = set()  # whoever did, even that it cannot use it, is not asked again
 
         def missing() -> set[str]:
@@ -151,20 +157,28 @@ def deliver(folder: ServerFolder, run: RunFolder, everybody: bool = False, wait:
     }
 
 
+def deliver_to(folder: ServerFolder, run: RunFolder, names: Collection[str], timeout: float) -> None:
+    """Send a run's adapter once to those of these merchants who are connected; the caller holds the lock of runs.
+
+    Args:
+        timeout: seconds that receipts are waited for.
+
+    Raises:
+        InputError: the run has trained nothing, or no server is up.
+    """
+    parcel = parcel_of(run)
+    delivered = Delivered(run, parcel)
+
+    def serve(grid: Grid, _: Context) -> None:
+        asked = {node: name for node, name in connected(grid).items() if name in names}
+        delivered.add(hand_over(grid, parcel, asked, timeout))
+
+    _serve(SuperLink(folder), serve)
+
+
 def _is_deployed(run: RunFolder) -> bool:
     site = run.path / SITE
     return site.is_file() and bool(json.loads(site.read_text(encoding="utf-8")).get("deployed"))
-
-
-@contextlib.contextmanager
-def _alone(folder: ServerFolder) -> Iterator[None]:
-    """One run at a time: a merchant's node answers one message at a time."""
-    with (folder.state / "run.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError("another run is going on", where=str(folder.path), hint="wait for it or stop it") from None
-        yield
 
 
 class _Grid(HttpGrid):

@@ -21,7 +21,9 @@ from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.model.towers import Scoring
 
-__all__ = ["RunFolder", "ServerState"]
+__all__ = ["DELIVERED", "RunFolder", "ServerState"]
+
+DELIVERED = "delivered.json"
 
 KEPT_CHECKPOINTS = 3
 
@@ -113,7 +115,7 @@ class RunFolder:
 
     def load(self) -> ServerState | None:
         """The last checkpoint, None before the first."""
-        found = sorted((self.path / "checkpoints").glob("round-*.safetensors"))
+        found = self._checkpoints()
         if not found:
             return None
         groups: dict[str, Arrays] = {"trained": {}, "public": {}, "optimizer": {}}
@@ -124,6 +126,19 @@ class RunFolder:
                 groups[group][name] = file.get_tensor(key)
         scoring, fingerprint = Scoring(**json.loads(meta["scoring"])), meta.get("encoder_fingerprint", "")
         return ServerState(meta["run"], int(meta["round"]), scoring=scoring, encoder_fingerprint=fingerprint, **groups)
+
+    def last_round(self) -> int | None:
+        """The round of the last checkpoint, None before the first."""
+        found = self._checkpoints()
+        return int(found[-1].stem.removeprefix("round-")) if found else None
+
+    def delivered(self, number: int) -> dict[str, dict[str, str]] | None:
+        """By merchant what it answered, and when, as the adapter of a round went home; None where that never did."""
+        try:
+            known = json.loads((self.path / DELIVERED).read_text(encoding="utf-8"))
+            return known["merchants"] if known["round"] == number else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""
@@ -137,6 +152,9 @@ class RunFolder:
         lines = [known for known in self.metrics() if known["round"] < line["round"]]
         text = "".join(json.dumps(known) + "\n" for known in [*lines, line])
         write_atomically(self.path / "metrics.jsonl", text.encode())
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("round-*.safetensors"))
 
     def write_json(self, name: str, value: object) -> None:
         """Write a JSON file of the folder."""

@@ -8,7 +8,8 @@ own signed requests. Token and signing secret are derived from the server's priv
 there is no other secret to keep.
 
 Which nodes may come is what lies in `nodes/`: a key that appears there is registered, one
-that disappears is unregistered, while the SuperLink runs.
+that disappears is unregistered, while the SuperLink runs. Whoever comes back without the
+adapter that went home last gets it (`server.pending`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from flwr.common.constant import (
     TRANSPORT_TYPE_GRPC_RERE,
 )
 from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.constant import NodeStatus
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
@@ -43,6 +45,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedrec.deploy.layout import ServerFolder, check_private
 from fedrec.errors import InputError
+from server.pending import Redelivery
 
 __all__ = ["LOOPBACK", "Registrar", "control_token", "executor_secret", "local_door", "public_door", "serve"]
 
@@ -53,7 +56,7 @@ FLEET, CONTROL, RUNTIME = "/v1/fleet/", "/v1/control/", "/v1/runtime/"
 GRACE = 3
 """Seconds that open calls have to end when the server is told to stop."""
 LOOK_EVERY = 1.0
-"""Seconds between two looks at `nodes/`."""
+"""Seconds between two looks at `nodes/`, and at who is connected without the adapter."""
 
 
 def control_token(folder: ServerFolder) -> str:
@@ -150,12 +153,24 @@ class Registrar:
 
     async def watch(self) -> None:
         """Look again and again."""
-        while True:
-            try:
-                await asyncio.to_thread(self.look)
-            except Exception as error:  # a locked database, say: the next look may do better
-                self._say(f"looking at the registered merchants failed ({type(error).__name__}: {error})")
-            await asyncio.sleep(LOOK_EVERY)
+        await _watch(self.look, "looking at the registered merchants")
+
+    def connected(self) -> set[str]:
+        """The names of the merchants that are there."""
+        return {node.name for node in self.state.get_node_info(owner_aids=[NOOP_FLWR_AID], statuses=[NodeStatus.ONLINE])}
+
+
+async def _watch(look: Callable[[], None], what: str) -> None:
+    said = set()
+    while True:
+        try:
+            await asyncio.to_thread(look)
+        except Exception as error:  # a locked database, say: the next look may do better
+            problem = f"{what} failed ({type(error).__name__}: {error})"
+            if problem not in said:
+                said.add(problem)
+                log.error("%s", problem)
+        await asyncio.sleep(LOOK_EVERY)
 
 
 def serve(folder: ServerFolder) -> None:
@@ -215,7 +230,7 @@ def serve(folder: ServerFolder) -> None:
         access_log=False,
         timeout_graceful_shutdown=GRACE,
     )
-    asyncio.run(_run({_Server(public): at_public, _Server(local): at_local}, registrar))
+    asyncio.run(_run({_Server(public): at_public, _Server(local): at_local}, registrar, Redelivery(folder, registrar.connected)))
 
 
 class _Server(uvicorn.Server):
@@ -269,7 +284,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return door
 
 
-async def _run(doors: dict[_Server, socket.socket], registrar: Registrar) -> None:
+async def _run(doors: dict[_Server, socket.socket], registrar: Registrar, redelivery: Redelivery) -> None:
     def stop() -> None:
         for door in doors:
             door.should_exit = True
@@ -277,8 +292,11 @@ async def _run(doors: dict[_Server, socket.socket], registrar: Registrar) -> Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    watching = asyncio.create_task(registrar.watch())
+    deliveries = _watch(redelivery.look, "looking for merchants that lack the adapter")
+    watching = [asyncio.create_task(registrar.watch()), asyncio.create_task(deliveries)]
     try:
         await asyncio.gather(*(door.serve(sockets=[at]) for door, at in doors.items()))
     finally:
-        watching.cancel()
+        for task in watching:
+            task.cancel()
+        redelivery.stop()

@@ -118,7 +118,8 @@ def _histories(folder: Path, name: str, central: CentralData, positions: np.ndar
     kept = known[histories.items]
     users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))[kept]
     offsets = np.append(0, np.cumsum(np.bincount(users, minlength=len(histories)))).astype(np.int64)
-    return Histories(histories.user_ids, offsets, place[histories.items[kept]], histories.baskets[kept])
+    target = None if histories.target is None else histories.target[kept]
+    return Histories(histories.user_ids, offsets, place[histories.items[kept]], histories.baskets[kept], target)
 
 
 def _summary(found: dict[str, dict[str, PerUser]], sizes: dict[str, int], config: RunConfig) -> dict[str, Any]:

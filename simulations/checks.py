@@ -204,9 +204,10 @@ def nothing_to_learn(histories: Histories) -> str | None:
     """Why no user is an example for training, or None."""
     if not histories.baskets.any():
         return "no user has two baskets"
-    user = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-    _, first = np.unique(user * (histories.items.max() + 1) + histories.items, return_index=True)
-    return None if histories.baskets[first].any() else "no user has a second basket with anything new in it"
+    bought = histories.targets()
+    user = np.repeat(np.arange(len(bought)), np.diff(bought.offsets))
+    _, first = np.unique(user * (histories.items.max() + 1) + bought.items, return_index=True)
+    return None if bought.baskets[first].any() else "no user has a second basket with anything new in it"
 
 
 def _too_small(name: str, policy: Policy, config: RunConfig) -> str | None:

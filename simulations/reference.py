@@ -56,7 +56,7 @@ def plain_counts(merchants: list[Pooled], keys: np.ndarray) -> np.ndarray:
     place = {int(key): i for i, key in enumerate(keys)}
     counts = np.zeros(len(keys), dtype=np.float32)
     for merchant in merchants:
-        histories = merchant.data.histories
+        histories = merchant.data.histories.targets()
         users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
         pairs = np.unique(np.stack([users, histories.items]), axis=1)
         bought = np.bincount(pairs[1], minlength=len(merchant.data.catalogue))

@@ -18,11 +18,10 @@ from fedrec.merchant import read_merchant_file
 from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
 from fedrec.secure import Roster
-from server.delivery import DELIVERED
 from server.evaluation import CentralEvaluator
 from server.progress import notify
 from server.results import row, write_results
-from server.run_folder import RunFolder
+from server.run_folder import DELIVERED, RunFolder
 from server.start import first_state, load_encoder_for
 from simulations.at_merchants import at_merchants
 from simulations.checks import check_run, checked

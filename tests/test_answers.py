@@ -195,7 +195,8 @@ class Shop(RunRanker):
     """A ranker that knows two users, as a merchant's does."""
 
     def past_of(self, user_id: str) -> Past | None:
-        return {"ann": (np.array([3, 5, 11]), np.array([0, 0, 1])), "bob": (np.zeros(0, int), np.zeros(0, int))}.get(user_id)
+        known = {"ann": Past(np.array([3, 5, 11]), np.array([0, 0, 1])), "bob": Past(np.zeros(0, int), np.zeros(0, int))}
+        return known.get(user_id)
 
 
 def test_a_known_user_is_answered_from_what_was_bought_here(recommender: Recommender) -> None:

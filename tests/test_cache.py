@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.data import text_key
-from fedrec.model.cache import States, TrunkCache
+from fedrec.model import cache as module
+from fedrec.model.cache import States, TrunkCache, prune_caches
 
 HIDDEN = 4
 TEXTS = [f"text {'x' * (i % 5)} {i}" for i in range(12)]
@@ -159,6 +162,50 @@ def test_a_shard_that_a_power_cut_left_is_computed_again(suffix: str, part: floa
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     compute = Computer()
     assert_right(read(TrunkCache(tmp_path, "f"), TEXTS, compute), TEXTS)
+    assert compute.asked == TEXTS
+
+
+KEPT, GONE = "0123456789abcdef01234567", "f" * 24
+
+
+def test_only_caches_of_other_models_are_deleted(tmp_path: Path) -> None:
+    for name in (KEPT, GONE, "notes"):
+        read(TrunkCache(tmp_path, name), TEXTS, Computer())
+    (tmp_path / f".{'a' * 24}.interrupted.tmp").mkdir()
+    (tmp_path / "file").touch()
+    prune_caches(tmp_path, {KEPT})
+    assert {path.name for path in tmp_path.iterdir()} == {KEPT, "notes", "file"}
+    compute = Computer()
+    assert_right(read(TrunkCache(tmp_path, KEPT), TEXTS, compute), TEXTS)
+    assert compute.asked == []
+    prune_caches(tmp_path / "nowhere", set())
+
+
+def test_who_has_a_cache_open_goes_on_when_it_is_deleted(tmp_path: Path) -> None:
+    cache, compute = TrunkCache(tmp_path, GONE), Computer()
+    before = read(cache, TEXTS[:6], compute)
+    prune_caches(tmp_path, {KEPT})
+    assert not list(tmp_path.iterdir())
+    assert_right(before, TEXTS[:6])
+    assert_right(read(cache, TEXTS, compute), TEXTS)
+    assert compute.asked == TEXTS, "and computes nothing again"
+    again = Computer()
+    assert_right(read(TrunkCache(tmp_path, GONE), TEXTS, again), TEXTS)
+    assert again.asked == TEXTS[:6], "a process that comes later does"
+
+
+@pytest.mark.parametrize("after", ["states", "index"])
+def test_a_cache_may_be_deleted_while_a_shard_is_written(after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, compute, replace = TrunkCache(tmp_path, GONE), Computer(), os.replace
+
+    def replaced(source: Path, target: Path) -> None:
+        replace(source, target)
+        if after in target.name:
+            shutil.rmtree(target.parent)
+
+    monkeypatch.setattr(module.os, "replace", replaced)
+    assert_right(read(cache, TEXTS, compute), TEXTS)
+    assert_right(read(cache, TEXTS, compute), TEXTS)
     assert compute.asked == TEXTS
 
 

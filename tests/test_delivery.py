@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -34,9 +36,12 @@ from fedrec.model.versions import CURRENT, FORMAT, KEPT, Versions, content_diges
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import HERE, MOST_TEXTS, OUTCOMES, Delivery, Receipt
 from server.delivery import Delivered, hand_over, parcel_of
+from server.deployed import go_on
+from server.pending import recall
 from server.run_folder import RunFolder
 from simulations.run import resume, simulate
 
+from .deployed import free_ports
 from .helpers import make_federation, settings_of
 from .merchants import open_shop, public_and_trained, task, write_merchant
 
@@ -458,6 +463,45 @@ def test_a_simulated_run_is_not_delivered_by_hand(
     shutil.copytree(run.path / "checkpoints", began.path / "checkpoints")
     status, _, told = fedrec("server", "deliver", server.path, "one")
     assert status == 2 and "no server answers" in told
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_a_delivery_that_the_server_begins_says_why_it_cannot_and_ends_with_the_server(run: RunFolder, tmp_path: Path) -> None:
+    port = free_ports()
+    server = create(tmp_path / "deployed", f"localhost:{port}", ["m0"]).server
+    command = [sys.executable, "-m", "server.redelivery", str(server.path), str(run.path)]
+    done = subprocess.run([*command, str(os.getpid()), "m0"], capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert done.returncode == 2 and "no server answers" in done.stderr and "Traceback" not in done.stderr
+    start = "import os, subprocess, sys; subprocess.run([*sys.argv[1:], str(os.getpid()), 'm0'])"
+    with socket.create_server(("127.0.0.1", server.settings.control_port)) as silent:
+        silent.settimeout(60)
+        parent = subprocess.Popen([sys.executable, "-S", "-c", start, *command], cwd=ROOT)
+        try:
+            connection, _ = silent.accept()  # and no answer
+            [child] = psutil.Process(parent.pid).children()
+        finally:
+            parent.kill()
+            parent.wait()
+        with connection:
+            child.wait(10)
+        sent = f"redelivery.main(*{command[3:]}, {os.getpid()}, ['m0'])"
+        brief = f"from server import redelivery; redelivery.MOST_SECONDS = 2; {sent}"
+        done = subprocess.run([sys.executable, "-c", brief], capture_output=True, timeout=100, cwd=ROOT)
+        assert done.returncode == -signal.SIGALRM, "it has an end, whatever it waits for"
+
+
+def test_an_adapter_that_never_went_home_is_pending_when_its_run_is_resumed(run: RunFolder, tmp_path: Path) -> None:
+    server = create(tmp_path / "deployed", "localhost:20000", ["m0"]).server
+    shutil.copytree(run.path, server.runs / "one")
+    ended = RunFolder.open(server.runs / "one")
+    ended.write_json("site.json", {"deployed": True})
+    go_on(server, ended)
+    assert recall(server) is None, "it went home"
+    (ended.path / "delivered.json").unlink()
+    go_on(server, ended)
+    found = recall(server)
+    assert found is not None and found[0].path == ended.path and found[1] == ended.last_round() == 3
 
 
 # -- the server's side ------------------------------------------------------------------------------------------------------

@@ -24,11 +24,12 @@ from fedrec.config import load_config
 from fedrec.deploy.processes import running, stop
 from fedrec.model.versions import Versions
 from fedrec.privacy import Ledger
-from fedrec.wire import DELIVER, OUTCOMES, RECEIPT_KEYS, STATEMENT_KEYS
+from fedrec.wire import DELIVER, HERE, OUTCOMES, RECEIPT_KEYS, STATEMENT_KEYS
 from server.run_folder import RunFolder
+from server.run_lock import alone
 from simulations.run import simulate
 
-from .deployed import LONG, NOISY, PROGRAM, QUIET, RICH, Deployed, edit, four_merchants, interrupted, lines_of, until
+from .deployed import LONG, NOISY, QUIET, RICH, Deployed, edit, four_merchants, interrupted, lines_of, until
 from .helpers import USER
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.deployment]
@@ -231,11 +232,15 @@ def test_a_merchant_that_shares_no_item_with_the_others(shop: Deployed) -> None:
     assert run.metrics()[-1]["took_part"] == shop.names
 
 
-def test_a_merchant_that_is_away_and_is_then_killed_as_it_is_delivered_to_gets_the_adapter_later(shop: Deployed) -> None:
+def test_a_merchant_that_is_away_and_is_then_killed_as_it_is_delivered_to_gets_the_adapter_by_itself(shop: Deployed) -> None:
     def versions_of(name: str) -> list[dict[str, Any]]:
         versions = Versions(shop.merchant(name).model)
         found = [versions.read(version)[1] for version in versions.names()]
         return [settings for settings in found if settings["run"] == state.run]
+
+    def has(name: str) -> bool:
+        answers = json.loads((run.path / "delivered.json").read_text())["merchants"]
+        return answers.get(name, {}).get("outcome") in HERE
 
     stop(shop.merchant("m1").pid)
     run, _ = shop.run(rounds=1, start_merchants=3, **NOISY)
@@ -248,22 +253,23 @@ def test_a_merchant_that_is_away_and_is_then_killed_as_it_is_delivered_to_gets_t
     [missing] = [one for one in json.loads(away.stdout)["merchants"] if not one["has"]]
     assert missing == {"merchant": "m1", "outcome": "was away", "when": "", "connected": False, "has": False}
 
-    shop.up()
-    spent = shop.releases("m1")
-    node = running(shop.merchant("m1").pid)
-    assert node is not None and not versions_of("m1")
-    there = [one for one in node.children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-    [worker] = [one for one in there if "clients.worker" in one.cmdline()]
-    worker.suspend()  # so that it is in the middle of the delivery
-    command = [*PROGRAM, "server", "deliver", str(shop.server.path), run.path.name, "--wait", "200", "--json"]
-    delivering = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=shop.environment)
-    until(lambda: f"Receiving: {DELIVER} message" in shop.log_of("m1"), 60, "m1 is delivered to")
+    spent, before = shop.releases("m1"), shop.log_of("m1").count(f"Receiving: {DELIVER} message")
+    with alone(shop.server):  # as during a run, so that nothing comes before all is prepared
+        shop.up()
+        node = running(shop.merchant("m1").pid)
+        assert node is not None
+        there = [one for one in node.children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+        [worker] = [one for one in there if "clients.worker" in one.cmdline()]
+        worker.suspend()  # so that it is in the middle of the delivery
+        assert shop.log_of("m1").count(f"Receiving: {DELIVER} message") == before
+    until(lambda: shop.log_of("m1").count(f"Receiving: {DELIVER} message") > before, 60, "m1 is delivered to")
     shop.kill("m1")
-    assert not list(shop.merchant("m1").model.glob(f"{state.run}-*"))
+    assert not versions_of("m1")
     shop.up()
-    printed, _ = delivering.communicate(timeout=240)
-    assert delivering.returncode == 0
-    assert all(one["has"] for one in json.loads(printed)["merchants"])
+    until(lambda: has("m1"), 240, "m1 has it though nobody called deliver")
+    assert "delivery: m1: kept" in shop.server.log.read_text()
+    again = shop.fedrec("server", "deliver", str(shop.server.path), run.path.name, "--json")
+    assert again.returncode == 0 and all(one["has"] for one in json.loads(again.stdout)["merchants"])
     for name in shop.names:
         [version] = versions_of(name)
         assert (version["round"], version["trust"]) == (1, "local")

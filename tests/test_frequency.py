@@ -22,8 +22,9 @@ from fedrec.data.roles import Roles
 from fedrec.evaluation import EvaluationSet, best_decay
 from fedrec.evaluation.protocol import metrics_of
 from fedrec.model import ranking
-from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish, measuring
+from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish, answers, measuring
 from fedrec.recommender import frequency as module
+from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, scores
 from fedrec.recommender.contest import ALONE, HERE, folds_of, popularity_here, users_as_group
 from fedrec.recommender.ease import Ease
@@ -150,7 +151,7 @@ def test_a_runs_list_is_by_the_shared_defaults(recommender: Recommender) -> None
     ranker = recommender._ranker(None)
     assert ranker.frequency == SHARED
     history, times = [*HISTORY, "i3"], [1, 2, 3, 4]
-    past = np.array([3, 11, 5, 3]), np.arange(4)
+    past = Past(np.array([3, 11, 5, 3]), np.arange(4))
     expected = ranker.scores([past], None)[0].astype(float)
     for item, value in frequency_by_hand([[3], [11], [5], [3]], SHARED.decay).items():
         expected[item] += SHARED.weight * math.log1p(value)
@@ -370,7 +371,7 @@ def test_the_second_table_is_that_of_a_loop(fedrec: Fedrec, shop: Path, tmp_path
         if not before.any():
             continue
         truth, had = items[~before].tolist(), set(items[before].tolist())
-        without = ranker.scores([(items[before], baskets[before])], None)[0].astype(float)
+        without = ranker.scores([Past(items[before], baskets[before])], None)[0].astype(float)
         past = [items[baskets == number].tolist() for number in range(int(baskets[-1]))]
         more = without.copy()
         for item, value in frequency_by_hand(past, again["chosen"]["decay"]).items():
@@ -436,3 +437,8 @@ def test_who_is_measured_chooses_no_frequency(
     changed = MerchantPlace(folder)
     after = measure_merchant(changed, changed.data())["repeats"]
     assert after["chosen"] == before["chosen"] and after["rows"] != before["rows"]
+
+
+def test_what_was_only_looked_at_is_nothing_bought_again() -> None:
+    looked = Past(np.array([3, 5, 3]), np.array([0, 1, 2]), np.array([True, True, False]))
+    assert answers._events([Past(np.array([7]), np.array([4])), looked]).tolist() == [[0, 7, 0], [1, 3, 2], [1, 5, 1]]

@@ -25,8 +25,10 @@ from fedrec.data import Catalogue, Columns, Histories
 from fedrec.data.roles import Roles
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
+from fedrec.model.encoder import load_encoder
 from fedrec.model.versions import Versions
 from fedrec.recommender import MerchantRecommender, Recommender, contest
+from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import scores
 from fedrec.recommender.contest import ALONE, FEDERATED, HERE, LAYER, POPULARITY, ROWS, TEXT, THEIRS, users_as_group
 from fedrec.recommender.fitting import Fit, fit_merchant, up_to_date
@@ -249,7 +251,7 @@ def test_the_scores_are_the_formula_that_was_chosen_by(fitted_once: Path) -> Non
         items, baskets = histories.of(user)
         before = baskets < baskets[-1]
         if before.any() and set(items[~before]) - set(items[before]):
-            pasts.append((items[before], baskets[before]))
+            pasts.append(Past(items[before], baskets[before]))
     assert len(pasts) == len(expected) > 100
     np.testing.assert_allclose(found._ranks.scores(pasts, None), expected, atol=2e-5)
 
@@ -388,6 +390,43 @@ def test_what_arrived_is_compared_and_the_best_ranks(
     assert loaded(fitted).rank(["i4"]) and not again.refused
 
 
+def test_a_fit_empties_the_cache_of_encoders_that_nothing_kept_needs(
+    fedrec: Fedrec, fitted: Path, adapter: tuple[Arrays, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, shared = fitted / "state" / "cache" / "trunk", tmp_path / "shared" / "trunk"
+    kept, gone = "a" * 24, "f" * 24
+    keep(fitted, adapter[0], adapter[1], encoder_fingerprint=kept)  # another shape, and not one that can be used here
+    for folder in (own, shared):
+        monkeypatch.setenv("FEDREC_CACHE", str(folder.parent))
+        for fingerprint in (kept, gone):
+            (folder / fingerprint).mkdir(parents=True)
+        assert fedrec("merchant", "fit", fitted, "--force").status == 0
+        there = {path.name for path in folder.iterdir()}
+        assert kept in there
+        assert (gone in there) == (folder == shared), "others may need what is in a cache that is not the merchant's own"
+    # With the own layer turned off, too.
+    with (fitted / "merchant.toml").open("a") as toml:
+        toml.write("\n[recommender]\nown_layer = false\n")
+    monkeypatch.setenv("FEDREC_CACHE", str(own.parent))
+    (own / gone).mkdir()
+    assert fedrec("merchant", "fit", fitted).status == 0 and not (own / gone).exists()
+
+
+def test_a_node_and_a_ranker_need_what_a_fit_leaves(fedrec: Fedrec, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = fitted / "state" / "cache" / "trunk"
+    monkeypatch.setenv("FEDREC_CACHE", str(own.parent))
+    place, default = MerchantPlace(fitted), RunConfig()
+    model = place.settings.model
+    place.encoder(None).states(place.data().catalogue)
+    load_encoder(
+        model.encoder, default.encoder_layers, default.encoder_rank, default.max_tokens, model.device, model.texts_per_batch
+    ).states(place.data().catalogue)  # as a node does before it connects
+    shapes = {path.name for path in own.iterdir()}
+    assert len(shapes) == 2
+    assert fedrec("merchant", "fit", fitted, "--force").status == 0
+    assert shapes <= {path.name for path in own.iterdir()} <= place.encoders_in_use()
+
+
 def test_a_spoilt_adapter_does_no_harm(fitted: Path, tiny_bert_folder: Path, adapter: tuple[Arrays, dict[str, Any]]) -> None:
     # Texts that say what is bought together, and enough users to tell.
     titles = [f"{WORDS[item // 3]} {WORDS[item // 3 + 8]} {WORDS[item // 3]}" for item in range(ITEMS)]
@@ -514,7 +553,7 @@ def test_the_federated_scores_are_the_formula_too(fitted: Path, adapter: tuple[A
     fit(fitted)
     found, own = loaded(fitted), OwnModel.read(fitted / "own")
     assert own is not None and own.version == name and set(found.part.priors) == {HERE, THEIRS}
-    pasts = [(np.array([3, 8]), np.array([0, 1]))]
+    pasts = [Past(np.array([3, 8]), np.array([0, 1]))]
     # By hand, for one history of two baskets.
     blend, part = own.blend, found.part
     value = sum(weight * part.priors[prior] for prior, weight in blend.priors.items())

@@ -675,6 +675,16 @@ def test_a_folder_that_is_away_for_a_moment_costs_nobody_its_key(registrar: Regi
     assert registered(registrar) == {"anna", "bert"}
 
 
+def test_who_is_connected_goes_by_the_name_of_its_key(registrar: Registrar) -> None:
+    assert registrar.connected() == set()
+    [bert] = [node for node in registrar.state.get_node_info(owner_aids=[NOOP_FLWR_AID]) if node.name == "bert"]
+    registrar.state.activate_node(bert.node_id, HEARTBEAT_DEFAULT_INTERVAL)
+    assert registrar.connected() == {"bert"}
+    registrar.folder.public_key("bert").unlink()
+    registrar.look()
+    assert registrar.connected() == set(), "a key that was revoked gets nothing"
+
+
 def test_a_look_that_fails_is_not_the_last(registrar: Registrar, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(superlink, "LOOK_EVERY", 0.01)
 

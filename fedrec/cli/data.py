@@ -64,8 +64,13 @@ def check(
     ]
     if json:
         reasons = [{"of": name, **asdict(one)} for name, found in left_out.items() for one in found]
-        found = {name: dict(counts) for name, counts in kinds.items()}
-        print_json({"path": str(path), "ok": True, "merchants": rows, "kinds": found, "left_out": reasons, "notes": notes})
+        print_json(
+            {
+                "path": str(path), "ok": True, "merchants": rows, "kinds": {name: dict(one) for name, one in kinds.items()},
+                "no_targets": {name: dict(data.no_targets) for name, data in merchants.items() if data.no_targets},
+                "left_out": reasons, "notes": notes,
+            }
+        )  # fmt: skip
         return
     fault = any(one.fault for found in left_out.values() for one in found)
     title = f"{path}: some rows cannot be used" if fault else f"{path}: no fault found"
@@ -74,6 +79,9 @@ def check(
         if counts.keys() - {PURCHASE}:
             said = [f"{rows:,} {kind}" for kind, rows in counts.items()]
             out.print(f"{name}: kinds of events: {_some(said)}", soft_wrap=True)
+        if name in merchants and (alone := merchants[name].no_targets):
+            said = [f"{rows:,} {kind}" for kind, rows in alone.items()]
+            out.print(f"{name}: history that is no target: {_some(said)}", soft_wrap=True)
     _print_left_out(left_out)
     for note in notes:
         out.print(note, style="yellow", soft_wrap=True)

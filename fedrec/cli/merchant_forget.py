@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedrec.cli.console import Console, progress_bars
+from fedrec.cli.merchant_own import another_fit
 from fedrec.cli.terminal import err, out, print_json, quiet_models
 from fedrec.errors import InputError
 
@@ -48,8 +49,9 @@ def forget(
         _say_found(files, traces.in_database, err if json else out)
     if files and not yes and not typer.confirm("Remove these rows? There is no way back", err=json):
         raise typer.Abort
-    erase(traces, user)
-    with progress_bars(left=True) as progress:
+    # A fit that read the person before would write a layer that knows them after.
+    with place.fitting(another_fit), progress_bars(left=True) as progress:
+        erase(traces, user)
         task = progress.add_task("own layers", total=None)
         layer = renew_layer(place, bool(files), lambda done, of: progress.update(task, completed=done, total=of))
     if json:

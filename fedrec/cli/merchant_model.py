@@ -36,7 +36,7 @@ def list_command(folder: Folder, json: Json = False) -> None:
         print_json({"current": current, "arrived": versions.arrived(), "versions": found})
         return
     if not found:
-        out.print("no adapter has arrived yet; the operator sends it with `fedrec server deliver`", soft_wrap=True)
+        out.print("no adapter has arrived yet; one comes when a run has ended and the node is up", soft_wrap=True)
         return
     rows = [
         [
@@ -82,7 +82,7 @@ def show(
     current = _current(versions)
     name = version or current or versions.newest
     if name is None:
-        raise InputError("no adapter has arrived yet", where=str(folder), hint="the operator sends it: `fedrec server deliver`")
+        raise InputError("no adapter has arrived yet", where=str(folder), hint="one comes when a run has ended")
     arrays, settings = versions.read(name)
     found: dict[str, Any] = {"version": name, "current": name == current}
     found |= {key: settings[key] for key in SHOWN if key in settings}

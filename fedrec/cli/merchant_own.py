@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedrec.cli.console import progress_bars
-from fedrec.cli.terminal import merchants_table, out, print_json, quiet_models, repeats_table, table
+from fedrec.cli.terminal import err, merchants_table, out, print_json, quiet_models, repeats_table, table
 from fedrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedrec.recommender.frequency import PersonalFrequency
     from fedrec.recommender.merchant_text import MerchantPlace
 
-__all__ = ["evaluate", "fit"]
+__all__ = ["another_fit", "evaluate", "fit"]
 
 Folder = Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -31,7 +31,17 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit the own layer on all events, choose how it is joined with the text, and which adapter ranks."""
-    place, data = _opened(folder)
+    place = _opened(folder)
+    with place.fitting(another_fit):
+        _fit(place, place.data(), force, json)
+
+
+def another_fit() -> None:
+    """Say why nothing happens yet."""
+    err.print("another fit of this folder is going on; waiting for it to end")
+
+
+def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> None:
     if not place.settings.recommender.own_layer:
         _fit_text_alone(place, data, force, json)
         return
@@ -48,6 +58,7 @@ def fit(
             found = fit_merchant(place, data, tell)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", where=str(error.filename or place.path)) from None
+    _prune(place)
     said = found.to_json()
     if json:
         print_json({"changed": True, **said})
@@ -59,6 +70,7 @@ def fit(
     else:
         out.print("too few users to choose on, so shared defaults hold", style="yellow", soft_wrap=True)
     out.print(_of_frequency(model.frequency), soft_wrap=True)
+    _tell_changed_roles(said["changed_roles"])
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
@@ -76,7 +88,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure, on users of your own that nothing was trained on, what you have alone and with the federation."""
-    place, data = _opened(folder)
+    place = _opened(folder)
+    data = place.data()
     from fedrec.recommender.contest import SERVED, TEXT
     from fedrec.recommender.measuring import measure_merchant
     from fedrec.report.merchant_report import write_merchant_report
@@ -92,6 +105,7 @@ def evaluate(
     users = found["users"]
     title = f"{found['merchant']}: {users['measured']:,} users who are in no training, full catalogue, 95% intervals"
     out.print(merchants_table(found, found["k"], title))
+    _tell_changed_roles(found["changed_roles"])
     for part in found["parts"]:
         said = ", ".join(f"{row} {value:.4f}" for row, value in part["ndcg"].items())
         out.print(f"{part['name']} ({part['users']:,} users), NDCG@{found['k']}: {said}", soft_wrap=True)
@@ -142,10 +156,12 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
             out.print("the own layer is turned off, and nothing has arrived since; --force compares again")
         return
     found = settle(place, data)
+    _prune(place)
     if json:
         print_json({"changed": True, **found.to_json()})
         return
     out.print("the own layer is turned off in merchant.toml: there is none, and no weight was chosen", soft_wrap=True)
+    _tell_changed_roles(found.changed_roles)
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
@@ -154,7 +170,23 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
     out.print(f"ranks from now on: {found.version}", soft_wrap=True)
 
 
-def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:
+def _prune(place: MerchantPlace) -> None:
+    """Empty the merchant's own cache of encoders that nothing kept needs; one that it may share is left alone."""
+    from fedrec.deploy.layout import MerchantFolder
+    from fedrec.model.cache import prune_caches
+    from fedrec.model.encoder import cache_folder
+
+    folder = cache_folder()
+    if folder.resolve().is_relative_to(MerchantFolder(place.path).cache.resolve()):
+        prune_caches(folder, place.encoders_in_use())
+
+
+def _tell_changed_roles(why: str | None) -> None:
+    if why is not None:
+        out.print(why, style="yellow", soft_wrap=True)
+
+
+def _opened(folder: Path) -> MerchantPlace:
     from fedrec.deploy.layout import MerchantFolder
 
     merchant = MerchantFolder(folder.resolve())
@@ -163,8 +195,7 @@ def _opened(folder: Path) -> tuple[MerchantPlace, MerchantData]:
     quiet_models()
     from fedrec.recommender.merchant_text import MerchantPlace
 
-    place = MerchantPlace(merchant.path)
-    return place, place.data()
+    return MerchantPlace(merchant.path)
 
 
 @contextmanager

@@ -208,6 +208,9 @@ class _Watcher:
         what = f"waiting for merchants, at most {seconds} s more"
         self.progress.update(self.merchants, completed=there, total=needed, description=what)
 
+    def _waiting_for_delivery(self) -> None:
+        self._line("the adapter is on its way to a merchant that came back; waiting until that has ended")
+
     def _histogram_started(self, merchants: int) -> None:
         self._line(f"popularity: {merchants} private histograms")
         self.asked_for = "popularity"

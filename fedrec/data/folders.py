@@ -18,7 +18,7 @@ import pandas as pd
 from fedrec.data.catalogue import Catalogue, ambiguous_id
 from fedrec.data.details import ItemDetails
 from fedrec.data.histories import Histories
-from fedrec.data.kinds import count_kinds
+from fedrec.data.kinds import count_kinds, counts_as_target, kinds_of
 from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
 from fedrec.data.source import DataSource
@@ -41,6 +41,7 @@ class MerchantData:
         left_out: the rows that could not be used, by reason; they leave the merchant as little as its events do.
         details: brand, category and price of the catalogue's items.
         kinds: rows of each kind of event in the table, used or not; private like the events.
+        no_targets: of those that are used, rows of each kind that is history alone.
     """
 
     catalogue: Catalogue
@@ -48,6 +49,7 @@ class MerchantData:
     left_out: tuple[LeftOut, ...] = ()
     details: ItemDetails = field(default_factory=ItemDetails)
     kinds: Mapping[str, int] = field(default_factory=dict)
+    no_targets: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,18 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
         # A database may answer in another order every time, and what is cached for a catalogue is for one order.
         sold = items.frame.sort_values(C.ITEM, ignore_index=True)
     catalogue = Catalogue.from_table(sold)
-    kinds = count_kinds(events.frame)
     checked, left_out = check_events(events, items, history_events=source.history_events, strict=strict)
-    histories = Histories.from_table(checked, catalogue)
-    return MerchantData(catalogue, histories, items.left_out + left_out, ItemDetails.from_table(sold), kinds)
+    target = counts_as_target(kinds_of(checked), source.target_events)
+    if not target.any():
+        raise InputError(
+            f"none of {len(checked)} events is of the kind {' or '.join(source.target_events or ())}", where=events.name,
+            expected="something to predict", hint="target_events in [data] says which kinds are targets",
+        )  # fmt: skip
+    histories = Histories.from_table(checked, catalogue, target)
+    return MerchantData(
+        catalogue, histories, items.left_out + left_out, ItemDetails.from_table(sold),
+        count_kinds(events.frame), count_kinds(checked[~target]),
+    )  # fmt: skip
 
 
 def load_central(federation: Path, *, strict: bool = False) -> CentralData:

@@ -6,7 +6,7 @@ means nothing, so it is made canonical (by item index) and never read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -26,16 +26,22 @@ class Histories:
         offsets: (users + 1,) user `u` owns events `offsets[u]:offsets[u + 1]`.
         items: (events,) index of the item in the catalogue.
         baskets: (events,) number of the basket within its user, from 0, ascending.
+        target: (events,) whether each is a target or history alone, such as a view; None where all are targets.
     """
 
     user_ids: tuple[str, ...]
     offsets: np.ndarray
     items: np.ndarray
     baskets: np.ndarray
+    target: np.ndarray | None = None
 
     @classmethod
-    def from_table(cls, events: pd.DataFrame, catalogue: Catalogue) -> Histories:
-        """Build from checked events: one entry for each (user, timestamp, item)."""
+    def from_table(cls, events: pd.DataFrame, catalogue: Catalogue, target: pd.Series | None = None) -> Histories:
+        """Build from checked events: one entry for each (user, timestamp, item), a target where any of its events is.
+
+        Args:
+            target: whether each event is a target; all by default.
+        """
         frame = pd.DataFrame(
             {
                 "user": events[C.USER].to_numpy(),
@@ -43,7 +49,10 @@ class Histories:
                 "item": catalogue.index.get_indexer(events[C.ITEM]),
             }
         )
-        frame = frame.drop_duplicates().sort_values(["user", "time", "item"], kind="stable", ignore_index=True)
+        frame["other"] = False if target is None else ~target.to_numpy()
+        # Of the same item at the same time the target comes first, and stays.
+        frame = frame.sort_values(["user", "time", "item", "other"], kind="stable")
+        frame = frame.drop_duplicates(["user", "time", "item"], ignore_index=True)
         new_user = frame["user"].ne(frame["user"].shift()).to_numpy()
         new_basket = new_user | frame["time"].ne(frame["time"].shift()).to_numpy()
         starts = np.flatnonzero(new_user)
@@ -54,6 +63,7 @@ class Histories:
             offsets=np.append(starts, len(frame)).astype(np.int64),
             items=frame["item"].to_numpy(np.int64),
             baskets=(basket - basket[starts][user_of_event]).astype(np.int64),
+            target=~frame["other"].to_numpy() if frame["other"].any() else None,
         )
 
     def __len__(self) -> int:
@@ -64,7 +74,20 @@ class Histories:
         counts = np.diff(self.offsets)[users]
         offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], counts)
-        return Histories(tuple(self.user_ids[user] for user in users), offsets, self.items[rows], self.baskets[rows])
+        target = None if self.target is None else self.target[rows]
+        return Histories(tuple(self.user_ids[user] for user in users), offsets, self.items[rows], self.baskets[rows], target)
+
+    @property
+    def is_target(self) -> np.ndarray:
+        """(events,) whether each is a target."""
+        return np.ones(len(self.items), dtype=bool) if self.target is None else self.target
+
+    def targets(self) -> Histories:
+        """The same users with their targets alone: what they have, and not what they only looked at."""
+        if self.target is None:
+            return self
+        offsets = np.append(0, np.cumsum(self.target))[self.offsets].astype(np.int64)
+        return replace(self, offsets=offsets, items=self.items[self.target], baskets=self.baskets[self.target], target=None)
 
     def of(self, user: int) -> tuple[np.ndarray, np.ndarray]:
         """Items and basket numbers of user number `user`, in time order."""

@@ -1,4 +1,7 @@
-"""Kinds of events: which of them say what a user has, and which only say what a user was shown or looked for."""
+"""Kinds of events: which of them say what a user has, and which only say what a user was shown or looked for.
+
+History is what a prediction goes by, and a target is what it is of; by default both are the same kinds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import pandas as pd
 
 from fedrec.data.schema import Columns as C
 
-__all__ = ["MISSING", "NO_HISTORY", "PURCHASE", "RETURN", "count_kinds", "counts_as_history", "kinds_of"]
+__all__ = [
+    "MISSING", "NO_HISTORY", "PURCHASE", "RETURN", "count_kinds", "counts_as_history", "counts_as_target", "kinds_of",
+]  # fmt: skip
 
 MISSING = ("\\N", "NULL")
 """What databases write for a missing value: no id, no time and no kind, but in a text it is a text."""
@@ -34,9 +39,18 @@ def count_kinds(events: pd.DataFrame) -> dict[str, int]:
 
 
 def counts_as_history(kinds: pd.Series, history_events: Collection[str] | None) -> pd.Series:
-    """Whether an event of each kind is history and target.
+    """Whether an event of each kind is history.
 
     Args:
         history_events: exactly these kinds, in lower case; by default all but `NO_HISTORY`.
     """
     return ~kinds.isin(NO_HISTORY) if history_events is None else kinds.isin(set(history_events))
+
+
+def counts_as_target(kinds: pd.Series, target_events: Collection[str] | None) -> pd.Series:
+    """Whether an event of each kind of history is to be predicted.
+
+    Args:
+        target_events: exactly these kinds, in lower case; by default all.
+    """
+    return pd.Series(True, index=kinds.index) if target_events is None else kinds.isin(set(target_events))

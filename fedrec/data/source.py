@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from fedrec.data.kinds import RETURN
+from fedrec.data.kinds import NO_HISTORY, RETURN
 from fedrec.errors import InputError
 
 __all__ = ["DataSource"]
@@ -46,10 +46,12 @@ class DataSource(BaseModel):
     """File that holds the password and that only its owner can read; a relative path starts at the merchant folder."""
 
     history_events: tuple[Filled, ...] | None = Field(None, min_length=1)
-    """The kinds of events that count, as history and as what is to be predicted; by default all but impressions, views,
-    clicks and searches. A return never does."""
+    """The kinds of events that count as history; by default all but impressions, views, clicks and searches. A return never
+    does."""
+    target_events: tuple[Filled, ...] | None = Field(None, min_length=1)
+    """Those of them that are to be predicted, and that popularity and the own layer count; by default all."""
 
-    @field_validator("history_events")
+    @field_validator("history_events", "target_events")
     @classmethod
     def _are_kinds_that_can_count(cls, kinds: tuple[str, ...] | None) -> tuple[str, ...] | None:
         folded = None if kinds is None else tuple(kind.casefold() for kind in kinds)
@@ -76,6 +78,14 @@ class DataSource(BaseModel):
         if parsed.password is not None or SECRET.search(unquote(url)):
             raise ValueError("holds a password; take it out and name where it is with password_env or password_file")
         return url
+
+    @model_validator(mode="after")
+    def _targets_are_history(self) -> Self:
+        targets, history = self.target_events or (), self.history_events
+        strange = [kind for kind in targets if (kind in NO_HISTORY if history is None else kind not in history)]
+        if strange:
+            raise ValueError(f"target_events holds {strange[0]!r}, which is no history; name it in history_events too")
+        return self
 
     @model_validator(mode="after")
     def _is_a_folder_or_a_database(self) -> Self:

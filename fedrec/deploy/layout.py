@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from fedrec.config import read_toml
 from fedrec.deploy.certificates import check_private, read_public_key
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
+from fedrec.merchant import LEDGER, MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.privacy import head_folder
 
 __all__ = [
@@ -232,6 +232,11 @@ class ServerFolder:
         return self.state / "superlink.db"
 
     @property
+    def pending(self) -> Path:
+        """File that says which adapter goes home to whoever lacks it: a run and its round."""
+        return self.state / "pending.json"
+
+    @property
     def log(self) -> Path:
         """The server's log."""
         return self.state / "server.log"
@@ -399,7 +404,7 @@ class MerchantFolder:
     @property
     def ledger(self) -> Path:
         """Folder of the privacy ledger. It belongs to the data and outlives runs and servers."""
-        return self.state / "privacy"
+        return self.path / LEDGER
 
     @property
     def head(self) -> Path:

@@ -1,8 +1,8 @@
 """The protocol: held-out users, the last basket as truth, the full catalogue ranked.
 
-For each central user the history is every basket before the last, the truth is what the
-last basket holds that is new. Users whose last basket holds nothing new are left out (and
-counted). A share of the users serves only to choose `decay` and `prior_weight`; the
+For each central user the history is every basket before the last that has a target, the truth
+is those of its targets that are new: that were no target before. Users whose last basket holds
+nothing new are left out (and counted). A share of the users serves only to choose `decay` and `prior_weight`; the
 figures come from the others.
 
 Where people buy again, `repeats` asks for the whole last basket: the truth is all of it, nothing
@@ -42,10 +42,10 @@ class Group:
         items: (users, L) recent history as central positions, 0 where there is none.
         ages: (users, L) baskets ago, 0 for the latest.
         valid: (users, L) whether there is an event.
-        masked: (pairs, 2) user and group item of the whole history, sorted by user; taken out of the ranking unless there is
-            a `past`.
+        masked: (pairs, 2) user and group item of the targets before the last basket, sorted by user; taken out of the ranking
+            unless there is a `past`.
         relevant: (pairs, 2) user and group item of the truth, sorted by user.
-        past: (events, 3) user, group item and age of the whole history, sorted by user, where what is bought again counts.
+        past: (events, 3) user, group item and age of those targets, sorted by user, where what is bought again counts.
     """
 
     name: str
@@ -234,13 +234,15 @@ def group_of(group: CentralGroup, users: np.ndarray, length: int, repeats: bool 
     counts = histories.offsets[users + 1] - starts
     owner = np.repeat(np.arange(len(users)), counts)  # (events,)
     at = np.arange(len(owner)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    items, baskets, latest = histories.items[at], histories.baskets[at], histories.baskets[starts + counts - 1]
-    before = baskets < latest[owner]
+    items, baskets, target = histories.items[at], histories.baskets[at], histories.is_target[at]
+    latest = np.full(len(users), -1)  # of a user without a target, who has no history before it either
+    np.maximum.at(latest, owner[target], baskets[target])
+    before, true = baskets < latest[owner], target & (baskets == latest[owner])
     # User and item in one number, so that a set of them is a set of pairs.
     width = int(items.max()) + 1
     pairs = owner * width + items
-    masked = np.unique(pairs[before])
-    relevant = np.unique(pairs[~before]) if repeats else np.setdiff1d(pairs[~before], masked)
+    masked = np.unique(pairs[before & target])
+    relevant = np.unique(pairs[true]) if repeats else np.setdiff1d(pairs[true], masked)
     kept = np.zeros(len(users), dtype=bool)
     kept[relevant // width] = True
     kept &= np.bincount(owner[before], minlength=len(users)) > 0
@@ -256,6 +258,7 @@ def group_of(group: CentralGroup, users: np.ndarray, length: int, repeats: bool 
     owner, items, ages = owner[rows], items[rows], (latest[owner] - 1 - baskets)[rows]
     counts = np.bincount(owner, minlength=len(users))
     column = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - np.minimum(counts, length), counts)
+    past = np.column_stack([number[owner], np.searchsorted(positions, items), ages])[target[rows]] if repeats else None
     recent = column >= 0
     cells, shape = (number[owner[recent]], column[recent]), (int(kept.sum()), length)
     padded = Group(
@@ -266,7 +269,7 @@ def group_of(group: CentralGroup, users: np.ndarray, length: int, repeats: bool 
         valid=np.zeros(shape, dtype=bool),
         masked=numbered(masked),
         relevant=numbered(relevant),
-        past=np.column_stack([number[owner], np.searchsorted(positions, items), ages]) if repeats else None,
+        past=past,
     )
     padded.items[cells], padded.ages[cells], padded.valid[cells] = items[recent], ages[recent], True
     return padded, len(users) - len(padded.items)

@@ -3,7 +3,8 @@
 Everything below the first trained layer never changes, so a text's hidden states there are
 a function of the model and the text alone. They are kept as shards that are written to a
 temporary name, renamed and never changed, so processes may share the folder without locks:
-at worst two of them compute the same text twice.
+at worst two of them compute the same text twice. For the same reason any of it may be deleted
+while they run: what a process has mapped stays until it ends, and the rest is computed again.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["States", "TrunkCache"]
+__all__ = ["States", "TrunkCache", "prune_caches"]
 
 log = logging.getLogger("fedrec.model")
+
+FINGERPRINT = r"[0-9a-f]{24}"
 
 Compute = Callable[[Sequence[str]], Iterator[np.ndarray]]
 
@@ -83,7 +88,6 @@ class TrunkCache:
         missing = {int(key): text for key, text in zip(keys, texts, strict=True) if int(key) not in self._where}
         if missing:
             self._write_shard(list(missing), compute(list(missing.values())))
-            self._read_new_shards()
         places = [self._where[int(key)] for key in keys]
         names = sorted({name for name, _, _ in places})
         number = {name: i for i, name in enumerate(names)}
@@ -123,12 +127,13 @@ class TrunkCache:
             for suffix, array in (("states", joined), ("index", index)):
                 np.save(temporary, array)
                 os.replace(temporary, self.folder / f"{name}.{suffix}.npy")
+            joined = np.load(self.folder / f"{name}.states.npy", mmap_mode="r")
         except OSError as error:
-            self._add(name, index, joined)
             self._warn(error)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        self._add(name, index, joined)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
@@ -137,3 +142,13 @@ class TrunkCache:
                 "%s: cannot be written (%s); item texts are computed again by each process: set FEDREC_CACHE to another folder",
                 self.folder.parent, error.strerror or error,
             )  # fmt: skip
+
+
+def prune_caches(folder: Path, keep: Collection[str]) -> None:
+    """Delete the caches in `folder` but for those of these fingerprints; what cannot be deleted is left."""
+    with contextlib.suppress(OSError):  # there is no such folder
+        for path in [one for one in folder.iterdir() if re.fullmatch(FINGERPRINT, one.name) and one.name not in keep]:
+            with contextlib.suppress(OSError):
+                path.rename(folder / f".{path.name}.{uuid.uuid4().hex}.tmp")  # at once, and not file by file
+        for gone in folder.glob(".*.tmp"):  # and what an interrupted one has left
+            shutil.rmtree(gone, ignore_errors=True)

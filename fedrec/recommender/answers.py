@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -31,8 +31,24 @@ NAMED = 3
 """Items that a note names before it counts the others."""
 DATE = r"\s*\d{4}-\d"
 
-Past = tuple[np.ndarray, np.ndarray]
-"""(events,) positions in the catalogue and basket numbers, ascending, in time order: as `Histories.of` gives them."""
+
+class Past(NamedTuple):
+    """What somebody did, in time order, as `Histories.of` gives it.
+
+    Attributes:
+        items: (events,) positions in the catalogue.
+        baskets: (events,) numbers of baskets, ascending.
+        target: (events,) whether each was bought, or is history alone, such as a view; None where all were bought.
+    """
+
+    items: np.ndarray
+    baskets: np.ndarray
+    target: np.ndarray | None = None
+
+    @property
+    def bought(self) -> np.ndarray:
+        """Each item that was bought, once, ascending."""
+        return np.unique(self.items if self.target is None else self.items[self.target])
 
 
 class Ranker(Protocol):
@@ -146,7 +162,7 @@ def answer_many(ranker: Ranker, people: Sequence[Person], wish: Wish) -> list[An
 
 def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.ndarray, about: list[str]) -> list[Answer]:
     pasts, notes = zip(*(_past(ranker, person) for person in people), strict=True)
-    going = [bool(wish.query) or len(items) > 0 for items, _ in pasts]
+    going = [bool(wish.query) or len(past.items) > 0 for past in pasts]
     scores = np.empty((len(people), len(allowed)), dtype=np.float32)
     if any(going):
         known = [past for past, some in zip(pasts, going, strict=True) if some]
@@ -155,7 +171,7 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
             scores[going] += ranker.frequency.scores(_events(known), (len(known), len(allowed)))
     if not all(going):
         scores[~np.array(going)] = ranker.popularity()
-    masked = [(user, item) for user, (items, _) in enumerate(pasts) for item in set(items.tolist()) if not wish.repeats]
+    masked = [(user, item) for user, past in enumerate(pasts) for item in past.bought.tolist() if not wish.repeats]
     pairs = np.array(masked, dtype=np.int64).reshape(-1, 2)
     lists = choose(scores, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
     answers = []
@@ -173,7 +189,7 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
 
 def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
     """What a person did, as far as it is known, and what is not."""
-    nothing: Past = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    nothing = Past(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     if person.history is None:
         if person.times is not None:
             raise InputError("there are times and no history", where="times", expected="a time for each item of the history")
@@ -181,7 +197,7 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
             return nothing, []
         if (known := ranker.past_of(person.user_id)) is None:
             return nothing, [f"user {person.user_id!r} is not known here"]
-        return known, [] if len(known[0]) else [f"nothing is known here of user {person.user_id!r}"]
+        return known, [] if len(known.items) else [f"nothing is known here of user {person.user_id!r}"]
     if isinstance(person.history, str):
         raise InputError(f"found the text {person.history!r}", where="history", expected="a list of item ids")
     positions = ranker.catalogue.index.get_indexer(list(person.history))
@@ -193,18 +209,19 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
     notes = [f"not in the catalogue, so ignored: {_some([repr(item) for item in gone])}"] if gone else []
     kept = positions >= 0
     if times is None:
-        return (positions[kept], np.arange(int(kept.sum()))), notes
+        return Past(positions[kept], np.arange(int(kept.sum()))), notes
     # As `Histories` has it: a basket holds an item once, in the catalogue's order.
     _, basket = np.unique(time_numbers(times)[kept], return_inverse=True)
     pairs = np.unique(np.stack([basket, positions[kept]], axis=1), axis=0)
-    return (pairs[:, 1], pairs[:, 0]), notes
+    return Past(pairs[:, 1], pairs[:, 0]), notes
 
 
 def _events(pasts: Sequence[Past]) -> np.ndarray:
-    """(events, 3) user, item and baskets ago."""
-    parts = [
-        np.stack([np.full(len(items), user), items, baskets[-1:] - baskets], 1) for user, (items, baskets) in enumerate(pasts)
-    ]
+    """(events, 3) user, item and baskets ago of what was bought."""
+    parts = []
+    for user, (items, baskets, target) in enumerate(pasts):
+        rows = np.stack([np.full(len(items), user), items, baskets[-1:] - baskets], 1)
+        parts.append(rows if target is None else rows[target])
     return np.concatenate(parts)
 
 

@@ -87,8 +87,8 @@ class Entry:
 
 
 def popularity_here(histories: Histories, items: int) -> np.ndarray:
-    """(items,) float32: how often each was bought."""
-    return np.bincount(histories.items, minlength=items).astype(np.float32)
+    """(items,) float32: how often each was a target, which is to say bought."""
+    return np.bincount(histories.targets().items, minlength=items).astype(np.float32)
 
 
 def plain_part(pooled: Tensor, here: np.ndarray, centre: Tensor | None = None) -> TextPart:

@@ -108,11 +108,12 @@ def fit_merchant(
     best = max(compared, key=lambda name: compared[name]) if compared else stays if stays in entered else next(iter(entered))
     blend = blends[best]
     everyone = bought_by(histories, items)
-    again = SHARED if len(histories.items) > everyone.nnz else NONE  # nobody here has ever bought an item twice
+    again = SHARED if len(histories.targets().items) > everyone.nnz else NONE  # nobody here has ever bought an item twice
     frequency = choose_frequency(choosing, entered[best].part, blend, config.top_k, again)
     facts = {
         "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
         "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,
+        "changed_roles": place.changed_roles(),
     }  # fmt: skip
     model = OwnModel(
         kind.fit(everyone, blend.strength), data.catalogue.item_ids, blend,
@@ -186,6 +187,7 @@ def _made_from(place: MerchantPlace, data: MerchantData) -> str:
 
 def _events(histories: Histories) -> str:
     state = hashlib.blake2b("\0".join(histories.user_ids).encode(), digest_size=16)
-    for array in (histories.offsets, histories.items, histories.baskets):
-        state.update(np.ascontiguousarray(array).tobytes())
+    for array in (histories.offsets, histories.items, histories.baskets, histories.target):
+        if array is not None:
+            state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()

@@ -57,7 +57,8 @@ def measure_merchant(
     Returns:
         `rows` of a name and metrics with intervals; `gain`, the paired difference of the last row and *alone* in NDCG, None
         where no adapter can be used; `parts` of the users with both rows' NDCG; `repeats`, the rows where people buy again
-        (see `_repeats`), None where nobody did; `k`, `seed`, `version`, why the newest one is `refused`, and numbers of users.
+        (see `_repeats`), None where nobody did; `k`, `seed`, `version`, why the newest one is `refused`, numbers of
+        users, and why some of them may have trained after all (`changed_roles`).
 
     Raises:
         InputError: nobody is measured, nobody of them has a last basket with something new, or the current adapter cannot be
@@ -87,6 +88,7 @@ def measure_merchant(
         "merchant": place.settings.name, "version": adapter, "refused": refused, "k": config.top_k, "seed": config.seed,
         "users": {"train": len(roles.train), "choose": len(roles.choose), "measured": len(measured.items)},
         "rows": rows, "gain": None if received is None else _gain(metrics[FEDERATED], metrics[ALONE], config),
+        "changed_roles": place.changed_roles(),
         "parts": list(_parts(measured, here, metrics, last, config)), "chosen": _chosen(entries),
         "repeats": _repeats(again, folds, last, entries[last], part, here, config),
     }  # fmt: skip

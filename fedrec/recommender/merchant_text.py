@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.config import RunConfig
+from fedrec.config import RunConfig, make_private
 from fedrec.data import Catalogue, MerchantData, load_merchant
+from fedrec.data.role_record import RECORD, HeldBack, changed_roles
 from fedrec.data.roles import Roles, UserShares, own_secret, roles_of
 from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
+from fedrec.merchant import LEDGER, MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.model.adapter import Arrays
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.encoder_files import absolute_encoder
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from fedrec.model.encoder import TextEncoder
 
 __all__ = ["Adapter", "MerchantPlace"]
+
+LOCK = "fit.lock"
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,39 @@ class MerchantPlace:
         """
         return load_merchant(self.path, self.settings.data)
 
+    @contextmanager
+    def fitting(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the folder against every other fit, from reading the data to the last file: else what one read may be what
+        another has just forgotten. The lock ends with the process.
+
+        Args:
+            waiting: is called where another fit is going on, before its end is waited for.
+
+        Raises:
+            InputError: `own/` cannot be written.
+        """
+        path = self.own / LOCK
+        try:
+            make_private(self.own)
+            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
+        except OSError as error:
+            raise InputError(f"cannot be locked ({error.strerror})", where=str(path)) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def roles(self, data: MerchantData) -> Roles:
         """Who trains, chooses and is measured, as the merchant's node has it too."""
         return roles_of(data.histories.user_ids, self.settings.users or UserShares(), own_secret(self.own))
+
+    def changed_roles(self) -> str | None:
+        """Why some of those who choose or are measured may have trained in an earlier release, None where none has."""
+        held = HeldBack.under(self.settings.users or UserShares(), own_secret(self.own))
+        return changed_roles(self.path / LEDGER / RECORD, held)
 
     def adapter(self, name: str | None) -> Adapter | None:
         """A version, None for the untrained start.
@@ -107,14 +144,9 @@ class MerchantPlace:
         Raises:
             InputError: it cannot be loaded, or is another one than the adapter was trained with.
         """
-        from fedrec.model.encoder import load_encoder
-
-        model, default = self.settings.model, RunConfig()
-        name = absolute_encoder(model.encoder, self.path)
         if adapter is None:
-            return load_encoder(name, 0, default.encoder_rank, default.max_tokens, model.device, model.texts_per_batch)
-        layers, rank, tokens = (adapter.settings[key] for key in ("encoder_layers", "encoder_rank", "max_tokens"))
-        encoder = load_encoder(name, layers, rank, tokens, model.device, model.texts_per_batch)
+            return self._encoder(layers=0)
+        encoder = self._encoder(*(adapter.settings[key] for key in ("encoder_layers", "encoder_rank", "max_tokens")))
         if encoder.fingerprint != adapter.settings["encoder_fingerprint"]:
             raise InputError(
                 f"version {adapter.name} was trained with another encoder than the one here",
@@ -123,6 +155,28 @@ class MerchantPlace:
                 hint="give the server's encoder in [model], or `fedrec merchant model use FOLDER untrained`",
             )
         return encoder
+
+    def encoders_in_use(self) -> set[str]:
+        """Fingerprints of the encoders whose caches are needed again: of the untrained text, of a node's start, and of the
+        versions that are kept. A run in progress may have another one, and has it open.
+        """
+        found = set()
+        for layers in (0, RunConfig().encoder_layers):
+            with suppress(InputError):  # the encoder here has no such shape, and so no cache of it
+                found.add(self._encoder(layers).fingerprint)
+        for name in self.versions.names():
+            with suppress(InputError):  # a damaged version can do without
+                found.add(str(self.versions.settings(name).get("encoder_fingerprint")))
+        return found
+
+    def _encoder(
+        self, layers: int, rank: int = RunConfig().encoder_rank, max_tokens: int = RunConfig().max_tokens
+    ) -> TextEncoder:
+        from fedrec.model.encoder import load_encoder  # takes seconds, and most of this needs none
+
+        model = self.settings.model
+        name = absolute_encoder(model.encoder, self.path)
+        return load_encoder(name, layers, rank, max_tokens, model.device, model.texts_per_batch)
 
     def pooled(self, catalogue: Catalogue, adapter: Adapter | None, *, keep: bool = True) -> Tensor:
         """(items, hidden) the catalogue through the encoder with the adapter's LoRA.

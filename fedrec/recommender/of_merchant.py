@@ -102,7 +102,10 @@ class MerchantRanker:
     def past_of(self, user_id: str) -> Past | None:
         """See `Ranker`."""
         number = self._numbers.get(user_id)
-        return None if number is None else self.data.histories.of(number)
+        if number is None:
+            return None
+        alone = self.data.histories.take(np.array([number]))
+        return Past(alone.items, alone.baskets, alone.target)
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -180,7 +183,7 @@ class MerchantRecommender(Recommending):
         for rows in blocks(len(histories), len(ranks.catalogue)):
             part = pairs_of(asked, rows)
             ends = np.cumsum([len(history) for history in histories[rows]])
-            pasts = [(items, np.arange(len(items))) for items in np.split(part[:, 1], ends[:-1])]
+            pasts = [Past(items, np.arange(len(items))) for items in np.split(part[:, 1], ends[:-1])]
             lists += choose(ranks.scores(pasts, query), k, np.unique(part, axis=0))
         return [[(ranks.catalogue.item_ids[item], score) for item, score in one] for one in lists]
 
@@ -226,8 +229,8 @@ class MerchantRecommender(Recommending):
 
 
 def _bought(pasts: Sequence[Past], items: int) -> csr_array:
-    """(users, items) of ones where a past holds an item."""
-    held = [np.unique(found) for found, _ in pasts]
+    """(users, items) of ones where an item was bought."""
+    held = [past.bought for past in pasts]
     rows = np.repeat(np.arange(len(held)), [len(found) for found in held])
     columns = np.concatenate([np.zeros(0, dtype=np.int64), *held])
     return csr_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=(len(pasts), items))

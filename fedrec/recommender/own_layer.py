@@ -66,7 +66,8 @@ def choose_kind(bought: csr_array) -> type[OwnLayer]:
 
 
 def bought_by(histories: Histories, items: int) -> csr_array:
-    """(users, items) of ones where a user has bought an item, however often."""
+    """(users, items) of ones where an item was a target of a user, which is to say bought, however often."""
+    histories = histories.targets()
     ones = np.ones(len(histories.items), dtype=np.float32)
     # A copy, because what follows changes the offsets too.
     bought = csr_array((ones, histories.items, histories.offsets), shape=(len(histories), items), copy=True)

@@ -35,7 +35,7 @@ class Pooled:
             history: (items, hidden) the catalogue as history.
             said: (1, hidden) words as one more item; None for no words.
         """
-        last = [items[-length:] for items, _ in pasts]
+        last = [past.items[-length:] for past in pasts]
         vectors = history[np.concatenate([np.zeros(0, dtype=np.int64), *last])]  # (events, hidden)
         words = 0 if said is None else 1
         if said is not None:
@@ -44,11 +44,11 @@ class Pooled:
         rows, ages, valid = np.full(shape, len(vectors) - 1), np.zeros(shape), np.zeros(shape, dtype=bool)
         valid[:, :words] = True
         start = 0
-        for user, (items, baskets) in enumerate(pasts):
-            count = len(last[user])
+        for user, past in enumerate(pasts):
+            baskets, count = past.baskets, len(last[user])
             events = slice(words, words + count)  # the latest first, after the words
             rows[user, events] = np.arange(start, start + count)[::-1]
-            ages[user, events] = (words + baskets[-1:] - baskets[len(items) - count :])[::-1]
+            ages[user, events] = (words + baskets[-1:] - baskets[len(baskets) - count :])[::-1]
             valid[user, events] = True
             start += count
         return cls(vectors, rows, ages, valid)

@@ -32,11 +32,13 @@ class TextAlone:
         compared: NDCG by version, on the users who choose, or where they are too few on those who train; empty where even
             they are: then what ranked before stays.
         refused: why a version was not compared, by version.
+        changed_roles: see `MerchantPlace.changed_roles`.
     """
 
     version: str
     compared: dict[str, float]
     refused: dict[str, str]
+    changed_roles: str | None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and for the verdict that is kept beside an adapter."""
@@ -69,7 +71,7 @@ def settle(place: MerchantPlace, data: MerchantData) -> TextAlone:
                 compared[name] = float(np.mean(measure(group, one.part, None, one.default, config.top_k).ndcg))
     stays = versions.current if versions.current in entered else UNTRAINED
     best = max(compared, key=lambda name: compared[name]) if compared else stays
-    found = TextAlone(best, compared, refused)
+    found = TextAlone(best, compared, refused, place.changed_roles())
     versions.use(None if best == UNTRAINED else best)
     if arrived is not None:
         versions.judged(arrived, {"ranks": best == arrived, **found.to_json()})

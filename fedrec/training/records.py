@@ -1,9 +1,9 @@
 """A merchant's records before they are padded: memory that grows with its events and with nothing a server chooses.
 
-A user's *positions* are the most recent baskets that hold something new; for each, the history is every basket
-before it, the targets are its new items, and items of the history are masked out of the softmax, as the evaluation
-masks them out of the ranking. Padded arrays have room for every event at every position, so they are made for a
-few records at a time, or kept where all of them are small.
+A user's *positions* are the most recent baskets with a target that is new; for each, the history is every basket
+before it, and earlier targets are masked out of the softmax, as the evaluation masks them out of the ranking. What is
+history alone, such as a view, is pooled: it is no target, and makes no later one old. Padded arrays have room for every
+event at every position, so they are made for a few records at a time, or kept where all of them are small.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Index:
         basket: (positions,) number of the basket, a user's latest first.
         targets: (positions + 1,) position `p` is to predict `target[targets[p]:targets[p + 1]]`.
         target: (targets,) items.
-        knowns: (users + 1,) user `u` has bought `known[knowns[u]:knowns[u + 1]]`, each item once.
+        knowns: (users + 1,) `known[knowns[u]:knowns[u + 1]]` were targets of user `u`, each item once.
         known, first: (pairs,) items and the basket in which each was first.
     """
 
@@ -167,7 +167,9 @@ def build_examples(histories: Histories, *, history: int, positions: int, decay:
 def _records(histories: Histories, history: int, positions: int, decay: float, unit: Unit) -> Records:
     users, width = len(histories), int(histories.items.max(initial=0)) + 1
     owner = np.repeat(np.arange(users), np.diff(histories.offsets))
-    pairs, first = np.unique(owner * width + histories.items, return_index=True)
+    targets = np.flatnonzero(histories.is_target)
+    pairs, first = np.unique((owner * width + histories.items)[targets], return_index=True)
+    first = targets[first]
     new = np.sort(first[histories.baskets[first] > 0])  # the first basket has no history before it
     last = int(histories.baskets.max(initial=0)) + 2
     begins = np.flatnonzero(np.diff(owner[new] * last + histories.baskets[new], prepend=-1))

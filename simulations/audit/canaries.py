@@ -1,4 +1,4 @@
-"""Made-up users whom an auditor would recognise, and histories with and without some users."""
+"""Made-up users whom an auditor would recognise, and histories with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from fedrec.data import Catalogue, Histories
 from fedrec.errors import InputError
 
-__all__ = ["disjoint_canaries", "joined", "make_canaries", "subset"]
+__all__ = ["disjoint_canaries", "joined", "make_canaries"]
 
 FEWEST = 8
 CANARY_STREAM = 0xCA9A
@@ -55,14 +55,6 @@ def disjoint_canaries(catalogue: Catalogue, count: int, seed: int) -> Histories:
     return Histories(_names(count), offsets, np.concatenate(bought), np.zeros(offsets[-1], dtype=np.int64))
 
 
-def subset(histories: Histories, users: np.ndarray) -> Histories:
-    """The same for some users only."""
-    lengths = np.diff(histories.offsets)[users]
-    rows = np.concatenate([np.arange(histories.offsets[u], histories.offsets[u + 1]) for u in users] or [np.zeros(0, np.int64)])
-    offsets = np.append(0, np.cumsum(lengths)).astype(np.int64)
-    return Histories(tuple(histories.user_ids[u] for u in users), offsets, histories.items[rows], histories.baskets[rows])
-
-
 def joined(first: Histories, second: Histories) -> Histories:
     """The users of both."""
     return Histories(
@@ -70,6 +62,7 @@ def joined(first: Histories, second: Histories) -> Histories:
         np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
         np.concatenate([first.items, second.items]),
         np.concatenate([first.baskets, second.baskets]),
+        None if first.target is None and second.target is None else np.concatenate([first.is_target, second.is_target]),
     )
 
 

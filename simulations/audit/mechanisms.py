@@ -22,7 +22,7 @@ from fedrec.privacy.discrete import LARGEST_SHARE, LEAST_SHARE
 from fedrec.privacy.noise_plan import gaussian_mu
 from fedrec.training import Examples, Records, RoundTask, expected_lot, round_sum
 from server.progress import notify
-from simulations.audit.canaries import disjoint_canaries, joined, make_canaries, subset
+from simulations.audit.canaries import disjoint_canaries, joined, make_canaries
 from simulations.audit.rounds import examples_of, noisy_update, of_all, of_each, records_of, rounds
 from simulations.audit.target import NO_NOISE, Attacked
 
@@ -109,7 +109,7 @@ class Training:
         """See `Mechanism`."""
         config, honest = run.config, run.target.merchant.data.histories
         canaries, known = examples_of(config, planted), examples_of(config, honest)
-        everyone = records_of(config, joined(honest, subset(planted, included)), self.part)
+        everyone = records_of(config, joined(honest, planted.take(included)), self.part)
         for one in rounds(run, self.part, everyone, self.answer):
             task = one.task
             scale = expected_lot(task, run.population) / (task.learning_rate * task.local_steps)
@@ -187,7 +187,7 @@ class Histogram:
         def bought(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
             return purchases(MerchantData(catalogue, histories), keys)[:2]
 
-        users, items = bought(joined(honest, subset(planted, included)))
+        users, items = bought(joined(honest, planted.take(included)))
         released = noisy_histogram(users, items, len(keys), run.sigma, run.noise(0))
         users, items = bought(planted)
         parts = np.stack([votes(users[users == one], items[users == one], len(keys)) for one in range(len(planted))])
