@@ -112,7 +112,7 @@ class Bench:
             **self.base, "prior.keys": self.data.catalogue.keys, "prior.floor": np.ones(1, np.float32),
             "prior.counts": np.ones(len(self.prior), np.float32),
         }  # fmt: skip
-        merchant = Pooled("bench", self.data, Policy(epsilon=8.0, delta=1e-5, population=users))
+        merchant, scoring = Pooled("bench", self.data, Policy(epsilon=8.0, delta=1e-5, population=users)), Scoring(3.0, 0.1, 1.0)
         task = replace(_task(self.encoder.fingerprint, config), part=part)
 
         def private() -> object:
@@ -123,7 +123,7 @@ class Bench:
 
         ways: dict[str, Way] = {
             "private": private,
-            "plain": lambda: local_round(config, part, 1, merchant, lot, self.encoder, public, self.trained),
+            "plain": lambda: local_round(config, part, 1, merchant, lot, self.encoder, public, self.trained, scoring),
         }
         if part == "encoder":
             trainer = self.trainer()

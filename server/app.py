@@ -61,8 +61,10 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
         folder.save(state)  # the run's id, before anything is paid for under it
         prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
         public = {**state.public, **prior}
-        strategy.state = state = replace(state, public=public)
-        found = {**evaluator.line(public, state.trained), "baselines": evaluator.baselines(public, state.trained)}
+        under = evaluator.trains_under(public, state.trained)
+        strategy.state = state = replace(state, public=public, scoring=under)
+        baselines = evaluator.baselines(public, state.trained, under)
+        found = {**evaluator.line(public, state.trained), "trains_under": asdict(under), "baselines": baselines}
         line = round_line(0, None, record, found)
         folder.add_metrics(line)
         folder.save(state)

@@ -18,6 +18,7 @@ from fedrec.evaluation import (
     evaluate,
     evaluate_popularity,
     evaluate_repeats,
+    fit_scoring,
     global_frequency,
     model_scores,
     personal_frequency,
@@ -45,6 +46,13 @@ class CentralEvaluator:
         self.encoder.load({**public, **trained})
         e = centred(self.encoder.embed(self.central.catalogue), public)
         return role_table(e, public, trained, "history").cpu().numpy(), role_table(e, public, trained, "candidate").cpu().numpy()
+
+    def trains_under(self, public: Arrays, trained: Arrays) -> Scoring:
+        """What merchants train under: fitted on the calibration users, or the settings as they are."""
+        start = self._as_set()
+        if not self.config.calibrate:
+            return start
+        return fit_scoring(self.calibration, *self.tables(public, trained), public[COUNTS], float(public[FLOOR][0]), start)
 
     def scoring(self, public: Arrays, trained: Arrays, with_prior: bool = True) -> Scoring:
         """What the ranking uses: chosen on the calibration users, or the settings as they are."""
@@ -75,13 +83,13 @@ class CentralEvaluator:
         scoring = self.scoring(public, trained)
         return {"scoring": asdict(scoring), "central": self.summary(self.per_user(public, trained, scoring))}
 
-    def baselines(self, public: Arrays, trained: Arrays) -> dict[str, dict[str, float]]:
-        """At round 0: text alone, the private popularity list alone, and both as merchants train under them."""
+    def baselines(self, public: Arrays, trained: Arrays, under: Scoring) -> dict[str, dict[str, float]]:
+        """At round 0: text alone, the private popularity list alone, and both `under` the scoring that merchants train under."""
         text = self.scoring(public, trained, with_prior=False)
         return {
             "text zero-shot": self.summary(self.per_user(public, trained, text)),
             "popularity, private histograms": self.popularity(public[COUNTS]),
-            "untrained start": self.summary(self.per_user(public, trained, self._as_set())),
+            "untrained start": self.summary(self.per_user(public, trained, under)),
         }
 
     def repeats(self, public: Arrays, trained: Arrays) -> dict[str, dict[str, float]]:
@@ -117,5 +125,4 @@ class CentralEvaluator:
         return self.summary(evaluate_popularity(self.users, counts, self.config.top_k))
 
     def _as_set(self) -> Scoring:
-        """As the settings say, which is also what merchants train under."""
         return Scoring(self.config.temperature, self.config.decay, self.config.prior_weight)

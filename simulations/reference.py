@@ -67,17 +67,20 @@ def plain_counts(merchants: list[Pooled], keys: np.ndarray) -> np.ndarray:
 
 
 def reference_rounds(
-    config: RunConfig, merchants: list[Pooled], encoder: TextEncoder, public: Arrays, trained: Arrays
+    config: RunConfig, merchants: list[Pooled], encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring
 ) -> Iterator[tuple[int, Arrays]]:
     """Rounds of federated averaging without privacy, yielding the adapter after each.
 
     Args:
         public: the base arrays, and `prior.counts` and `prior.floor` by `prior.keys`.
         trained: where to start.
+        scoring: what is trained under.
     """
     state: Arrays = {}
     events = [
-        build_examples(m.data.histories, history=config.history, positions=config.positions, decay=config.decay, unit=config.unit)
+        build_examples(
+            m.data.histories, history=config.history, positions=config.positions, decay=scoring.decay, unit=config.unit
+        )
         for m in merchants
     ]
     examples = {"heads": [merged(one) for one in events], "encoder": events}
@@ -85,7 +88,7 @@ def reference_rounds(
     for number in range(1, config.rounds + 1):
         part = config.part(number)
         updates = [
-            local_round(config, part, number, merchant, one, encoder, public, trained)
+            local_round(config, part, number, merchant, one, encoder, public, trained, scoring)
             for merchant, one in zip(merchants, examples[part], strict=True)
         ]
         rate = config.server_learning_rate if part == "heads" else config.encoder_learning_rate
@@ -96,7 +99,7 @@ def reference_rounds(
 
 def local_round(
     config: RunConfig, part: Part, number: int, merchant: Pooled, examples: Examples,
-    encoder: TextEncoder, public: Arrays, trained: Arrays,
+    encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring,
 ) -> Arrays:  # fmt: skip
     """One merchant's change after its local steps of plain SGD."""
     counts = dict(zip(public["prior.keys"].tolist(), public[COUNTS].tolist(), strict=True))
@@ -109,7 +112,7 @@ def local_round(
         lot = examples.take(noise.poisson(len(examples), config.sample_rate_of(part)))
         gradient = _heads if part == "heads" else _encoder
         expected = config.sample_rate_of(part) * merchant.policy.population * (config.positions if config.unit == "event" else 1)
-        summed = gradient(config, merchant, lot, prior, encoder, public, local, noise)
+        summed = gradient(config, merchant, lot, prior, encoder, public, local, scoring, noise)
         local |= {
             name: (local[name] - config.learning_rate * value / expected).astype(np.float32) for name, value in summed.items()
         }
@@ -118,7 +121,7 @@ def local_round(
 
 def _heads(
     config: RunConfig, merchant: Pooled, lot: Examples, prior: np.ndarray,
-    encoder: TextEncoder, public: Arrays, trained: Arrays, noise: SeededNoise,
+    encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring, noise: SeededNoise,
 ) -> Arrays:  # fmt: skip
     """Summed gradient of the heads by plain autograd."""
     encoder.load({**public, **trained})
@@ -126,7 +129,7 @@ def _heads(
     a = torch.as_tensor(public[HEAD_A], device=e.device)
     b = {role: torch.tensor(trained[name], device=e.device, requires_grad=True) for role, name in HEAD_B.items()}
     tables = {role: normalize(e + (e @ a) @ value, dim=-1) for role, value in b.items()}
-    offset = torch.as_tensor(prior, device=e.device) * config.prior_weight
+    offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
     total = e.new_zeros(())
     for start in range(0, len(lot), 512):
         chunk = lot.take(np.arange(start, min(start + 512, len(lot))))
@@ -134,17 +137,16 @@ def _heads(
         items = torch.as_tensor(chunk.items, device=e.device).repeat_interleave(chunk.weights.shape[1], 0)
         pooled = embedding_bag(items, tables["history"], per_sample_weights=weights, mode="sum")
         users = normalize(pooled, dim=-1).view(*chunk.weights.shape[:2], -1)
-        total = total + masked_loss(config.temperature * users @ tables["candidate"].T + offset, chunk).sum()
+        total = total + masked_loss(scoring.temperature * users @ tables["candidate"].T + offset, chunk).sum()
     gradients = torch.autograd.grad(total, list(b.values()), allow_unused=True)
     return {HEAD_B[role]: _array(gradient, b[role]) for role, gradient in zip(b, gradients, strict=True)}
 
 
 def _encoder(
     config: RunConfig, merchant: Pooled, lot: Examples, prior: np.ndarray,
-    encoder: TextEncoder, public: Arrays, trained: Arrays, noise: SeededNoise,
+    encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring, noise: SeededNoise,
 ) -> Arrays:  # fmt: skip
     """Summed gradient of the encoder's LoRA: each distinct text once, since no user is told from another."""
-    scoring = Scoring(config.temperature, config.decay, config.prior_weight)
     states = encoder.states(merchant.data.catalogue)
     trainer = EncoderTrainer(encoder, states, prior, public, trained, scoring, history=config.encoder_history)
     trainer.negatives = noise.integers(len(prior), config.negatives)

@@ -149,7 +149,8 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
 def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[dict[str, Any]]:
     central, encoder, merchants = load_central(federation), load_encoder_for(config), Pooled.read(federation)
     evaluator = CentralEvaluator(central, config, encoder)
-    state = first_state(config, central, encoder)
+    state, ran = first_state(config, central, encoder), folder.load()
+    under = state.scoring if ran is None else ran.scoring
     keys = central.catalogue.keys
 
     counts = plain_counts(merchants, keys)
@@ -160,7 +161,7 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
         return [*rows, *json.loads(cached.read_text(encoding="utf-8"))]
     notify("reference_started", rounds=config.rounds)
     last = state.trained
-    for number, trained in reference_rounds(config, merchants, encoder, public, state.trained):
+    for number, trained in reference_rounds(config, merchants, encoder, public, state.trained, under):
         last = trained
         notify("reference_round", round=number, rounds=config.rounds)
     last_row = row("same training, noise and clipping off", False, evaluator.line(public, last)["central"])

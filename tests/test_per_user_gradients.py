@@ -214,7 +214,6 @@ def clipped_records(trainer: HeadsTrainer, lot: Examples, clip: float) -> torch.
     return torch.cat([chunk.per_record() for chunk in found]).double() * factors[:, None]
 
 
-
 def hostile_heads(seed: int, items: int = 24, hidden: int = 32, rank: int = 4) -> HeadsTrainer:
     """Weights under which much is left of rounding: sums that nearly cancel, of embeddings that are nearly parallel."""
     rng = np.random.default_rng(seed)

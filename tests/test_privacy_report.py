@@ -425,9 +425,7 @@ def test_the_audit_is_shown_and_a_refuted_claim_comes_first(merchant: Path) -> N
     assert "The audit" not in to_html(privacy_report(find_sources([merchant])))
     (merchant / "privacy" / "audit.json").write_text(json.dumps(audit))
     report = privacy_report(find_sources([merchant]))
-    assert to_json(report)["merchants"][0]["audits"] == [
-        audit | {"noise": True, "mechanism": "heads", "noise_origin": "seed"}
-    ]
+    assert to_json(report)["merchants"][0]["audits"] == [audit | {"noise": True, "mechanism": "heads", "noise_origin": "seed"}]
     assert "the claim stands" in to_html(report) and "one run, 1,000 canaries" in to_html(report)
     (merchant / "privacy" / "audit.json").write_text(json.dumps(audit | {"epsilon_lower": 3.5}))
     assert "refutes" in plain_words(privacy_report(find_sources([merchant])))[0][1]

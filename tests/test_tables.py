@@ -282,7 +282,7 @@ def test_a_long_text_is_read(tmp_path: Path) -> None:
     assert csv.field_size_limit() == limit
 
 
-CELL = st.text(st.sampled_from('ab ,;\t"\n\r\'\\N\ufeffé\u2028'), max_size=6)
+CELL = st.text(st.sampled_from("ab ,;\t\"\n\r'\\N\ufeffé\u2028"), max_size=6)
 
 
 @quick

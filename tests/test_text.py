@@ -241,9 +241,7 @@ def test_bars_are_left_out_where_there_is_no_terminal(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "gbk"])
-def test_a_terminal_that_lacks_characters_gets_escapes(
-    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_that_lacks_characters_gets_escapes(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = write_ledger(tmp_path / "shop.ledger.jsonl", run="caf\u00e9 \u732b \U0001f600 \udc80")
     for arguments in (["privacy", "report", odd], ["privacy", "report", tmp_path / "\u732b"], ["privacy", "--help"]):
         raw = {name: io.BytesIO() for name in ("stdout", "stderr")}

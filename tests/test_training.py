@@ -14,7 +14,7 @@ from torch import nn
 
 from fedrec.aggregation import apply_update, weighted_mean
 from fedrec.data import Catalogue, Histories, MerchantData
-from fedrec.model import Arrays, TextEncoder, init_base, init_trained, log_prior
+from fedrec.model import Arrays, Scoring, TextEncoder, init_base, init_trained, log_prior
 from fedrec.model.adapter import norm, of_part
 from fedrec.privacy import Gradients, PerRecord, Policy, SeededNoise, UserDPOptimizer
 from fedrec.training import Examples, RoundTask, build_examples, train_round
@@ -103,7 +103,8 @@ def test_without_noise_and_clipping_heads_train_as_the_reference_does(shop: Shop
     merchant = Pooled("m0", MerchantData(shop.catalogue, shop.histories), policy)
     prior = log_prior(counts["prior.counts"], 1e-3)
     private, state, compared = shop.trained, {}, 0
-    for number, plain in reference_rounds(config, [merchant], shop.encoder, {**shop.base, **counts}, shop.trained):
+    public, under = {**shop.base, **counts}, Scoring(config.temperature, config.decay, config.prior_weight)
+    for number, plain in reference_rounds(config, [merchant], shop.encoder, public, shop.trained, under):
         update = replace_trained(shop, private, prior).round(replace(task, round=number))
         moved, state = apply_update("momentum", private, weighted_mean([update], [1.0]), state, 0.5)
         private = {**private, **moved}

@@ -1,5 +1,6 @@
 """Metrics and the central evaluation protocol."""
 
+from fedrec.evaluation.likelihood import fit_scoring
 from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metrics_from_ranks, pessimistic_ranks
 from fedrec.evaluation.protocol import EvaluationSet, Group, calibrate, evaluate, evaluate_popularity, summarise
 from fedrec.evaluation.repeats import (
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "evaluate_popularity",
     "evaluate_repeats",
+    "fit_scoring",
     "global_frequency",
     "metrics_from_ranks",
     "model_scores",

@@ -67,7 +67,7 @@ class Ease:
 def _of_few_users(used: csr_array, strength: float) -> np.ndarray:
     """The same weights from an inverse over the users, who are fewer than the items (Woodbury's identity).
 
-        P = (I - X' (X X' + lambda I)^-1 X) / lambda
+    P = (I - X' (X X' + lambda I)^-1 X) / lambda
     """
     kernel = torch.from_numpy((used @ used.T).toarray().astype(np.float64))
     kernel.diagonal().add_(strength)

@@ -67,9 +67,7 @@ class HeadsTrainer:
         ValueError: the rank is over `MOST_RANK`.
     """
 
-    def __init__(
-        self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, events: int = 100
-    ) -> None:
+    def __init__(self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, events: int = 100) -> None:
         self.scoring, self.events = scoring, events
         offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
         # Popular items first, by public counts: see `Table`.

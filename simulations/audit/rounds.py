@@ -118,9 +118,7 @@ def examples_of(config: RunConfig, histories: Histories) -> Examples:
 
 def records_of(config: RunConfig, histories: Histories, part: Part) -> Examples | Records:
     """The same as a merchant trains on them."""
-    return build_records(
-        histories, history=config.history, positions=config.positions, decay=config.decay, merge=part == "heads"
-    )
+    return build_records(histories, history=config.history, positions=config.positions, decay=config.decay, merge=part == "heads")
 
 
 def _passes(run: Attacked, one: Round, records: Examples) -> Iterator[Iterator[Gradients]]:
