@@ -91,7 +91,8 @@ def log_likelihood(
 def _choices(
     dataset: EvaluationSet, history: np.ndarray, candidate: np.ndarray, counts: np.ndarray, floor: float, decay: float
 ) -> list[_Choices]:
-    found, left = [], MOST_FLOATS
+    found: list[_Choices] = []
+    left = MOST_FLOATS
     for group in dataset.groups:
         items, prior = candidate[group.positions], log_prior(counts[group.positions], floor)
         for block in group.blocks():
