@@ -279,8 +279,8 @@ def test_a_log_record_is_one_line_and_a_traceback_is_under_it(text: str) -> None
 
 
 PROCESSES = [
-    "fedrec/cli/main.py", "clients/adopter.py", "clients/node.py", "clients/supernode.py", "clients/worker.py", "server/redelivery.py",
-    "simulations/workers.py",
+    "fedrec/cli/main.py", "clients/adopter.py", "clients/node.py", "clients/supernode.py", "clients/worker.py",
+    "server/redelivery.py", "simulations/workers.py",
 ]  # fmt: skip
 
 
