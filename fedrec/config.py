@@ -106,13 +106,14 @@ class RunConfig(BaseModel):
     encoder_history: int = Field(12, ge=1, le=1000)
     """Most recent events of a user that a step on the encoder encodes."""
     temperature: float = Field(3.0, gt=0, le=1000)
-    """`tau`, the factor on the cosine."""
+    """`tau`, the factor on the cosine that merchants train under where `calibrate` is off or has too few users to fit it on."""
     decay: float = Field(0.1, ge=0, le=1000)
-    """Recency decay a basket that merchants train under."""
+    """Recency decay a basket; the same."""
     prior_weight: float = Field(1.0, ge=0, le=100)
-    """`w`, the factor on log popularity that merchants train under; 1 makes it a log-probability."""
+    """`w`, the factor on log popularity; the same. 1 makes it a log-probability."""
     calibrate: bool = True
-    """After every round choose the ranking's decay and prior weight on the central calibration users."""
+    """On the central calibration users fit what merchants train under, once, and after every round choose the ranking's decay
+    and prior weight."""
 
     learning_rate: float = Field(1.0, gt=0)
     """Step size of a merchant's local private SGD."""
