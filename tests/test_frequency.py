@@ -26,9 +26,10 @@ from fedrec.model import ranking
 from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish, answers, measuring
 from fedrec.recommender import frequency as module
 from fedrec.recommender.answers import Past
-from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, scores
-from fedrec.recommender.contest import ALONE, HERE, folds_of, popularity_here, users_as_group
+from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, choose_blend, scores
+from fedrec.recommender.contest import ALONE, HERE, Contender, folds_of, popularity_here, users_as_group
 from fedrec.recommender.ease import Ease
+from fedrec.recommender.fitting import _ndcg
 from fedrec.recommender.frequency import NONE, SHARED, PersonalFrequency, choose_frequency
 from fedrec.recommender.measuring import GLOBAL, PERSONAL, measure_merchant
 from fedrec.recommender.merchant_text import MerchantPlace
@@ -256,6 +257,36 @@ def test_the_defaults_stay_unless_another_pair_is_clearly_better() -> None:
         assert found == replace(pairs[best if clear else start], users=len(difference))
         seen.add("best" if clear else start)
     assert seen == {"best", 0, 1}
+
+
+def faithful(users: int, seed: int = 0) -> list[Baskets]:
+    """Users who buy nothing but their own three items, which some of them, by turns, leave out once."""
+    rng = np.random.default_rng(seed)
+    own = [sorted(rng.choice(12, 3, replace=False).tolist()) for _ in range(users)]
+    return [[items, items, items[user % 2 :], items] for user, items in enumerate(own)]
+
+
+def test_who_buys_nothing_new_chooses_a_frequency_and_no_blend(fedrec: Fedrec, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    found, (fold,) = chosen_on(faithful(80))
+    assert found.users == 40 and found.weight > 0 and not len(fold.users.items) and fold.again is not None
+    part, blend = silent(12)
+    for own in (True, False):
+        assert choose_blend([fold], part, blend, 3, own=own) == blend
+    (other,) = chosen_on(regulars(4, 80, items=12))[1]
+    contender = Contender(part, blend, True)
+    assert _ndcg(contender, blend, [fold, other], 3) == _ndcg(contender, blend, [other], 3)
+    one_more, folds = chosen_on([*faithful(79), [[0], [0, 1]]])
+    assert one_more == found and len(folds[0].users.items) == 1
+    folder = make_regulars(tmp_path / "shop", tiny_bert_folder, 1)
+    names = make_catalogue(ITEMS).item_ids
+    rows = [(f"customer-{user}-secret", names[item], f"2026-01-{day + 1:02}")
+            for user, baskets in enumerate(faithful(400)) for day, basket in enumerate(baskets) for item in basket]  # fmt: skip
+    pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]).to_csv(folder / "events.csv", index=False)
+    place = MerchantPlace(folder)
+    choosing = len(place.roles(place.data()).choose)
+    said = fedrec("merchant", "fit", folder)
+    assert said.status == 0 and "too few users to choose on, so shared defaults hold" in said.out, said.err
+    assert own_of(folder).frequency.users == choosing > FEWEST and f"chosen on {choosing} users of your own" in said.out
 
 
 def test_too_few_choose_nothing() -> None:

@@ -60,15 +60,19 @@ class Group:
     def blocks(self) -> Iterator[Group]:
         """The same users in parts, whose scores of all items take a bounded memory."""
         for rows in blocks(len(self.items), len(self.positions)):
-            yield replace(
-                self,
-                items=self.items[rows],
-                ages=self.ages[rows],
-                valid=self.valid[rows],
-                masked=pairs_of(self.masked, rows),
-                relevant=pairs_of(self.relevant, rows),
-                past=None if self.past is None else pairs_of(self.past, rows),
-            )
+            yield self.part(rows)
+
+    def part(self, rows: slice) -> Group:
+        """Those users alone; `rows` has a start and a stop."""
+        return replace(
+            self,
+            items=self.items[rows],
+            ages=self.ages[rows],
+            valid=self.valid[rows],
+            masked=pairs_of(self.masked, rows),
+            relevant=pairs_of(self.relevant, rows),
+            past=None if self.past is None else pairs_of(self.past, rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class Fold:
     """Users to choose on, with the own layers, by strength, and the popularities, by name, that know nothing of them.
 
     Attributes:
+        users: who has something new in the last basket; it may be nobody.
         again: the same users and those whose last basket holds nothing new, with all of it as the truth.
     """
 

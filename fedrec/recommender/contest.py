@@ -142,8 +142,10 @@ def folds_of(
     for number, (choosing, fitting) in enumerate(parts):
         users = np.sort(choosing[: MOST_CHOOSERS // len(parts)])
         group, again = (users_as_group(histories, users, items, length, repeats=repeats) for repeats in (False, True))
-        if group is None or not len(fitting):
+        if again is None or not len(fitting):
             continue
+        if group is None:  # all of them bought nothing but what they had: personal frequency can still be chosen on them
+            group = again.part(slice(0, 0))
         bought = bought_by(histories.take(fitting), items)
         layers: dict[float, OwnLayer] = {}
         for place, strength in enumerate(kind.strengths):

@@ -172,7 +172,8 @@ def _users(folds: Sequence[Fold]) -> int:
 
 
 def _ndcg(contender: Contender, blend: Blend, folds: Sequence[Fold], k: int) -> float:
-    found = [measure(fold.users, fold.seen(contender.part), fold.layers[blend.strength], blend, k).ndcg for fold in folds]
+    some = [fold for fold in folds if len(fold.users.items)]
+    found = [measure(fold.users, fold.seen(contender.part), fold.layers[blend.strength], blend, k).ndcg for fold in some]
     return float(np.concatenate(found).mean())
 
 
