@@ -24,6 +24,8 @@ from fedrec.model import Arrays, Scoring, TextEncoder
 from fedrec.recommender.contest import (
     ALONE,
     FEDERATED,
+    LAYER,
+    POPULARITY,
     ROWS,
     Received,
     folds_of,
@@ -47,8 +49,9 @@ def at_merchants(
     """The rows of `fedrec.recommender.contest` over all merchants' held-out users, and what federation pays, by merchant.
 
     Returns:
-        `rows` of a name and metrics; `gain` (mean, low, high) of the federated row over what merchants have alone; `sizes`
-        and `merchants` with the two rows' NDCG and their gain. Empty where nobody knows whose customers the users are.
+        `rows` of a name and metrics; `gain` (mean, low, high) of the federated row over what merchants have alone, and by name
+        `over` the popularity list and the own layer; `sizes` and `merchants` with the two rows' NDCG and their gain. Empty where
+        nobody knows whose customers the users are.
     """
     central = load_central(federation)
     groups = group_by_merchant(federation, central)
@@ -133,6 +136,7 @@ def _summary(found: dict[str, dict[str, PerUser]], sizes: dict[str, int], config
     return {
         "rows": rows,
         "gain": _gain(found, list(found), config),
+        "over": {row: _difference(found, list(found), row, config) for row in (POPULARITY, LAYER)},
         "sizes": [{"name": what, **_gain(found, names, config)} for what, names in zip(SIZES, thirds, strict=True) if names],
         "merchants": [{"name": name, "training_users": sizes[name], **_gain(found, [name], config)} for name in ordered],
     }
@@ -140,10 +144,16 @@ def _summary(found: dict[str, dict[str, PerUser]], sizes: dict[str, int], config
 
 def _gain(found: dict[str, dict[str, PerUser]], names: list[str], config: RunConfig) -> dict[str, Any]:
     """Mean NDCG of both rows over these merchants' users, and their paired difference with its interval."""
-    alone, federated = (np.concatenate([found[name][row].ndcg for name in names]) for row in (ALONE, FEDERATED))
-    difference = federated - alone
+    alone, federated = (_ndcg(found, names, row) for row in (ALONE, FEDERATED))
+    difference = _difference(found, names, ALONE, config)
+    return {"users": len(alone), "alone": float(alone.mean()), "federated": float(federated.mean()), **difference}
+
+
+def _difference(found: dict[str, dict[str, PerUser]], names: list[str], row: str, config: RunConfig) -> dict[str, float]:
+    difference = _ndcg(found, names, FEDERATED) - _ndcg(found, names, row)
     low, high = bootstrap_interval(difference, config.bootstrap, config.seed)
-    return {
-        "users": len(difference), "alone": float(alone.mean()), "federated": float(federated.mean()),
-        "mean": float(difference.mean()), "low": low, "high": high,
-    }  # fmt: skip
+    return {"mean": float(difference.mean()), "low": low, "high": high}
+
+
+def _ndcg(found: dict[str, dict[str, PerUser]], names: list[str], row: str) -> np.ndarray:
+    return np.concatenate([found[name][row].ndcg for name in names])

@@ -21,6 +21,8 @@ from fedrec.model import Scoring, TextEncoder
 from fedrec.recommender.contest import (
     ALONE,
     FEDERATED,
+    LAYER,
+    POPULARITY,
     ROWS,
     Received,
     folds_of,
@@ -137,6 +139,11 @@ def test_sizes_and_the_sum_hold_together(ran: Ran) -> None:
     weights = np.array([row["users"] for row in at["merchants"]])
     mean = (weights * [row["mean"] for row in at["merchants"]]).sum() / weights.sum()
     assert at["gain"]["mean"] == pytest.approx(mean) and at["gain"]["low"] <= mean <= at["gain"]["high"]
+    rows = {row["name"]: row["ndcg@10"] for row in at["rows"]}
+    for name, difference in at["over"].items():
+        assert difference["mean"] == pytest.approx(rows[FEDERATED] - rows[name])
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert set(at["over"]) == {POPULARITY, LAYER}
 
 
 def test_people_who_shop_at_several_are_users_of_each(ran: Ran) -> None:

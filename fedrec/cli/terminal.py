@@ -95,6 +95,8 @@ def show_merchants(found: dict[str, Any], k: int) -> None:
     ]  # fmt: skip
     what = f"What federation pays: NDCG@{k} of federated + own layer over alone, user by user"
     out.print(table(what, ["", "users", "alone", "federated + own", "gain [95%]"], cells))
+    over = [f"{name} {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]" for name, row in found["over"].items()]
+    out.print(f"The same over the parts: {', '.join(over)}", soft_wrap=True)
 
 
 def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[str, Any]]) -> None:
