@@ -145,6 +145,13 @@ def test_ease_is_its_closed_form(bought: csr_array, strength: float) -> None:
     np.testing.assert_allclose(found, weights, atol=1e-5)
 
 
+@pytest.mark.parametrize("users", [3, 40])
+def test_ease_is_kept_as_it_is_read(users: int) -> None:
+    """Row after row, or SciPy copies all of the weights for every history; both ways to fit it, many users and few."""
+    bought = csr_array(np.random.default_rng(0).random((users, 12)) < 0.4, dtype=np.float32)
+    assert Ease.fit(bought, 10.0).weights.flags.c_contiguous
+
+
 def test_ease_is_its_closed_form_at_some_size() -> None:
     bought = drawn(300, 120, 0.08, 3, unsold=20)
     dense = bought.toarray().astype(np.float64)

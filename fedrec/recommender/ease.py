@@ -46,7 +46,8 @@ class Ease:
         gram.diagonal().add_(strength)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         weights = inverse.div_(-inverse.diagonal().clone()).fill_diagonal_(0.0)
-        return cls(bought.shape[1], rows.astype(np.int64), weights.float().numpy())
+        # Row after row, as `scores` reads it: else SciPy copies all of it for every history.
+        return cls(bought.shape[1], rows.astype(np.int64), np.ascontiguousarray(weights.float().numpy()))
 
     def scores(self, histories: csr_array) -> np.ndarray:
         """See `OwnLayer.scores`."""
@@ -75,5 +76,5 @@ def _of_few_users(used: csr_array, strength: float) -> np.ndarray:
     shared = used.T.astype(np.float64) @ (inverse @ used)  # I - lambda P
     weights = shared / (1.0 - shared.diagonal())
     np.fill_diagonal(weights, 0.0)
-    found: np.ndarray = weights.astype(np.float32)
+    found: np.ndarray = np.ascontiguousarray(weights, dtype=np.float32)
     return found

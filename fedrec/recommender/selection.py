@@ -74,9 +74,9 @@ class Filter:
             high = np.inf if self.price_max is None else self.price_max
             found["price"] = (price >= low) & (price <= high)  # false for NaN
         if self.only is not None:
-            found["stock"] = catalogue.index.isin(list(self.only))
+            found["stock"] = _among(catalogue, self.only)
         if self.exclude:
-            found["exclude"] = ~catalogue.index.isin(list(self.exclude))
+            found["exclude"] = ~_among(catalogue, self.exclude)
         return found
 
     def mask(self, catalogue: Catalogue, details: ItemDetails) -> np.ndarray:
@@ -156,6 +156,12 @@ def _diverse(candidates: list[tuple[int, float]], k: int, diversity: float, vect
         cosines = unit @ unit[chosen[-1]]
         alike = cosines if len(chosen) == 1 else np.maximum(alike, cosines)
     return [candidates[place] for place in chosen]
+
+
+def _among(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
+    """(items,) bool; a set is many times faster here than an index of pandas."""
+    wanted = set(ids)
+    return np.fromiter((name in wanted for name in catalogue.item_ids), dtype=bool, count=len(catalogue))
 
 
 def _there(column: Column | None, name: str) -> Column:
