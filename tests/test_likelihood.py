@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedrec.evaluation import EvaluationSet, Group
-from fedrec.evaluation.likelihood import FEWEST, TEMPERATURES, fit_scoring, log_likelihood
+from fedrec.evaluation.likelihood import FEWEST, TEMPERATURES, fit_scoring
 from fedrec.model import Scoring, log_prior, ranking
 from fedrec.model.towers import user_vectors
 from simulations.run import simulate
@@ -75,7 +75,6 @@ def test_it_is_the_best_of_a_grid() -> None:
         return total / len(group.items)
 
     best = by_hand(found)
-    assert log_likelihood(dataset, history, candidate, counts(), 1.0, found) == pytest.approx(best, abs=1e-4)
     for other in (
         replace(found, temperature=found.temperature * 1.1), replace(found, temperature=found.temperature / 1.1),
         replace(found, prior_weight=found.prior_weight + 0.1), replace(found, prior_weight=found.prior_weight - 0.1),

@@ -17,7 +17,7 @@ from fedrec.evaluation.protocol import DECAYS, EvaluationSet, Group
 from fedrec.model.ranking import products
 from fedrec.model.towers import Scoring, log_prior, user_vectors
 
-__all__ = ["FEWEST", "fit_scoring", "log_likelihood"]
+__all__ = ["FEWEST", "fit_scoring"]
 
 FEWEST = 30
 """Users under which nothing is fitted."""
@@ -53,6 +53,8 @@ def fit_scoring(
 ) -> Scoring:
     """The most likely temperature, decay and prior weight; `start` where there are fewer than `FEWEST` users.
 
+    Where catalogues are large, as many users as `MOST_FLOATS` allows, the first ones.
+
     Args:
         dataset: users who are measured nowhere.
         history: (items, hidden) embeddings of the central catalogue as history, unit length.
@@ -77,15 +79,6 @@ def fit_scoring(
         found.append((float(best.fun), decay, *best.x.tolist()))
     _, decay, temperature, weight = min(found)
     return Scoring(temperature, decay, weight)
-
-
-def log_likelihood(
-    dataset: EvaluationSet, history: np.ndarray, candidate: np.ndarray, counts: np.ndarray, floor: float, scoring: Scoring
-) -> float:
-    """Mean log likelihood a user; arguments as in `fit_scoring`."""
-    choices = _choices(dataset, history, candidate, counts, floor, scoring.decay)
-    total = sum(one.loss(scoring.temperature, scoring.prior_weight)[0] for one in choices)
-    return -total / sum(len(one.cosines) for one in choices)
 
 
 def _choices(
