@@ -18,14 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrec.errors import InputError
 
 __all__ = [
-    "MOST_NOISE", "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "load_config", "make_folder", "make_private",
-    "parse_overrides", "read_toml", "save_config", "writable_cache", "write_atomically",
+    "MOST_NOISE", "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "least_updates", "load_config", "make_folder",
+    "make_private", "parse_overrides", "read_toml", "save_config", "writable_cache", "write_atomically",
 ]  # fmt: skip
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
+Aggregation = Literal["mean", "norm-bound", "median", "trimmed-mean", "krum", "multi-krum"]
 
 MOST_NOISE = 5_000.0
 """Ceiling of a noise multiplier: up to it, and a million numbers, the noise has a grid that is fine enough."""
@@ -126,7 +127,12 @@ class RunConfig(BaseModel):
     update_code: UpdateCode = "float32"
     """How a merchant's update is sent: as it is, or rounded at random to int8, a quarter of the bytes."""
     weighting: Literal["population", "equal"] = "population"
-    """Weight of a merchant's update: its publicly declared population, or the same for all."""
+    """Weight of a merchant's update under `mean` and `norm-bound`: its publicly declared population, or the same for all."""
+    aggregation: Aggregation = "mean"
+    """How merchants' updates become one; see `fedrec.aggregation.rules`. All but `mean` need the updates themselves, which
+    `secure-aggregation` does not open."""
+    byzantine: int = Field(1, ge=0)
+    """How many merchants may send anything at all, which `median`, `trimmed-mean`, `krum` and `multi-krum` withstand."""
     min_lot: float = Field(5, ge=1)
     """Expected users in a step under which a merchant is too small for the run."""
     min_merchants: int = Field(1, ge=1)
@@ -163,12 +169,27 @@ class RunConfig(BaseModel):
             raise ValueError(f"positions times history ({self.positions * self.history}) is more than {MOST_PAIRS}")
         if self.trust == "secure-aggregation":
             self._one_sum_a_round()
+        self._enough_for_the_rule()
         return self
 
     def _one_sum_a_round(self) -> None:
         for name, needed in (("local_steps", 1), ("update_code", "float32"), ("weighting", "population")):
             if getattr(self, name) != needed:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: trust = 'secure-aggregation' needs {needed!r}")
+        if self.aggregation != "mean":
+            raise ValueError(
+                f"aggregation = {self.aggregation!r} needs every merchant's own update, and trust = 'secure-aggregation' opens "
+                "only the sum of all: expected 'mean'"
+            )
+
+    def _enough_for_the_rule(self) -> None:
+        # Before each round so many must be connected: nobody pays for a round that the rule cannot judge.
+        least = least_updates(self.aggregation, self.byzantine)
+        if self.min_merchants < least:
+            raise ValueError(
+                f"min_merchants ({self.min_merchants}) is under {least}, which aggregation = {self.aggregation!r} needs "
+                f"for byzantine = {self.byzantine}"
+            )
 
     def part(self, round_number: int) -> Part:
         """The part of the adapter that round `round_number` (1-based) trains."""
@@ -185,6 +206,17 @@ class RunConfig(BaseModel):
     def sample_rate_of(self, part: Part) -> float:
         """The Poisson sampling rate of a step on `part`."""
         return self.sample_rate if part == "heads" else self.encoder_sample_rate
+
+
+def least_updates(aggregation: Aggregation, byzantine: int) -> int:
+    """The fewest updates of a round with which a rule withstands `byzantine` of them.
+
+    Half of them must be honest for a median or a trimmed mean (Yin et al., ICML 2018, section 4), and
+    2 `byzantine` + 3 there for Krum (Blanchard et al., NeurIPS 2017, proposition 4.2).
+    """
+    if aggregation in ("median", "trimmed-mean"):
+        return 2 * byzantine + 1
+    return 2 * byzantine + 3 if aggregation in ("krum", "multi-krum") else 1
 
 
 def load_config(path: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:

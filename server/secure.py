@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedrec import wire
-from fedrec.aggregation import apply_update, plausible_norm, update_fault
+from fedrec.aggregation import SLACK, apply_update, honest_norm, update_fault
 from fedrec.config import RunConfig, Trust
 from fedrec.model import Arrays, digest, of_part
 from fedrec.model.adapter import unflat
@@ -114,7 +114,7 @@ class SecureLora(PrivateLora):
             like, config = of_part(trained, task.part), self.config
             lot = sum(expected_lot(task, population) for population in self._opened.populations.values())
             update = unflat(-task.learning_rate * self._opened.vector / lot, like)
-            most = plausible_norm(
+            most = SLACK * honest_norm(
                 steps=1, learning_rate=task.learning_rate, clip_norm=task.clip_norm, noise_multiplier=task.noise_multiplier,
                 numbers=len(self._opened.vector), lot=lot,
             )  # fmt: skip

@@ -18,12 +18,12 @@ from flwr.serverapp.strategy import Strategy
 from flwr.superlink.grid import HttpGrid
 
 from fedrec import wire
-from fedrec.aggregation import apply_update, plausible_norm, update_fault, weighted_mean
+from fedrec.aggregation import SLACK, Updates, apply_update, combine, honest_norm, update_fault
 from fedrec.config import RunConfig, UpdateCode
 from fedrec.model import Arrays, digest, of_part
 from fedrec.privacy import NoisePlan
 from fedrec.text import line
-from fedrec.training import CodeError, RoundTask, decode_update
+from fedrec.training import CodeError, RoundTask, decode_update, expected_lot
 from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
 from server.run_folder import ServerState
@@ -148,8 +148,7 @@ class PrivateLora(Strategy):
         used = list(self._usable(replies, like, task.update_code, self._most(like), task.noise_multiplier, task.round))
         trained, optimizer = self.state.trained, self.state.optimizer
         if len(used) >= self.config.min_merchants:
-            weights = self._weights(used)
-            update = weighted_mean([reply.arrays for reply in used], weights)
+            update = combine(self.config.aggregation, self._updates(used, task, like))
             rate = self.config.server_learning_rate if task.part == "heads" else self.config.encoder_learning_rate
             moved, optimizer = apply_update(self.config.server_optimizer, trained, update, optimizer, rate)
             trained = {**trained, **moved}
@@ -235,15 +234,23 @@ class PrivateLora(Strategy):
         return [min(one, 10 * float(np.median(declared))) for one in declared]
 
     def _most(self, like: Arrays) -> float:
+        return SLACK * self._honest_norm(like, self.config.min_lot)
+
+    def _honest_norm(self, like: Arrays, lot: float) -> float:
         task = self.task(self.state.round + 1)
-        return plausible_norm(
+        return honest_norm(
             steps=task.local_steps,
             learning_rate=task.learning_rate,
             clip_norm=task.clip_norm,
             noise_multiplier=task.noise_multiplier,
             numbers=sum(value.size for value in like.values()),
-            lot=self.config.min_lot,
+            lot=lot,
         )
+
+    def _updates(self, used: list[wire.Reply], task: RoundTask, like: Arrays) -> Updates:
+        lots = [max(expected_lot(task, reply.statement.population), self.config.min_lot) for reply in used]
+        norms = [self._honest_norm(like, lot) for lot in lots]
+        return Updates([reply.arrays for reply in used], self._weights(used), norms, self.config.byzantine)
 
     def _usable(
         self, replies: Iterable[Message], like: Arrays, code: UpdateCode, most: float, sigma: float, number: int

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec.aggregation import OPTIMIZERS, apply_update, plausible_norm, update_fault, weighted_mean
+from fedrec.aggregation import OPTIMIZERS, apply_update, honest_norm, update_fault, weighted_mean
 from fedrec.model.adapter import Arrays
 
 SHAPES = {"heads.history.B": (2, 3), "heads.candidate.B": (4,)}
@@ -74,10 +74,10 @@ def test_each_fault_is_named(change: dict[str, np.ndarray | None], named: str) -
     assert re.search(named, fault), fault
 
 
-def test_an_honest_update_is_far_under_the_plausible_norm() -> None:
+def test_an_honest_update_is_under_its_norm() -> None:
     rng = np.random.default_rng(0)
     steps, rate, clip, sigma, numbers, lot = 3, 0.5, 0.1, 4.0, 2000, 20.0
-    most = plausible_norm(steps=steps, learning_rate=rate, clip_norm=clip, noise_multiplier=sigma, numbers=numbers, lot=lot)
+    most = honest_norm(steps=steps, learning_rate=rate, clip_norm=clip, noise_multiplier=sigma, numbers=numbers, lot=lot)
     signal = steps * rate * clip  # every drawn user clipped, all in one direction
     noise = rate / lot * np.linalg.norm(rng.normal(0, sigma * clip, (steps, numbers)).sum(0))
     assert signal + noise < most

@@ -1,6 +1,8 @@
-"""Averaging rules and server optimizers."""
+"""Aggregation rules and server optimizers."""
 
 from fedrec.aggregation.optimizers import OPTIMIZERS, apply_update
-from fedrec.aggregation.rules import plausible_norm, update_fault, weighted_mean
+from fedrec.aggregation.rules import RULES, SLACK, Updates, combine, honest_norm, update_fault, weighted_mean
 
-__all__ = ["OPTIMIZERS", "apply_update", "plausible_norm", "update_fault", "weighted_mean"]
+__all__ = [
+    "OPTIMIZERS", "RULES", "SLACK", "Updates", "apply_update", "combine", "honest_norm", "update_fault", "weighted_mean",
+]  # fmt: skip

@@ -41,7 +41,7 @@ def encode_update(update: Mapping[str, np.ndarray], noise: NoiseSource) -> Array
     A decoded value is off by less than its scale over 127 and, but for the rounding of float32,
     by nothing on average. So a decoded update can be a little longer than the update was: by at
     most sqrt(numbers) / 127 of the largest magnitude, which is far inside the slack of
-    `plausible_norm`. A bucket that holds NaN or infinity keeps it as its scale.
+    `fedrec.aggregation`. A bucket that holds NaN or infinity keeps it as its scale.
 
     Args:
         noise: where the rounding is drawn from.
