@@ -118,8 +118,8 @@ class RunConfig(BaseModel):
 
     learning_rate: float = Field(1.0, gt=0)
     """Step size of a merchant's local private SGD."""
-    server_optimizer: Literal["average", "momentum", "adam"] = "adam"
-    """How the mean update is applied to the global adapter."""
+    server_optimizer: Literal["average", "momentum", "adam", "wiener"] = "wiener"
+    """How the mean update is applied to the global adapter; `wiener` moves along what of it stands out of its noise."""
     server_learning_rate: float = Field(0.01, gt=0)
     """Step size of the server's optimizer on the heads (`average` uses 1)."""
     encoder_learning_rate: float = Field(0.003, gt=0)

@@ -73,8 +73,11 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
     def evaluate(server_round: int, _: ArrayRecord) -> MetricRecord | None:
         if server_round == 0:
             return None  # written above, or by the run that this one goes on with
-        now = strategy.state
-        line = round_line(now.round, config.part(now.round), strategy.record, evaluator.line(now.public, now.trained))
+        trained, before = strategy.state.trained, strategy.state.scoring
+        under = evaluator.trains_under(strategy.state.public, trained, before)
+        strategy.state = now = replace(strategy.state, scoring=under)
+        found = {**evaluator.line(now.public, trained), "trains_under": asdict(under)}
+        line = round_line(now.round, config.part(now.round), strategy.record, found)
         folder.add_metrics(line)
         arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}
         settings = settings_of_run(config, encoder, now.public, line["scoring"])

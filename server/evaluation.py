@@ -25,7 +25,7 @@ from fedrec.evaluation import (
     summarise,
     summarise_repeats,
 )
-from fedrec.evaluation.protocol import PRIOR_WEIGHTS
+from fedrec.evaluation.protocol import DECAYS, PRIOR_WEIGHTS
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, role_table
 
 __all__ = ["COUNTS", "FLOOR", "KEYS", "CentralEvaluator"]
@@ -47,12 +47,18 @@ class CentralEvaluator:
         e = centred(self.encoder.embed(self.central.catalogue), public)
         return role_table(e, public, trained, "history").cpu().numpy(), role_table(e, public, trained, "candidate").cpu().numpy()
 
-    def trains_under(self, public: Arrays, trained: Arrays) -> Scoring:
-        """What merchants train under: fitted on the calibration users, or the settings as they are."""
-        start = self._as_set()
+    def trains_under(self, public: Arrays, trained: Arrays, before: Scoring | None = None) -> Scoring:
+        """What merchants train under: fitted on the calibration users, or the settings as they are.
+
+        Args:
+            before: what it was in the round before, whose decay is kept: merchants pool each history under it once.
+        """
+        start = before or self._as_set()
         if not self.config.calibrate:
             return start
-        return fit_scoring(self.calibration, *self.tables(public, trained), public[COUNTS], float(public[FLOOR][0]), start)
+        decays = DECAYS if before is None else (before.decay,)
+        tables, floor = self.tables(public, trained), float(public[FLOOR][0])
+        return fit_scoring(self.calibration, *tables, public[COUNTS], floor, start, decays)
 
     def scoring(self, public: Arrays, trained: Arrays, with_prior: bool = True) -> Scoring:
         """What the ranking uses: chosen on the calibration users, or the settings as they are."""

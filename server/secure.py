@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedrec import wire
-from fedrec.aggregation import SLACK, apply_update, honest_norm, update_fault
+from fedrec.aggregation import SLACK, apply_update, honest_norm, noise_in_update, update_fault
 from fedrec.config import RunConfig, Trust
 from fedrec.model import Arrays, digest, of_part
 from fedrec.model.adapter import unflat
@@ -122,7 +122,11 @@ class SecureLora(PrivateLora):
                 self.record.abandoned = f"the opened sum: {fault}"
             else:
                 rate = config.server_learning_rate if task.part == "heads" else config.encoder_learning_rate
-                moved, optimizer = apply_update(config.server_optimizer, trained, update, optimizer, rate)
+                noise = noise_in_update(
+                    steps=1, learning_rate=task.learning_rate, clip_norm=task.clip_norm,
+                    noise_multiplier=self._opened.noise_multiplier, lot=lot,
+                )  # fmt: skip
+                moved, optimizer = apply_update(config.server_optimizer, trained, update, optimizer, rate, noise)
                 trained = {**trained, **moved}
         self.state = self.state.after(trained, optimizer)
         return wire.to_record(trained), None

@@ -31,10 +31,17 @@ FINAL = ("policy:", "budget:", "secure aggregation:")
 
 @dataclass(frozen=True)
 class Opened:
-    """A sum that was opened: the vector, and the declared populations of those in it, capped."""
+    """A sum that was opened.
+
+    Attributes:
+        vector: the sum.
+        populations: declared, of those in it, capped.
+        noise_multiplier: of the noise in it, of all who are in it together.
+    """
 
     vector: np.ndarray
     populations: Mapping[str, float]
+    noise_multiplier: float
 
 
 class Abandoned(Exception):
@@ -98,7 +105,9 @@ class SecureSum:
             if reason.blamed:
                 self.strategy.excluded.add(reason.blamed)
             raise Abandoned(f"the sum does not open: {reason}", paid=True) from None
-        return Opened(lattice.decode(total), self._capped({name: self.populations[name] for name in collector.survivors}))
+        populations = self._capped({name: self.populations[name] for name in collector.survivors})
+        noise = self.offer.noise_multiplier * math.sqrt(len(populations) / terms.honest)
+        return Opened(lattice.decode(total), populations, noise)
 
     def _announced(self, nodes: list[int]) -> secure.Collector:
         offer, record = self.offer, self.strategy.record

@@ -18,7 +18,16 @@ from flwr.serverapp.strategy import Strategy
 from flwr.superlink.grid import HttpGrid
 
 from fedrec import wire
-from fedrec.aggregation import SLACK, Updates, apply_update, combine, honest_norm, update_fault
+from fedrec.aggregation import (
+    SLACK,
+    Updates,
+    apply_update,
+    combine,
+    honest_norm,
+    noise_in_mean,
+    noise_in_update,
+    update_fault,
+)
 from fedrec.config import RunConfig, UpdateCode
 from fedrec.model import Arrays, digest, of_part
 from fedrec.privacy import NoisePlan
@@ -148,9 +157,11 @@ class PrivateLora(Strategy):
         used = list(self._usable(replies, like, task.update_code, self._most(like), task.noise_multiplier, task.round))
         trained, optimizer = self.state.trained, self.state.optimizer
         if len(used) >= self.config.min_merchants:
-            update = combine(self.config.aggregation, self._updates(used, task, like))
+            updates = self._updates(used, task, like)
+            update = combine(self.config.aggregation, updates)
             rate = self.config.server_learning_rate if task.part == "heads" else self.config.encoder_learning_rate
-            moved, optimizer = apply_update(self.config.server_optimizer, trained, update, optimizer, rate)
+            noise = noise_in_mean([self._noise(task, reply) for reply in used], updates.weights)
+            moved, optimizer = apply_update(self.config.server_optimizer, trained, update, optimizer, rate, noise)
             trained = {**trained, **moved}
         elif not used and self.record.declined and not self.record.refused:
             raise NobodyLeft(next(iter(self.record.declined.values())))
@@ -245,6 +256,16 @@ class PrivateLora(Strategy):
             noise_multiplier=task.noise_multiplier,
             numbers=sum(value.size for value in like.values()),
             lot=lot,
+        )
+
+    def _noise(self, task: RoundTask, reply: wire.Reply) -> float:
+        # Of rules other than the mean it is taken as if they were that.
+        return noise_in_update(
+            steps=task.local_steps,
+            learning_rate=task.learning_rate,
+            clip_norm=task.clip_norm,
+            noise_multiplier=task.noise_multiplier,
+            lot=max(expected_lot(task, reply.statement.population), self.config.min_lot),
         )
 
     def _updates(self, used: list[wire.Reply], task: RoundTask, like: Arrays) -> Updates:

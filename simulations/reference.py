@@ -7,7 +7,7 @@ every merchant's data in one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +67,21 @@ def plain_counts(merchants: list[Pooled], keys: np.ndarray) -> np.ndarray:
 
 
 def reference_rounds(
-    config: RunConfig, merchants: list[Pooled], encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring
+    config: RunConfig,
+    merchants: list[Pooled],
+    encoder: TextEncoder,
+    public: Arrays,
+    trained: Arrays,
+    scoring: Scoring,
+    refit: Callable[[Arrays, Scoring], Scoring] = lambda _, scoring: scoring,
 ) -> Iterator[tuple[int, Arrays]]:
     """Rounds of federated averaging without privacy, yielding the adapter after each.
 
     Args:
         public: the base arrays, and `prior.counts` and `prior.floor` by `prior.keys`.
         trained: where to start.
-        scoring: what is trained under.
+        scoring: what is trained under first.
+        refit: what the next round trains under, from the adapter and the scoring before; it keeps the decay.
     """
     state: Arrays = {}
     events = [
@@ -92,8 +99,9 @@ def reference_rounds(
             for merchant, one in zip(merchants, examples[part], strict=True)
         ]
         rate = config.server_learning_rate if part == "heads" else config.encoder_learning_rate
-        moved, state = apply_update(config.server_optimizer, trained, weighted_mean(updates, weights), state, rate)
+        moved, state = apply_update(config.server_optimizer, trained, weighted_mean(updates, weights), state, rate, 0.0)
         trained = {**trained, **moved}
+        scoring = refit(trained, scoring)
         yield number, trained
 
 

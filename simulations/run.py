@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
 def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[dict[str, Any]]:
     central, encoder, merchants = load_central(federation), load_encoder_for(config), Pooled.read(federation)
     evaluator = CentralEvaluator(central, config, encoder)
-    state, ran = first_state(config, central, encoder), folder.load()
-    under = state.scoring if ran is None else ran.scoring
+    state = first_state(config, central, encoder)
     keys = central.catalogue.keys
 
     counts = plain_counts(merchants, keys)
@@ -160,8 +160,9 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
     if cached.exists():
         return [*rows, *json.loads(cached.read_text(encoding="utf-8"))]
     notify("reference_started", rounds=config.rounds)
-    last = state.trained
-    for number, trained in reference_rounds(config, merchants, encoder, public, state.trained, under):
+    last, under = state.trained, evaluator.trains_under(public, state.trained)
+    refit = partial(evaluator.trains_under, public)
+    for number, trained in reference_rounds(config, merchants, encoder, public, state.trained, under, refit):
         last = trained
         notify("reference_round", round=number, rounds=config.rounds)
     last_row = row("same training, noise and clipping off", False, evaluator.line(public, last)["central"])

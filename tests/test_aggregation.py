@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec.aggregation import OPTIMIZERS, apply_update, honest_norm, update_fault, weighted_mean
+from fedrec.aggregation import OPTIMIZERS, apply_update, honest_norm, noise_in_mean, update_fault, weighted_mean
 from fedrec.model.adapter import Arrays
 
 SHAPES = {"heads.history.B": (2, 3), "heads.candidate.B": (4,)}
@@ -89,7 +89,7 @@ def test_adam_equals_torch() -> None:
     oracle = torch.optim.Adam(parameters.values(), lr=0.03, betas=(0.9, 0.99), eps=1e-8)
     for step in range(5):
         update = draw(10 + step)
-        current, state = apply_update("adam", current, update, state, 0.03)
+        current, state = apply_update("adam", current, update, state, 0.03, 0.0)
         for name, parameter in parameters.items():
             parameter.grad = -torch.tensor(update[name])
         oracle.step()
@@ -100,9 +100,9 @@ def test_adam_equals_torch() -> None:
 def test_adam_counts_the_steps_of_each_array_for_itself() -> None:
     first, second = "heads.history.B", "heads.candidate.B"
     update = draw(1)
-    _, state = apply_update("adam", draw(0), {first: update[first]}, {}, 0.1)
-    moved, state = apply_update("adam", draw(0), {second: update[second]}, state, 0.1)
-    alone, _ = apply_update("adam", draw(0), {second: update[second]}, {}, 0.1)
+    _, state = apply_update("adam", draw(0), {first: update[first]}, {}, 0.1, 0.0)
+    moved, state = apply_update("adam", draw(0), {second: update[second]}, state, 0.1, 0.0)
+    alone, _ = apply_update("adam", draw(0), {second: update[second]}, {}, 0.1, 0.0)
     assert same(moved, alone)
     assert (state[f"{first}/t"], state[f"{second}/t"]) == (1, 1)
 
@@ -110,8 +110,8 @@ def test_adam_counts_the_steps_of_each_array_for_itself() -> None:
 def test_momentum_equals_its_formula() -> None:
     current, state = draw(0), {}
     one, two = draw(1), draw(2)
-    after, state = apply_update("momentum", current, one, state, 0.5)
-    after, state = apply_update("momentum", after, two, state, 0.5)
+    after, state = apply_update("momentum", current, one, state, 0.5, 0.0)
+    after, state = apply_update("momentum", after, two, state, 0.5, 0.0)
     for name in SHAPES:
         assert after[name] == pytest.approx(
             current[name] + 0.5 * one[name] + 0.5 * (0.9 * one[name] + two[name]), rel=1e-5, abs=1e-6
@@ -119,14 +119,14 @@ def test_momentum_equals_its_formula() -> None:
 
 
 def test_average_adds_the_mean_update() -> None:
-    after, state = apply_update("average", draw(0), draw(1), {}, 123.0)
+    after, state = apply_update("average", draw(0), draw(1), {}, 123.0, 1.0)
     assert same(after, {name: draw(0)[name] + draw(1)[name] for name in SHAPES})
     assert state == {}
 
 
 def test_an_unknown_optimizer_is_an_error() -> None:
     with pytest.raises(KeyError):
-        apply_update("no such", draw(0), draw(1), {}, 1.0)
+        apply_update("no such", draw(0), draw(1), {}, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -134,7 +134,7 @@ def test_every_optimizer_keeps_the_contract(name: str) -> None:
     current, update, state = {**draw(0), "of another part": np.ones(3, np.float32)}, draw(1), {}
     for _ in range(3):
         before = copy(current), copy(update), copy(state)
-        after, new_state = apply_update(name, current, update, state, 0.1)
+        after, new_state = apply_update(name, current, update, state, 0.1, 0.0)
         assert all(same(left, right) for left, right in zip(before, (current, update, state), strict=True)), "inputs changed"
         assert {key: value.shape for key, value in after.items()} == SHAPES
         assert {value.dtype for value in after.values()} == {np.dtype(np.float32)}
@@ -142,3 +142,66 @@ def test_every_optimizer_keeps_the_contract(name: str) -> None:
         assert all(float(((after[key] - current[key]) * update[key]).sum()) > 0 for key in update), "moved against the update"
         current, state = {**current, **after}, new_state
     assert np.array_equal(current["of another part"], np.ones(3))
+
+
+def oracle(mean: np.ndarray, variance: float) -> np.ndarray:
+    """The step of `wiener`, number by number."""
+    rows, columns = mean.shape
+    row = [max(sum(mean[i, j] ** 2 - variance for j in range(columns)), 0.0) for i in range(rows)]
+    column = [max(sum(mean[i, j] ** 2 - variance for i in range(rows)), 0.0) for j in range(columns)]
+    total = max(sum(mean[i, j] ** 2 - variance for i in range(rows) for j in range(columns)), 0.0)
+    out = np.zeros_like(mean)
+    for i in range(rows):
+        for j in range(columns):
+            signal = total * row[i] / max(sum(row), 1e-300) * column[j] / max(sum(column), 1e-300)
+            out[i, j] = mean[i, j] * signal**0.5 / (signal + variance + 1e-16)
+    return out
+
+
+def test_wiener_equals_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    signal = np.outer(rng.normal(size=6), rng.normal(size=9))
+    first, second = (rng.normal(0, 0.5, signal.shape) + signal for _ in range(2))
+    first, second = first.astype(np.float32), second.astype(np.float32)
+    start = {"b": np.zeros(signal.shape, np.float32)}
+    after, state = apply_update("wiener", start, {"b": first}, {}, 0.1, 0.5)
+    assert after["b"] == pytest.approx(0.1 * oracle(first.astype(float), 0.25), rel=1e-4, abs=1e-6)
+    # The bias-corrected mean of two has weights .09 and .1 over .19, and the noise of both with their squares.
+    mean = (0.09 * first.astype(float) + 0.1 * second) / 0.19
+    moved, _ = apply_update("wiener", after, {"b": second}, state, 0.1, 0.5)
+    expected = after["b"] + 0.1 * oracle(mean, 0.25 * (0.09**2 + 0.1**2) / 0.19**2)
+    assert moved["b"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_wiener_stands_still_in_noise_and_moves_like_adam_without() -> None:
+    rng = np.random.default_rng(1)
+    start = {"b": np.zeros((32, 100), np.float32)}
+    noise = {"b": rng.normal(0, 1, (32, 100)).astype(np.float32)}
+    moved, _ = apply_update("wiener", start, noise, {}, 0.1, 1.0)
+    adam, _ = apply_update("adam", start, noise, {}, 0.1, 1.0)
+    assert np.linalg.norm(moved["b"]) < 0.2 * np.linalg.norm(adam["b"])
+    product = {"b": np.outer(rng.normal(size=32), rng.normal(size=100)).astype(np.float32)}
+    moved, _ = apply_update("wiener", start, product, {}, 0.1, 0.0)
+    adam, _ = apply_update("adam", start, product, {}, 0.1, 0.0)
+    assert moved["b"] == pytest.approx(adam["b"], rel=1e-3)
+
+
+def test_wiener_finds_a_direction_in_noise_better_than_adam() -> None:
+    rng = np.random.default_rng(2)
+    truth = np.outer(rng.normal(size=32) * np.geomspace(3, 0.01, 32), rng.normal(size=100))
+
+    def cosine(name: str) -> float:
+        current, state = {"b": np.zeros(truth.shape, np.float32)}, {}
+        for _ in range(18):
+            update = {"b": (truth + rng.normal(0, 2.0, truth.shape)).astype(np.float32)}
+            current, state = apply_update(name, current, update, state, 0.01, 2.0)
+        return float((current["b"] * truth).sum() / np.linalg.norm(current["b"]) / np.linalg.norm(truth))
+
+    assert cosine("wiener") > cosine("adam") + 0.05
+
+
+def test_the_noise_of_a_mean_is_that_of_its_draws() -> None:
+    deviations, weights = [0.5, 2.0, 1.0], [10.0, 1.0, 4.0]
+    drawn = np.random.default_rng(0).normal(0, 1, (3, 200_000)) * np.array(deviations)[:, None]
+    mean = np.average(drawn, axis=0, weights=weights)
+    assert noise_in_mean(deviations, weights) == pytest.approx(mean.std(), rel=0.01)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +105,13 @@ def test_merchants_train_under_it(tmp_path: Path, tiny_bert_folder: Path, calibr
     federation = make_federation(tmp_path / "federation", users=200)
     with recorded() as messages:
         run = simulate(federation, settings_of(tiny_bert_folder, rounds=2, calibrate=calibrate), tmp_path / "run")
-    state, first = run.load(), run.metrics()[0]
-    assert state is not None and first["trains_under"] == state.scoring.__dict__
-    assert (state.scoring == START) is not calibrate
+    state, under = run.load(), [one["trains_under"] for one in run.metrics()]
+    assert state is not None and under[-1] == asdict(state.scoring)
+    assert (under[0] == asdict(START)) is not calibrate
     asked = [message.content.config_records["task"] for message, _ in messages]
     sent = [one for one in asked if "temperature" in one]
-    assert sent and {one["temperature"] for one in sent} == {state.scoring.temperature}
-    assert {one["decay"] for one in sent} == {state.scoring.decay}
+    # Each round under what was fitted after the one before; the decay stays, and with it what merchants have pooled.
+    assert {one["temperature"] for one in sent} == {one["temperature"] for one in under[:-1]}
+    assert {one["prior_weight"] for one in sent} == {one["prior_weight"] for one in under[:-1]}
+    assert {one["decay"] for one in sent} == {one["decay"] for one in under} and len({one["decay"] for one in under}) == 1
+    assert (len({tuple(one.values()) for one in under}) > 1) is calibrate

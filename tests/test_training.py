@@ -106,7 +106,7 @@ def test_without_noise_and_clipping_heads_train_as_the_reference_does(shop: Shop
     public, under = {**shop.base, **counts}, Scoring(config.temperature, config.decay, config.prior_weight)
     for number, plain in reference_rounds(config, [merchant], shop.encoder, public, shop.trained, under):
         update = replace_trained(shop, private, prior).round(replace(task, round=number))
-        moved, state = apply_update("momentum", private, weighted_mean([update], [1.0]), state, 0.5)
+        moved, state = apply_update("momentum", private, weighted_mean([update], [1.0]), state, 0.5, 0.0)
         private = {**private, **moved}
         for name in of_part(plain, "heads"):
             assert np.linalg.norm(private[name] - plain[name]) < 1e-4 * np.linalg.norm(plain[name])

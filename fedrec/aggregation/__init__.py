@@ -1,8 +1,19 @@
 """Aggregation rules and server optimizers."""
 
 from fedrec.aggregation.optimizers import OPTIMIZERS, apply_update
-from fedrec.aggregation.rules import RULES, SLACK, Updates, combine, honest_norm, update_fault, weighted_mean
+from fedrec.aggregation.rules import (
+    RULES,
+    SLACK,
+    Updates,
+    combine,
+    honest_norm,
+    noise_in_mean,
+    noise_in_update,
+    update_fault,
+    weighted_mean,
+)
 
 __all__ = [
-    "OPTIMIZERS", "RULES", "SLACK", "Updates", "apply_update", "combine", "honest_norm", "update_fault", "weighted_mean",
+    "OPTIMIZERS", "RULES", "SLACK", "Updates", "apply_update", "combine", "honest_norm", "noise_in_mean", "noise_in_update",
+    "update_fault", "weighted_mean",
 ]  # fmt: skip

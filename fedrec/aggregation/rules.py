@@ -14,7 +14,9 @@ import numpy as np
 from fedrec.config import Aggregation, least_updates
 from fedrec.model.adapter import Arrays, flat, norm
 
-__all__ = ["RULES", "SLACK", "Updates", "combine", "honest_norm", "update_fault", "weighted_mean"]
+__all__ = [
+    "RULES", "SLACK", "Updates", "combine", "honest_norm", "noise_in_mean", "noise_in_update", "update_fault", "weighted_mean",
+]  # fmt: skip
 
 SLACK = 10.0
 """How far over `honest_norm` the norm of an update may be. The test is against mistakes and
@@ -83,6 +85,16 @@ def honest_norm(
     about `noise_multiplier * clip_norm * sqrt(numbers) / lot`.
     """
     return float(steps * learning_rate * clip_norm * (1 + noise_multiplier * np.sqrt(numbers) / lot))
+
+
+def noise_in_update(*, steps: int, learning_rate: float, clip_norm: float, noise_multiplier: float, lot: float) -> float:
+    """The standard deviation of an honest update's noise in each number, from public quantities only."""
+    return float(np.sqrt(steps) * learning_rate * clip_norm * noise_multiplier / lot)
+
+
+def noise_in_mean(deviations: Sequence[float], weights: Sequence[float]) -> float:
+    """The same of the weighted mean of updates with such noise, drawn independently."""
+    return float(np.linalg.norm(np.multiply(deviations, weights)) / sum(weights))
 
 
 def weighted_mean(updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> Arrays:

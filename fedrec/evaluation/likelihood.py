@@ -8,6 +8,7 @@ and `w` are those of a conditional logit (McFadden 1974, section 2), which is co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,13 @@ class _Choices:
 
 
 def fit_scoring(
-    dataset: EvaluationSet, history: np.ndarray, candidate: np.ndarray, counts: np.ndarray, floor: float, start: Scoring
+    dataset: EvaluationSet,
+    history: np.ndarray,
+    candidate: np.ndarray,
+    counts: np.ndarray,
+    floor: float,
+    start: Scoring,
+    decays: Sequence[float] = DECAYS,
 ) -> Scoring:
     """The most likely temperature, decay and prior weight; `start` where there are fewer than `FEWEST` users.
 
@@ -61,11 +68,12 @@ def fit_scoring(
         candidate: (items, hidden) the same as candidates.
         counts: (items,) popularity counts of the central catalogue.
         floor: least count.
+        decays: that are tried.
     """
     if dataset.users < FEWEST:
         return start
     found = []
-    for decay in DECAYS:
+    for decay in decays:
         choices = _choices(dataset, history, candidate, counts, floor, decay)
         users = sum(len(one.cosines) for one in choices)
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from fedrec.aggregation import apply_update
+from fedrec.aggregation import apply_update, noise_in_update
 from fedrec.config import Part, RunConfig
 from fedrec.data import Histories
 from fedrec.model import Arrays, centred
 from fedrec.privacy import Gradients, NoiseSource, PerRecord, clipped_sum
-from fedrec.training import Examples, Records, RoundTask, build_examples, build_records, train_round
+from fedrec.training import Examples, Records, RoundTask, build_examples, build_records, expected_lot, train_round
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.factors import RecordGradients
 from fedrec.training.heads import HeadsTrainer
@@ -63,7 +63,11 @@ def rounds(run: Attacked, part: Part, examples: Examples | Records, answer: Answ
     for number in range(1, config.rounds + 1):
         task, noise = make_task(run, part, number), _Watched(run.noise(number))
         update = answer(run, task, examples, trained, cast(NoiseSource, noise))
-        moved, state = apply_update(config.server_optimizer, trained, update, state, rate)
+        std = noise_in_update(
+            steps=task.local_steps, learning_rate=task.learning_rate, clip_norm=task.clip_norm,
+            noise_multiplier=task.noise_multiplier, lot=expected_lot(task, run.population),
+        )  # fmt: skip
+        moved, state = apply_update(config.server_optimizer, trained, update, state, rate, std)
         after = {**trained, **moved}
         yield Round(task, trained, update, after, tuple(noise.drawn))
         notify("audit_round", attack=run.label, round=number, rounds=config.rounds)
