@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
@@ -73,10 +74,13 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
     def evaluate(server_round: int, _: ArrayRecord) -> MetricRecord | None:
         if server_round == 0:
             return None  # written above, or by the run that this one goes on with
-        trained, before = strategy.state.trained, strategy.state.scoring
-        under = evaluator.trains_under(strategy.state.public, trained, before)
-        strategy.state = now = replace(strategy.state, scoring=under)
-        found = {**evaluator.line(now.public, trained), "trains_under": asdict(under)}
+        now, found = strategy.state, dict[str, Any]()
+        if now.round == config.rounds:
+            found["kept"], trained = evaluator.kept(now.public, now.trained, now.scoring)
+            now = replace(now, trained=trained)
+        under = evaluator.trains_under(now.public, now.trained, now.scoring)
+        strategy.state = now = replace(now, scoring=under)
+        found |= {**evaluator.line(now.public, now.trained), "trains_under": asdict(under)}
         line = round_line(now.round, config.part(now.round), strategy.record, found)
         folder.add_metrics(line)
         arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}

@@ -11,6 +11,7 @@ from fedrec.config import RunConfig
 from fedrec.data import CentralData
 from fedrec.errors import InputError
 from fedrec.evaluation import (
+    FEWEST,
     EvaluationSet,
     PerUser,
     best_decay,
@@ -20,6 +21,7 @@ from fedrec.evaluation import (
     evaluate_repeats,
     fit_scoring,
     global_frequency,
+    mean_loss,
     model_scores,
     personal_frequency,
     summarise,
@@ -31,6 +33,9 @@ from fedrec.model import Arrays, Scoring, TextEncoder, centred, role_table
 __all__ = ["COUNTS", "FLOOR", "KEYS", "CentralEvaluator"]
 
 COUNTS, FLOOR, KEYS = "prior.counts", "prior.floor", "prior.keys"
+FITTING = 2 / 3
+"""Share of the calibration users on whom the scoring is fitted; the others judge what was trained."""
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 class CentralEvaluator:
@@ -40,6 +45,7 @@ class CentralEvaluator:
         self.central, self.config, self.encoder = central, config, encoder
         share = config.calibration_share if config.calibrate else 0.0
         self.users, self.calibration = EvaluationSet.build(central, config.history, share, config.seed)
+        self.fitting, self.judging = self.calibration.cut(FITTING)
 
     def tables(self, public: Arrays, trained: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """History and candidate embeddings of the central catalogue, (items, hidden) each."""
@@ -58,7 +64,31 @@ class CentralEvaluator:
             return start
         decays = DECAYS if before is None else (before.decay,)
         tables, floor = self.tables(public, trained), float(public[FLOOR][0])
-        return fit_scoring(self.calibration, *tables, public[COUNTS], floor, start, decays)
+        return fit_scoring(self.fitting, *tables, public[COUNTS], floor, start, decays)
+
+    def kept(self, public: Arrays, trained: Arrays, under: Scoring) -> tuple[float, Arrays]:
+        """How much of what was trained is kept: no run is to end worse than its start.
+
+        What the judging users bought, who have done nothing else, is most likely under this share of every `B`, each
+        with the scoring that fits it; 0 is the untrained start.
+
+        Args:
+            under: what merchants trained under last.
+
+        Returns:
+            The share, and what is kept; all of it where there are fewer than `FEWEST` users to fit or to judge.
+        """
+        if min(self.fitting.users, self.judging.users) < FEWEST:
+            return 1.0, trained
+        counts, floor = public[COUNTS], float(public[FLOOR][0])
+        found = []
+        for share in SHARES:
+            part = {name: np.float32(share) * value for name, value in trained.items()}
+            tables = self.tables(public, part)
+            scoring = fit_scoring(self.fitting, *tables, counts, floor, under, (under.decay,))
+            found.append((mean_loss(self.judging, *tables, counts, floor, scoring), share, part))
+        _, share, part = min(found, key=lambda one: one[0])
+        return share, part
 
     def scoring(self, public: Arrays, trained: Arrays, with_prior: bool = True) -> Scoring:
         """What the ranking uses: chosen on the calibration users, or the settings as they are."""

@@ -38,6 +38,7 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
     results = {
         "rows": [*rows, *more],
         "rounds": lines[-1]["round"],
+        "kept": lines[-1].get("kept", 1.0),
         "simulation": simulation,
         "trust": config.trust,
         "abandoned": {str(line["round"]): line["abandoned"] for line in lines if "abandoned" in line},

@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedrec.config import RunConfig
+from fedrec.data import load_central
 from fedrec.evaluation import EvaluationSet, Group
-from fedrec.evaluation.likelihood import FEWEST, TEMPERATURES, fit_scoring
-from fedrec.model import Scoring, log_prior, ranking
+from fedrec.evaluation.likelihood import FEWEST, TEMPERATURES, fit_scoring, mean_loss
+from fedrec.model import Scoring, init_base, init_trained, load_encoder, log_prior, ranking
 from fedrec.model.towers import user_vectors
+from server.evaluation import COUNTS, FLOOR, KEYS, CentralEvaluator
+from simulations.reference import Pooled, reference_rounds
 from simulations.run import simulate
 
 from .helpers import make_federation, recorded, settings_of
@@ -102,7 +106,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_merchants_train_under_it(tmp_path: Path, tiny_bert_folder: Path, calibrate: bool) -> None:
-    federation = make_federation(tmp_path / "federation", users=200)
+    federation = make_federation(tmp_path / "federation", users=320)
     with recorded() as messages:
         run = simulate(federation, settings_of(tiny_bert_folder, rounds=2, calibrate=calibrate), tmp_path / "run")
     state, under = run.load(), [one["trains_under"] for one in run.metrics()]
@@ -115,3 +119,37 @@ def test_merchants_train_under_it(tmp_path: Path, tiny_bert_folder: Path, calibr
     assert {one["prior_weight"] for one in sent} == {one["prior_weight"] for one in under[:-1]}
     assert {one["decay"] for one in sent} == {one["decay"] for one in under} and len({one["decay"] for one in under}) == 1
     assert (len({tuple(one.values()) for one in under}) > 1) is calibrate
+
+
+
+def test_a_run_never_ends_worse_than_its_start(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    federation = make_federation(tmp_path / "federation", users=400)
+    central, encoder = load_central(federation), load_encoder(str(tiny_bert_folder), 0, 1, 48, "cpu")
+    config = RunConfig(calibration_share=0.9, encoder_layers=0, rounds=15, rank=4, server_learning_rate=0.05)
+    evaluator = CentralEvaluator(central, config, encoder)
+    counts, keys = np.ones(len(central.catalogue), np.float32), central.catalogue.keys
+    base = init_base(encoder, encoder.states(central.catalogue), True, 4, "principal", 0)
+    public = {**base, COUNTS: counts, KEYS: keys, FLOOR: np.ones(1, np.float32)}
+    start = init_trained(encoder, True, 4)
+
+    *_, (_, good) = reference_rounds(config, Pooled.read(federation), encoder, public, start, START)
+    share, part = evaluator.kept(public, good, START)
+    assert share > 0 and all(np.array_equal(part[name], np.float32(share) * good[name]) for name in good)
+    rng = np.random.default_rng(0)
+    bad = {name: rng.normal(0, 30, value.shape).astype(np.float32) for name, value in start.items()}
+    share, part = evaluator.kept(public, bad, START)
+    assert share == 0 and not any(value.any() for value in part.values())
+    few = CentralEvaluator(central, config.model_copy(update={"calibration_share": 0.2}), encoder)
+    assert few.judging.users < FEWEST and few.kept(public, bad, START) == (1.0, bad)  # nobody to judge
+
+
+def test_who_judges_has_fitted_nothing() -> None:
+    dataset = shoppers(90, START)
+    first, rest = dataset.cut(2 / 3)
+    assert (first.users, rest.users) == (60, 30)
+    whole = np.concatenate([first.groups[0].items, rest.groups[0].items])
+    assert np.array_equal(whole, dataset.groups[0].items)
+    assert rest.groups[0].relevant[:, 0].tolist() == list(range(30))
+    loss = mean_loss(rest, *tables(0), counts(), 1.0, START)
+    again = (60 * mean_loss(first, *tables(0), counts(), 1.0, START) + 30 * loss) / 90
+    assert again == pytest.approx(mean_loss(dataset, *tables(0), counts(), 1.0, START), rel=1e-5)

@@ -121,6 +121,8 @@ def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[st
             )
         )
         out.print(_covered(config, sum(p["epsilon"] for p in last.values())), style="dim")
+    if (kept := lines[-1].get("kept", 1.0)) < 1:
+        out.print(f"{kept:.0%} of what was trained is kept: what the judging users bought is most likely then.", style="yellow")
     if abandoned := [str(line["round"]) for line in lines if "abandoned" in line]:
         out.print(f"Abandoned, with no sum opened and nothing learned: round {', '.join(abandoned)}.", style="yellow")
     up = [size for line in lines[1:] for size in line["bytes_up"].values()]

@@ -1,6 +1,6 @@
 """Metrics and the central evaluation protocol."""
 
-from fedrec.evaluation.likelihood import fit_scoring
+from fedrec.evaluation.likelihood import FEWEST, fit_scoring, mean_loss
 from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metrics_from_ranks, pessimistic_ranks
 from fedrec.evaluation.protocol import EvaluationSet, Group, calibrate, evaluate, evaluate_popularity, summarise
 from fedrec.evaluation.repeats import (
@@ -13,6 +13,7 @@ from fedrec.evaluation.repeats import (
 )
 
 __all__ = [
+    "FEWEST",
     "METRICS",
     "EvaluationSet",
     "Group",
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate_repeats",
     "fit_scoring",
     "global_frequency",
+    "mean_loss",
     "metrics_from_ranks",
     "model_scores",
     "personal_frequency",

@@ -18,7 +18,7 @@ from fedrec.evaluation.protocol import DECAYS, EvaluationSet, Group
 from fedrec.model.ranking import products
 from fedrec.model.towers import Scoring, log_prior, user_vectors
 
-__all__ = ["FEWEST", "fit_scoring"]
+__all__ = ["FEWEST", "fit_scoring", "mean_loss"]
 
 FEWEST = 30
 """Users under which nothing is fitted."""
@@ -87,6 +87,15 @@ def fit_scoring(
         found.append((float(best.fun), decay, *best.x.tolist()))
     _, decay, temperature, weight = min(found)
     return Scoring(temperature, decay, weight)
+
+
+def mean_loss(
+    dataset: EvaluationSet, history: np.ndarray, candidate: np.ndarray, counts: np.ndarray, floor: float, scoring: Scoring
+) -> float:
+    """The negative log likelihood of a user of `dataset`, in nats, over those whom `fit_scoring` would look at."""
+    choices = _choices(dataset, history, candidate, counts, floor, scoring.decay)
+    losses = [one.loss(scoring.temperature, scoring.prior_weight)[0] for one in choices]
+    return sum(losses) / sum(len(one.cosines) for one in choices)
 
 
 def _choices(
