@@ -16,9 +16,14 @@ from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
 from fedrec.privacy import Ledger, Policy, Release, head_file, over_budget, plan_noise
+from fedrec.privacy.planning import WIDTH
 from fedrec.privacy.secure_plan import why_no_secure_sum
+from fedrec.privacy.worth import LEAST_WORTH, worth_in_users
 
-__all__ = ["check_federation", "check_merchant", "check_run", "checked", "merchant_files", "nothing_to_learn", "would_not_work"]
+__all__ = [
+    "check_federation", "check_merchant", "check_run", "checked", "merchant_files", "not_advised", "nothing_to_learn",
+    "would_not_work",
+]  # fmt: skip
 
 SHOWN = 5
 """How many merchants an error names before it counts the others."""
@@ -64,6 +69,26 @@ def check_run(federation: Path, config: RunConfig, ledgers: Path | None = None) 
         declined = {**reasons, **declined}
     faults = {name: fault for name, policy in policies.items() if (fault := policy.fault_of_delta())}
     return _would_decline(declined) + [f"merchant {name}: {fault}" for name, fault in faults.items()]
+
+
+def not_advised(federation: Path, config: RunConfig) -> list[str]:
+    """Why these merchants had better not train the heads under this noise: at most one reason."""
+    if not config.rounds_of("heads"):
+        return []
+    populations = [one.privacy.population for one in merchant_files(federation).values()]
+    many, sums = len(populations), float(len(populations))
+    if config.trust == "secure-aggregation":
+        sums = many / (many - config.dropouts - config.colluders)
+    worth = worth_in_users(
+        steps=config.rounds_of("heads") * config.local_steps, lot=config.sample_rate * sum(populations),
+        noise_multiplier=plan_noise(config).of("heads"), numbers=2 * config.rank * WIDTH, sums=sums,
+    )  # fmt: skip
+    if worth >= LEAST_WORTH:
+        return []
+    return [
+        f"training is not advised: under this noise the heads learn what {worth:.1f} consenting users would teach them, at most "
+        f"(expected: {LEAST_WORTH:g}); more users, a larger epsilon, a lower rank or secure aggregation would help"
+    ]
 
 
 def _check_terms(federation: Path, config: RunConfig) -> None:

@@ -25,7 +25,7 @@ from server.results import row, write_results
 from server.run_folder import DELIVERED, RunFolder
 from server.start import first_state, load_encoder_for
 from simulations.at_merchants import at_merchants
-from simulations.checks import check_run, checked
+from simulations.checks import check_run, checked, not_advised
 from simulations.engines import ENGINES
 from simulations.reference import Pooled, plain_counts, reference_rounds
 
@@ -60,7 +60,7 @@ def simulate(
         pass
     config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})
     load_encoder_for(config)
-    for what in check_run(federation, config, ledgers):
+    for what in [*check_run(federation, config, ledgers), *not_advised(federation, config)]:
         notify("data", what=what)
     folder = RunFolder.create(out, config)
     site: dict[str, Any] = {

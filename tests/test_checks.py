@@ -16,7 +16,7 @@ from fedrec.data.split import split_source
 from fedrec.errors import InputError
 from fedrec.privacy import Ledger, Policy, Release
 from server.progress import watching
-from simulations.checks import check_run, nothing_to_learn
+from simulations.checks import check_run, not_advised, nothing_to_learn
 from simulations.run import simulate
 
 from .conftest import make_catalogue, make_events, write_source
@@ -59,6 +59,7 @@ def test_who_would_decline_is_who_declines(own: Path, tiny_bert_folder: Path, tm
         lines = simulate(own, config, tmp_path / "run").metrics()
     assert lines[0]["took_part"] == ["m4", "m5"] and lines[1]["took_part"] == ["m5"]
     declined = {**lines[1]["declined"], **lines[0]["declined"]}
+    said.remove(*not_advised(own, config))
     assert sorted(said) == [f"merchant {name} would decline: {reason}" for name, reason in sorted(declined.items())]
 
 
@@ -282,3 +283,10 @@ def test_what_to_run_next_is_what_the_policies_accept(asked: list[str], flags: s
     write_source(tmp_path / "source", merchants=2)
     made = fedrec("data", "split", "source", "made", *asked)
     assert f"next: fedrec simulate made{flags}\n" in made.out
+
+
+def test_a_run_that_can_learn_next_to_nothing_is_not_advised(tmp_path: Path) -> None:
+    federation = make_federation(tmp_path / "federation", users=60)
+    (said,) = not_advised(federation, RunConfig(**ONCE))
+    assert "training is not advised" in said and "expected: 10" in said
+    assert not_advised(federation, RunConfig(**{**ONCE, "noise_multiplier": 0.01})) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import dp_accounting as dp
+import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from fedrec.privacy.accountants import epsilon
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.noise_plan import gaussian_mu, plan_noise
 from fedrec.privacy.planning import Plan, default_delta, solve
+from fedrec.privacy.worth import worth_in_users
 
 SMALL: dict[str, Any] = {"users": 2_600, "epsilon": 8.0}
 """A plan of full steps: the accountants are quick there."""
@@ -265,3 +267,16 @@ class TestCommand:
         result = self.run("--plot", str(tmp_path / "plan.gif"))
         assert isinstance(result.exception, InputError) and "a name in .svg" in str(result.exception)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_worth_the_consenting_users_whose_mean_is_as_certain() -> None:
+    """The mean gradient of one sum with the whole run's noise, against the mean of so many users."""
+    steps, lot, sigma, numbers, sums, clip = 9, 40.0, 2.0, 50, 3.0, 0.5
+    worth = worth_in_users(steps=steps, lot=lot, noise_multiplier=sigma, numbers=numbers, sums=sums)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, sigma * clip * np.sqrt(sums), (4000, steps, numbers)).mean(1) / lot
+    assert clip**2 / worth == pytest.approx(np.square(noise).sum(1).mean(), rel=0.02)
+    plan = solve(users=40, epsilon=8.0, rounds=9, sample_rate=1.0, merchants=6)
+    assert plan.worth_in_users == pytest.approx(plan.signal_to_noise_of_mean**2 * 9)
+    assert plan.secure_aggregation is not None
+    assert plan.secure_aggregation.worth_in_users == pytest.approx(plan.worth_in_users * 4)  # 6 sums of noise against 6/4

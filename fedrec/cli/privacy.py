@@ -13,6 +13,7 @@ import typer
 from fedrec.cli.terminal import err, out, print_json, table
 from fedrec.config import RunConfig, write_atomically
 from fedrec.errors import InputError
+from fedrec.privacy.worth import LEAST_WORTH
 
 if TYPE_CHECKING:
     from fedrec.privacy.planning import Plan
@@ -23,6 +24,7 @@ app = typer.Typer(help="Plan a privacy budget, and report on what was spent.", n
 
 DEFAULTS = RunConfig()
 PICTURES = (".svg", ".png")
+LEARNED = "the run can learn what so many consenting users would teach, at most"
 
 
 @app.callback()
@@ -113,6 +115,8 @@ def _print(plan: Plan, delta_given: bool) -> None:
     if plan.encoder_signal_to_noise is not None:
         what = f"the same, a step on the encoder, {plan.encoder_trainable:,} numbers"
         trade.append([what, f"{plan.encoder_signal_to_noise:.3g}"])
+    if plan.merchants == 1:
+        trade.append([LEARNED, f"{plan.worth_in_users:,.3g}"])
     out.print(table("What it trades", ["", "value"], trade))
     if plan.merchants > 1:
         _print_trust_models(plan)
@@ -120,6 +124,9 @@ def _print(plan: Plan, delta_given: bool) -> None:
         "signal to noise is at most lot / (noise_multiplier sqrt(numbers)): all gradients clipped and of one direction",
         "all rounds are taken to train the heads at this sample rate",
     ]
+    best = max(plan.worth_in_users, plan.secure_aggregation.worth_in_users if plan.secure_aggregation else 0.0)
+    if best < LEAST_WORTH:
+        notes.append(f"training is not advised: it learns what fewer than {LEAST_WORTH:g} consenting users would teach, at most")
     if not delta_given:
         notes.append("delta is 1/(10 users): a delta near 1/users would allow publishing one user's record outright")
     if plan.solved == "rounds" and plan.rounds == _most_rounds():
@@ -149,6 +156,7 @@ def _print_trust_models(plan: Plan) -> None:
             f"{plan.signal_to_noise_of_mean:.3g}",
             f"{secure.signal_to_noise:.3g}" if secure else "",
         ),
+        (LEARNED, f"{plan.worth_in_users:,.3g}", f"{secure.worth_in_users:,.3g}" if secure else ""),
         ("epsilon against the server", f"{plan.epsilon_spent:.3f}", f"{plan.epsilon_spent:.3f}" if secure else ""),
         (
             "epsilon if every other merchant colludes",

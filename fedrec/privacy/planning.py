@@ -13,10 +13,11 @@ from fedrec.privacy.accountants import epsilon
 from fedrec.privacy.events import SampledGaussian
 from fedrec.privacy.noise_plan import between, gaussian_mu, plan_noise
 from fedrec.privacy.secure_plan import SecurePlan, plan_secure_sum, why_no_secure_sum
+from fedrec.privacy.worth import worth_in_users
 
-__all__ = ["Plan", "default_delta", "solve"]
+__all__ = ["WIDTH", "Plan", "default_delta", "solve"]
 
-HIDDEN = 384
+WIDTH = 384
 """Width of the packaged encoder."""
 FREE = ("noise_multiplier", "rounds", "sample_rate")
 """What `solve` can solve for."""
@@ -48,6 +49,7 @@ class Plan:
             sqrt(merchants) better.
         encoder_trainable: trained numbers in a step on the encoder's LoRA.
         encoder_signal_to_noise: of one merchant's step on the encoder with the same noise and lot.
+        worth_in_users: of the whole run under `trust = "local"`: see `fedrec.privacy.worth`.
         secure_aggregation: the same rounds and epsilon under `trust = "secure-aggregation"`; None where it cannot be.
         no_secure_aggregation: why it cannot be; None where it can.
     """
@@ -72,6 +74,7 @@ class Plan:
     signal_to_noise_of_mean: float
     encoder_trainable: int
     encoder_signal_to_noise: float | None
+    worth_in_users: float
     secure_aggregation: SecurePlan | None
     no_secure_aggregation: str | None
 
@@ -150,8 +153,8 @@ def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None
     sigma, rate, steps = config.noise_multiplier or math.nan, config.sample_rate, config.rounds * config.local_steps
     events = _events(histogram, sigma, rate, steps)
     spent = epsilon(events, config.delta)
-    lot, trainable = rate * users, 2 * config.rank * HIDDEN
-    encoder = 2 * config.encoder_layers * config.encoder_rank * HIDDEN
+    lot, trainable = rate * users, 2 * config.rank * WIDTH
+    encoder = 2 * config.encoder_layers * config.encoder_rank * WIDTH
     signal_to_noise = lot / (sigma * math.sqrt(trainable))
     reason = why_no_secure_sum(config, merchants)
     return Plan(
@@ -175,6 +178,9 @@ def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None
         signal_to_noise_of_mean=signal_to_noise * math.sqrt(merchants),
         encoder_trainable=encoder,
         encoder_signal_to_noise=lot / (sigma * math.sqrt(encoder)) if encoder else None,
+        worth_in_users=worth_in_users(
+            steps=steps, lot=lot * merchants, noise_multiplier=sigma, numbers=trainable, sums=merchants
+        ),
         secure_aggregation=None if reason else plan_secure_sum(config, events, histogram, merchants, signal_to_noise),
         no_secure_aggregation=reason,
     )

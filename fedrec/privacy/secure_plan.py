@@ -30,6 +30,7 @@ class SecurePlan:
         histogram_noise_multiplier_alone: one merchant's share of the noise of the histogram; None if it is not sent.
         histogram_noise_multiplier_of_sum: of the sum of all histograms, at most.
         signal_to_noise: of the sum of all merchants' steps on the heads, which is that of the mean.
+        worth_in_users: of the whole run: see `fedrec.privacy.worth`.
         epsilon_alone: what still holds if every other merchant tells the server all it knows.
         accountant_alone: the one that gave it.
     """
@@ -42,6 +43,7 @@ class SecurePlan:
     histogram_noise_multiplier_alone: float | None
     histogram_noise_multiplier_of_sum: float | None
     signal_to_noise: float
+    worth_in_users: float
     epsilon_alone: float
     accountant_alone: str
 
@@ -83,6 +85,7 @@ def plan_secure_sum(
         histogram_noise_multiplier_of_sum=histogram * of_sum if histogram else None,
         # The signal of N merchants over the noise of one, times sqrt(N / h).
         signal_to_noise=signal_to_noise * merchants / of_sum,
+        worth_in_users=config.rounds * config.local_steps * (signal_to_noise * merchants / of_sum) ** 2,
         epsilon_alone=alone.value,
         accountant_alone=alone.accountant,
     )
