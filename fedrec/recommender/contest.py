@@ -26,8 +26,8 @@ from fedrec.recommender.blend import Blend, Fold, TextPart, choose_blend, held_i
 from fedrec.recommender.own_layer import OwnLayer, bought_by, choose_kind
 
 __all__ = [
-    "ALONE", "FEDERATED", "HERE", "ROWS", "SERVED", "TEXT", "Contender", "Entry", "Received", "choices", "contenders",
-    "folds_of", "plain_part", "popularity_here", "run_contest", "trained_part", "users_as_group",
+    "ALONE", "FEDERATED", "HERE", "HERE_ROWS", "ROWS", "SERVED", "TEXT", "WITH_COUNTS", "Contender", "Entry", "Received",
+    "choices", "contenders", "folds_of", "plain_part", "popularity_here", "run_contest", "trained_part", "users_as_group",
 ]  # fmt: skip
 
 HERE, THEIRS = "own", "federation"
@@ -36,7 +36,9 @@ POPULARITY, TEXT, LAYER = "popularity here", "text, untrained", "own layer"
 ALONE = "alone: text + own layer + popularity here"
 WITH_COUNTS = "alone + the federation's popularity"
 SERVED, FEDERATED = "federated text", "federated + own layer"
-ROWS = (POPULARITY, TEXT, LAYER, ALONE, WITH_COUNTS, SERVED, FEDERATED)
+HERE_ROWS = (POPULARITY, TEXT, LAYER, ALONE)
+"""What needs nothing of the federation."""
+ROWS = (*HERE_ROWS, WITH_COUNTS, SERVED, FEDERATED)
 FOLDS = 3
 MOST_CHOOSERS = 600
 """Users of all folds together on whom a choice is made: more of them cost time and change nothing."""
