@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, csr_matrix, vstack
 
 from benchmarks.quality.sequential import Gru4Rec
 from fedrec.data import Histories
@@ -88,10 +88,10 @@ def _als(data: Central, choose: Choose) -> Ranker:
     except ModuleNotFoundError:
         raise _missing("implicit") from None
     model = AlternatingLeastSquares(factors=FACTORS, iterations=PASSES, random_state=data.seed, num_threads=1, use_gpu=False)
-    model.fit(data.bought.tocsr(), show_progress=False)
+    model.fit(csr_matrix(data.bought), show_progress=False)
 
     def scores(users: Group) -> np.ndarray:
-        factors = model.recalculate_user(np.arange(len(users.items)), held_by(users, data.items).tocsr())
+        factors = model.recalculate_user(np.arange(len(users.items)), csr_matrix(held_by(users, data.items)))
         return np.asarray(factors @ model.item_factors[users.positions].T, dtype=np.float32)
 
     return scores
@@ -109,7 +109,7 @@ def _bpr(data: Central, choose: Choose) -> Ranker:
     rows = [data.bought, *(held_by(group, data.items) for group in data.measured)]
     starts = dict(zip((group.name for group in data.measured), np.cumsum([one.shape[0] for one in rows]), strict=False))
     model = BayesianPersonalizedRanking(factors=FACTORS, random_state=data.seed, num_threads=1, use_gpu=False)
-    model.fit(csr_array(vstack(rows, format="csr")).tocsr(), show_progress=False)
+    model.fit(csr_matrix(vstack(rows)), show_progress=False)
 
     def scores(users: Group) -> np.ndarray:
         start = starts[users.name]
