@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import trained
-from benchmarks.quality.central import CEILING, central_rows
+from benchmarks.quality.central import CEILING, central_rows, sequential_rows
 from benchmarks.quality.datasets import DataSet
 from benchmarks.quality.table import write_table_of
 from fedrec.data import load_central
@@ -37,6 +37,17 @@ def test_central_rows_have_the_users_and_catalogues_of_the_protocol(own: bool, t
     assert len(found) == 6 and CEILING in found
     # Users walk through the catalogue in small steps: who sees what follows what is far above the popularity list.
     assert found["EASE"]["ndcg@10"] > found["popularity"]["ndcg@10"] + 0.1
+
+
+@pytest.mark.slow
+def test_the_sequential_model_learns_what_follows_what(tmp_path: Path, tiny_bert_folder: Path) -> None:
+    pytest.importorskip("cornac")
+    federation, config = make_federation(tmp_path, users=120), settings_of(tiny_bert_folder)
+    (row,) = sequential_rows(federation, config)["rows"]
+    central = load_central(federation)
+    users, _ = EvaluationSet.build(central, config.history, config.calibration_share, config.seed)
+    popular = evaluate_popularity(users, plain_counts(Pooled.read(federation), central.catalogue.keys), config.top_k)
+    assert row["users"] == users.users and row["ndcg@10"] > popular.ndcg.mean() + 0.1
 
 
 def test_clipping_at_a_norm_that_nobody_has_is_the_training_without(tmp_path: Path, tiny_bert_folder: Path) -> None:
