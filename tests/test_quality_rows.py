@@ -22,12 +22,13 @@ from server.start import first_state, load_encoder_for
 from simulations.reference import Pooled, plain_counts, reference_rounds
 
 from .helpers import make_federation, settings_of
+from .test_at_merchants import federation_of
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_central_rows_have_the_users_and_catalogues_of_the_protocol(own: bool, tmp_path: Path, tiny_bert_folder: Path) -> None:
     pytest.importorskip("implicit")
-    federation, config = make_federation(tmp_path, own_catalogues=own), settings_of(tiny_bert_folder)
+    federation, config = federation_of("own" if own else "shared", tmp_path), settings_of(tiny_bert_folder)
     found = {row["name"]: row for row in central_rows(federation, config)["rows"]}
     central = load_central(federation)
     users, _ = EvaluationSet.build(central, config.history, config.calibration_share, config.seed)
@@ -71,7 +72,7 @@ def test_clipping_at_a_norm_that_nobody_has_is_the_training_without(tmp_path: Pa
 
 @pytest.mark.parametrize("own", [False, True])
 def test_public_users_are_those_who_calibrate_and_are_measured_nowhere(own: bool, tmp_path: Path, tiny_bert_folder: Path) -> None:
-    federation, config = make_federation(tmp_path, own_catalogues=own), settings_of(tiny_bert_folder)
+    federation, config = federation_of("own" if own else "shared", tmp_path), settings_of(tiny_bert_folder)
     central = load_central(federation)
     shops = list(trained._public_users(central, config))
     _, choosing = EvaluationSet.build(central, config.history, config.calibration_share, config.seed)

@@ -109,7 +109,13 @@ def _with_text(place: _Place) -> PerUser:
         one = contenders(part, None, Ease.strengths)[ALONE]
         here: dict[float, Any] = {strength: _Part(layer, group.positions) for strength, layer in layers.items()}
         choosing = place.choosing.get(group.name)
-        folds = [] if choosing is None else [Fold(choosing, here)]
+        folds = [] if choosing is None else [Fold(_local(choosing), here)]
         blend = choose_blend(folds, one.part, one.default, config.top_k, seed=config.seed) if folds else one.default
-        found.append(measure(group, one.part, here[blend.strength], blend, config.top_k))
+        found.append(measure(_local(group), one.part, here[blend.strength], blend, config.top_k))
     return joined(found)
+
+
+def _local(users: Group) -> Group:
+    """The same users against their own catalogue alone."""
+    here = np.arange(len(users.positions))
+    return replace(users, items=np.searchsorted(users.positions, users.items), positions=here)
