@@ -181,7 +181,7 @@ def _row(parts: dict[str, _Ranked], sold: int, config: RunConfig) -> dict[str, A
     """A row over all merchants, of whom some sell `sold` items."""
     k, every = config.top_k, list(parts.values())
     shown = np.concatenate([part.lists.ravel() for part in every])
-    means = [
+    means: list[dict[str, Any]] = [
         {"name": name, "users": len(part.metrics.ndcg), f"ndcg@{k}": float(part.metrics.ndcg.mean())}
         for name, part in parts.items() if len(part.metrics.ndcg) >= FEWEST
     ]  # fmt: skip

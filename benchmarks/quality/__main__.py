@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality.datasets import MOST_EPSILON, DataSet
-from benchmarks.quality.pieces import TRUSTS, plan
+from benchmarks.quality.pieces import EPSILONS, TRUSTS, plan
 from benchmarks.quality.table import write_table_of
 from fedrec.cli.terminal import quiet_libraries
 from fedrec.errors import InputError
 
 __all__ = ["main"]
 
-SEEDS, EPSILONS = (0, 1, 2), (8.0, 4.0, 2.0, 1.0)
+SEEDS = (0, 1, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

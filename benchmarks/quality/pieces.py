@@ -17,9 +17,10 @@ from benchmarks.quality.datasets import DataSet
 from benchmarks.quality.trained import PLAIN, federated, plain
 from fedrec.config import RunConfig, Trust, write_atomically
 
-__all__ = ["CENTRAL", "SEQUENTIAL", "TRUSTS", "Piece", "plan"]
+__all__ = ["CENTRAL", "EPSILONS", "SEQUENTIAL", "TRUSTS", "Piece", "plan"]
 
 TRUSTS: tuple[Trust, ...] = ("local", "secure-aggregation")
+EPSILONS = (8.0, 4.0, 2.0, 1.0)
 CENTRAL, SEQUENTIAL = "central", "sequential"
 ENCODER = "encoder"
 

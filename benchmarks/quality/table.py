@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.datasets import DataSet
-from benchmarks.quality.pieces import CENTRAL, SEQUENTIAL
+from benchmarks.quality.pieces import CENTRAL, EPSILONS, SEQUENTIAL
 from fedrec.config import write_atomically
 from fedrec.recommender.contest import FEDERATED, HERE_ROWS, SERVED, WITH_COUNTS
 
@@ -57,9 +57,13 @@ def _of_set(one: DataSet, kinds: dict[str, Seeds]) -> list[str]:
 def _command(one: DataSet, kinds: dict[str, Seeds]) -> str:
     """What makes this table and no more."""
     seeds = sorted({int(seed) for found in kinds.values() for seed in found})
-    pieces = [f"{one.name}-{kind}-{seed}" for kind, found in kinds.items() for seed in found]
-    only = " ".join(shlex.quote(piece) for piece in pieces)
-    return f"python -m benchmarks.quality OUT {one.argument} --seeds {' '.join(map(str, seeds))} --only {only}"
+    numbers = {float(kind.rpartition("-")[2]) for kind in kinds if re.search(r"-[\d.]+$", kind)}
+    epsilons = sorted(numbers, reverse=True) if numbers - set(EPSILONS) else []
+    pieces = []
+    for kind, found in kinds.items():
+        pieces += [f"{one.name}-{kind}-*"] if len(found) == len(seeds) else [f"{one.name}-{kind}-{seed}" for seed in found]
+    words = ["--seeds", *map(str, seeds), *(["--epsilons", *(f"{value:g}" for value in epsilons)] if epsilons else [])]
+    return shlex.join(["python", "-m", "benchmarks.quality", "OUT", one.argument, *words, "--only", *pieces])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
