@@ -22,13 +22,13 @@ from server.start import first_state, load_encoder_for
 from simulations.reference import Pooled, plain_counts, reference_rounds
 
 from .helpers import make_federation, settings_of
-from .test_at_merchants import federation_of
+from .test_at_merchants import KINDS, federation_of
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_central_rows_have_the_users_and_catalogues_of_the_protocol(own: bool, tmp_path: Path, tiny_bert_folder: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_central_rows_have_the_users_and_catalogues_of_the_protocol(kind: str, tmp_path: Path, tiny_bert_folder: Path) -> None:
     pytest.importorskip("implicit")
-    federation, config = federation_of("own" if own else "shared", tmp_path), settings_of(tiny_bert_folder)
+    federation, config = federation_of(kind, tmp_path), settings_of(tiny_bert_folder)
     found = {row["name"]: row for row in central_rows(federation, config)["rows"]}
     central = load_central(federation)
     users, _ = EvaluationSet.build(central, config.history, config.calibration_share, config.seed)
