@@ -16,6 +16,7 @@ from benchmarks.quality import __main__ as program
 from benchmarks.quality.datasets import DataSet
 from benchmarks.quality.movielens import INSIDE, OTHERS, movielens_tables
 from benchmarks.quality.pieces import Piece, plan
+from fedrec.config import RunConfig
 from fedrec.data import load_merchant, merchant_folders
 from fedrec.errors import InputError
 
@@ -113,23 +114,24 @@ def test_heads_of_the_first_seed_come_first_and_the_encoder_last(tmp_path: Path)
     pieces = list(plan(tmp_path, sets, (0, 1), (8.0, 2.0), ("local", "secure-aggregation")))
     names = [piece.name for piece in pieces]
     assert len(set(names)) == len(names) == 2 * (2 * 9 + 4)
-    order = [("encoder" in piece.kind, piece.seed, piece.data) for piece in pieces]
+    order = [("encoder" in piece.kind, piece.config.seed, piece.data) for piece in pieces]
     assert order == sorted(order)
-    assert {piece.seed for piece in pieces if "encoder" in piece.kind} == {0}
+    assert {piece.config.seed for piece in pieces if "encoder" in piece.kind} == {0}
     only = [piece.name for piece in pieces if piece.matches(["a-local-*-0", "b-central-1"])]
     assert only == ["a-local-8-0", "a-local-2-0", "b-central-1"]
 
 
 def test_a_piece_that_is_there_is_not_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls = []
-    piece = Piece("a", "central", 3, lambda: calls.append(1) or {"rows": []})
+    piece = Piece("a", "central", RunConfig(seed=3), lambda: calls.append(1) or {"rows": []})
     piece.run(tmp_path)
     piece.run(tmp_path)
-    assert len(calls) == 1 and json.loads((tmp_path / "a-central-3.json").read_text())["rows"] == []
+    kept = json.loads((tmp_path / "a-central-3.json").read_text())
+    assert len(calls) == 1 and kept["rows"] == [] and RunConfig(**kept["settings"]) == piece.config
     assert capsys.readouterr().err.startswith("a-central-3 ... ")
 
 
 def test_a_piece_that_fails_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        Piece("a", "central", 0, lambda: {"rows": [1 / 0]}).run(tmp_path)
+        Piece("a", "central", RunConfig(), lambda: {"rows": [1 / 0]}).run(tmp_path)
     assert not list(tmp_path.iterdir())

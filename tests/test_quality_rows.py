@@ -124,6 +124,7 @@ def test_the_table_shows_means_over_seeds_the_widest_interval_and_its_command(tm
     gains = "+.0050, -.0150 [-.0200, .0300]"
     breadth = ".0300 (m0, 40) | 12% | 6.2 | 50%"
     assert f"| local-8 | {mean} | {mean} | {mean} | {gains} | {breadth} | 7.920 | 0, 1 |" in text
+    assert f"| {ROWS[0]} | {mean} | - | 12% | 6.2 | 50% | 0, 1 |" in text
     assert "| no privacy | 0 |" in text and text.index("local-8 |") < text.index("no-noise |")
     command = next(line for line in text.splitlines() if "python -m" in line)
     assert command.startswith("    python -m benchmarks.quality OUT office=FOLDER --seeds 0 1 --only ")

@@ -32,17 +32,18 @@ class Piece:
     Attributes:
         data: the name of the data set.
         kind: what of it.
+        config: the settings, which are kept beside what was found.
     """
 
     data: str
     kind: str
-    seed: int
+    config: RunConfig
     compute: Callable[[], dict[str, Any]]
 
     @property
     def name(self) -> str:
         """What its file is called."""
-        return f"{self.data}-{self.kind}-{self.seed}"
+        return f"{self.data}-{self.kind}-{self.config.seed}"
 
     def path(self, out: Path) -> Path:
         """Its file."""
@@ -61,7 +62,8 @@ class Piece:
         start = time.monotonic()
         found = self.compute()
         seconds = round(time.monotonic() - start, 1)
-        write_atomically(self.path(out), json.dumps({**found, "seconds": seconds}, indent=2).encode())
+        settings = self.config.model_dump(exclude_none=True)
+        write_atomically(self.path(out), json.dumps({**found, "seconds": seconds, "settings": settings}, indent=2).encode())
         sys.stderr.write(f"{seconds:,.0f} s\n")
 
 
@@ -80,13 +82,13 @@ def plan(
 def _of_heads(out: Path, one: DataSet, seed: int, epsilons: Sequence[float], trusts: Sequence[Trust]) -> Iterator[Piece]:
     config = RunConfig(seed=seed, encoder_rounds=0)
     where = partial(one.federation, out / "federations")
-    yield Piece(one.name, CENTRAL, seed, lambda: central_rows(where("local"), config))
+    yield Piece(one.name, CENTRAL, config, lambda: central_rows(where("local"), config))
     for epsilon in epsilons:
         for trust in trusts:
             yield _private(out, one, f"{trust}-{epsilon:g}", config, trust, epsilon)
     for kind in PLAIN:
         yield _plain(out, one, kind, config, kind)
-    yield Piece(one.name, SEQUENTIAL, seed, lambda: sequential_rows(where("local"), config))
+    yield Piece(one.name, SEQUENTIAL, config, lambda: sequential_rows(where("local"), config))
 
 
 def _of_encoder(out: Path, one: DataSet, seed: int, epsilons: Sequence[float], trusts: Sequence[Trust]) -> Iterator[Piece]:
@@ -98,12 +100,10 @@ def _of_encoder(out: Path, one: DataSet, seed: int, epsilons: Sequence[float], t
 
 
 def _plain(out: Path, one: DataSet, name: str, config: RunConfig, kind: str) -> Piece:
-    return Piece(one.name, name, config.seed, lambda: plain(one.federation(out / "federations", "local"), config, kind))
+    return Piece(one.name, name, config, lambda: plain(one.federation(out / "federations", "local"), config, kind))
 
 
 def _private(out: Path, one: DataSet, kind: str, config: RunConfig, trust: Trust, epsilon: float) -> Piece:
     settings = RunConfig.model_validate({**config.model_dump(), "trust": trust, "epsilon": epsilon})
     run = out / "runs" / f"{one.name}-{kind}-{config.seed}"
-    return Piece(
-        one.name, kind, config.seed, lambda: federated(one.federation(out / "federations", trust), settings, run)
-    )  # fmt: skip
+    return Piece(one.name, kind, settings, lambda: federated(one.federation(out / "federations", trust), settings, run))

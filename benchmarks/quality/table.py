@@ -47,9 +47,9 @@ def _of_set(one: DataSet, kinds: dict[str, Seeds]) -> list[str]:
     if central:
         lines += _table(("central, not private", "NDCG@10", "HR@10", "seeds"), [_central_row(*row) for row in _rows(central)])
     if trained:
-        first = next(iter(trained.values()))
-        head = ("at the merchants, nothing received", "NDCG@10", *BREADTH)
-        lines += _table(head, [_here_row(first, name) for name in HERE_ROWS])
+        most = max(trained.values(), key=len)  # what received nothing is the same beside every kind
+        head = ("at the merchants, nothing received", "NDCG@10", *BREADTH, "seeds")
+        lines += _table(head, [_here_row(most, name) for name in HERE_ROWS])
         lines += _table(TITLES, [_trained_row(kind, seeds) for kind, seeds in sorted(trained.items(), key=_order)])
     return lines
 
@@ -79,7 +79,7 @@ def _central_row(seeds: Seeds, name: str) -> list[str]:
 
 
 def _here_row(seeds: Seeds, name: str) -> list[str]:
-    return [name, _cell(seeds, name), *_breadth(seeds, name)]
+    return [name, _cell(seeds, name), *_breadth(seeds, name), _seeds(seeds)]
 
 
 def _trained_row(kind: str, seeds: Seeds) -> list[str]:
