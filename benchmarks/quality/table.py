@@ -61,7 +61,7 @@ def _command(one: DataSet, kinds: dict[str, Seeds]) -> str:
     epsilons = sorted(numbers, reverse=True) if numbers - set(EPSILONS) else []
     pieces = []
     for kind, found in kinds.items():
-        pieces += [f"{one.name}-{kind}-*"] if len(found) == len(seeds) else [f"{one.name}-{kind}-{seed}" for seed in found]
+        pieces += [f"{one.name}-{kind}-[0-9]*"] if len(found) == len(seeds) else [f"{one.name}-{kind}-{seed}" for seed in found]
     words = ["--seeds", *map(str, seeds), *(["--epsilons", *(f"{value:g}" for value in epsilons)] if epsilons else [])]
     return shlex.join(["python", "-m", "benchmarks.quality", "OUT", one.argument, *words, "--only", *pieces])
 
