@@ -6,7 +6,7 @@ The users are the server's held-out ones, each ranked by the merchant whose cust
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from fedrec.config import RunConfig
 from fedrec.data import CentralData, Histories, load_central, load_merchant, merchant_folders
 from fedrec.data.folders import group_by_merchant
 from fedrec.data.roles import Roles
-from fedrec.evaluation import EvaluationSet, Group, PerUser, bootstrap_interval, summarise
+from fedrec.evaluation import (
+    EvaluationSet,
+    Group,
+    PerUser,
+    bootstrap_interval,
+    coverage,
+    novelty,
+    popular_share,
+    summarise,
+)
 from fedrec.evaluation.protocol import joined
 from fedrec.merchant import MERCHANT_FILE, read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder
@@ -34,6 +43,7 @@ from fedrec.recommender.contest import (
     run_contest,
     trained_part,
 )  # fmt: skip
+from fedrec.recommender.own_layer import bought_by
 from server.evaluation import COUNTS, FLOOR
 from server.progress import notify
 from server.run_folder import ServerState
@@ -41,6 +51,28 @@ from server.run_folder import ServerState
 __all__ = ["at_merchants"]
 
 SIZES = ("the smallest third of merchants", "the middle third", "the largest third")
+FEWEST = 30
+"""Measured users under which a merchant's mean is luck: it is not looked for the worst among those."""
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A row at one merchant.
+
+    Attributes:
+        metrics: of its users.
+        lists: (users, k) central items, -1 where there are fewer.
+        novelty, popular: (users,) of the lists, by what was bought at this merchant.
+    """
+
+    metrics: PerUser
+    lists: np.ndarray
+    novelty: np.ndarray
+    popular: np.ndarray
+
+
+_Found = dict[str, dict[str, _Ranked]]
+"""Rows by name, by merchant."""
 
 
 def at_merchants(
@@ -49,9 +81,10 @@ def at_merchants(
     """The rows of `fedrec.recommender.contest` over all merchants' held-out users, and what federation pays, by merchant.
 
     Returns:
-        `rows` of a name and metrics; `gain` (mean, low, high) of the federated row over what merchants have alone, and by name
-        `over` the popularity list and the own layer; `sizes` and `merchants` with the two rows' NDCG and their gain. Empty where
-        nobody knows whose customers the users are.
+        `rows` of a name, metrics, what the lists hold (coverage of all that is sold, novelty in bits, share of the popular tenth)
+        and the `worst` merchant's NDCG, None where each has too few users; `gain` (mean, low, high) of the federated row over
+        what merchants have alone, and by name `over` the popularity list and the own layer; `sizes` and `merchants` with the two
+        rows' NDCG and their gain. Empty where nobody knows whose customers the users are.
     """
     central = load_central(federation)
     groups = group_by_merchant(federation, central)
@@ -63,7 +96,7 @@ def at_merchants(
     if not folders:
         return {}
     tables = _pooled(central, encoder, state.public), _pooled(central, encoder, {**state.public, **state.trained})
-    found: dict[str, dict[str, PerUser]] = {}
+    found: _Found = {}
     sizes: dict[str, int] = {}
     for number, folder in enumerate(folders, 1):
         name = _name(folder)
@@ -71,12 +104,13 @@ def at_merchants(
         group, histories = measured[name], _histories(folder, name, central, measured[name].positions)
         sizes[name] = len(histories)
         found[name] = dict(_contest(group, histories, tables, state, scoring, config))
-    return _summary(found, sizes, config)
+    sold = len(np.unique(np.concatenate([measured[name].positions for name in found])))
+    return _summary(found, sizes, sold, config)
 
 
 def _contest(
     group: Group, histories: Histories, tables: tuple[Tensor, Tensor], state: ServerState, scoring: Scoring, config: RunConfig
-) -> Iterator[tuple[str, PerUser]]:
+) -> Iterator[tuple[str, _Ranked]]:
     positions = group.positions
     plain, pooled = (table[positions] for table in tables)
     here = popularity_here(histories, len(positions))
@@ -94,9 +128,11 @@ def _contest(
         k=config.top_k,
         seed=config.seed,
     )
+    buyers = np.asarray(bought_by(histories, len(positions)).sum(axis=0)).ravel()
     for name, entry in entries.items():
-        if entry.metrics is not None:
-            yield name, entry.metrics
+        if entry.metrics is not None and entry.lists is not None:
+            unusual, popular = novelty(entry.lists, buyers, len(histories)), popular_share(entry.lists, buyers)
+            yield name, _Ranked(entry.metrics, np.append(positions, -1)[entry.lists], unusual, popular)
 
 
 def _pooled(central: CentralData, encoder: TextEncoder, arrays: Arrays) -> Tensor:
@@ -125,12 +161,11 @@ def _histories(folder: Path, name: str, central: CentralData, positions: np.ndar
     return Histories(histories.user_ids, offsets, place[histories.items[kept]], histories.baskets[kept], target)
 
 
-def _summary(found: dict[str, dict[str, PerUser]], sizes: dict[str, int], config: RunConfig) -> dict[str, Any]:
-    rows = []
-    for name in ROWS:
-        parts = [entries[name] for entries in found.values() if name in entries]
-        if parts:
-            rows.append({"name": name, **summarise(joined(parts), config.top_k, config.bootstrap, config.seed)})
+def _summary(found: _Found, sizes: dict[str, int], sold: int, config: RunConfig) -> dict[str, Any]:
+    rows = [
+        {"name": row, **_row({name: entries[row] for name, entries in found.items()}, sold, config)}
+        for row in ROWS if all(row in entries for entries in found.values())
+    ]  # fmt: skip
     ordered = sorted(found, key=lambda name: (sizes[name], name))
     thirds = [part.tolist() for part in np.array_split(np.array(ordered, dtype=object), len(SIZES))]
     return {
@@ -142,18 +177,35 @@ def _summary(found: dict[str, dict[str, PerUser]], sizes: dict[str, int], config
     }
 
 
-def _gain(found: dict[str, dict[str, PerUser]], names: list[str], config: RunConfig) -> dict[str, Any]:
+def _row(parts: dict[str, _Ranked], sold: int, config: RunConfig) -> dict[str, Any]:
+    """A row over all merchants, of whom some sell `sold` items."""
+    k, every = config.top_k, list(parts.values())
+    shown = np.concatenate([part.lists.ravel() for part in every])
+    means: list[dict[str, Any]] = [
+        {"name": name, "users": len(part.metrics.ndcg), f"ndcg@{k}": float(part.metrics.ndcg.mean())}
+        for name, part in parts.items() if len(part.metrics.ndcg) >= FEWEST
+    ]  # fmt: skip
+    return {
+        **summarise(joined([part.metrics for part in every]), k, config.bootstrap, config.seed),
+        f"coverage@{k}": coverage(shown, sold),
+        f"novelty@{k}": float(np.concatenate([part.novelty for part in every]).mean()),
+        f"popular@{k}": float(np.concatenate([part.popular for part in every]).mean()),
+        "worst": min(means, key=lambda one: one[f"ndcg@{k}"], default=None),
+    }
+
+
+def _gain(found: _Found, names: list[str], config: RunConfig) -> dict[str, Any]:
     """Mean NDCG of both rows over these merchants' users, and their paired difference with its interval."""
     alone, federated = (_ndcg(found, names, row) for row in (ALONE, FEDERATED))
     difference = _difference(found, names, ALONE, config)
     return {"users": len(alone), "alone": float(alone.mean()), "federated": float(federated.mean()), **difference}
 
 
-def _difference(found: dict[str, dict[str, PerUser]], names: list[str], row: str, config: RunConfig) -> dict[str, float]:
+def _difference(found: _Found, names: list[str], row: str, config: RunConfig) -> dict[str, float]:
     difference = _ndcg(found, names, FEDERATED) - _ndcg(found, names, row)
     low, high = bootstrap_interval(difference, config.bootstrap, config.seed)
     return {"mean": float(difference.mean()), "low": low, "high": high}
 
 
-def _ndcg(found: dict[str, dict[str, PerUser]], names: list[str], row: str) -> np.ndarray:
-    return np.concatenate([found[name][row].ndcg for name in names])
+def _ndcg(found: _Found, names: list[str], row: str) -> np.ndarray:
+    return np.concatenate([found[name][row].metrics.ndcg for name in names])

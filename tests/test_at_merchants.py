@@ -24,6 +24,7 @@ from fedrec.recommender.contest import (
     LAYER,
     POPULARITY,
     ROWS,
+    Entry,
     Received,
     folds_of,
     plain_part,
@@ -34,6 +35,7 @@ from fedrec.recommender.contest import (
 from fedrec.report.run_report import write_report
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
+from simulations import at_merchants as at_merchants_module
 from simulations.at_merchants import at_merchants
 from simulations.run import finish, simulate
 
@@ -79,6 +81,11 @@ def held_out(federation: Path, name: str) -> pd.DataFrame:
 
 
 def by_hand(federation: Path, name: str, run: RunFolder) -> dict[str, Any]:
+    """The metrics of one merchant's contest."""
+    return {row: entry.metrics for row, entry in contest_of(federation, name, run).items()}
+
+
+def contest_of(federation: Path, name: str, run: RunFolder) -> dict[str, Entry]:
     """The contest of one merchant from its own folder, in its own order of items."""
     config, state = run.config, run.load()
     assert state is not None
@@ -105,12 +112,11 @@ def by_hand(federation: Path, name: str, run: RunFolder) -> dict[str, Any]:
     everyone = np.arange(len(data.histories))
     scoring = Scoring(**run.metrics()[-1]["scoring"])
     roles = Roles(everyone, everyone[:0], everyone[:0])
-    entries = run_contest(
+    return run_contest(
         data.histories, roles, users.groups[0], plain_part(plain, here),
         Received(part, scoring), folds_of(data.histories, roles, len(ids), config.history, config.seed),
         k=config.top_k, seed=config.seed,
     )  # fmt: skip
-    return {row: entry.metrics for row, entry in entries.items()}
 
 
 def test_each_merchants_figures_are_those_of_its_own_contest(ran: Ran) -> None:
@@ -128,6 +134,33 @@ def test_each_merchants_figures_are_those_of_its_own_contest(ran: Ran) -> None:
     for row in at["rows"]:
         values = np.concatenate([metrics[row["name"]].ndcg for metrics in parts.values()])
         assert row["users"] == len(values) and row["ndcg@10"] == pytest.approx(values.mean(), abs=1e-4)
+
+
+def test_what_lists_hold_is_counted_at_each_merchant_and_covered_over_all(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation, run, results = ran
+    row = next(row for row in results["merchants"]["rows"] if row["name"] == FEDERATED)
+    shown, bits, popular, sold = set(), [], [], set()
+    for merchant in results["merchants"]["merchants"]:
+        name = merchant["name"]
+        data, entry = load_merchant(federation / "merchants" / name), contest_of(federation, name, run)[FEDERATED]
+        bought = [
+            len({u for u in range(len(data.histories)) if item in data.histories.of(u)[0]}) for item in range(len(data.catalogue))
+        ]
+        most = sorted(range(len(bought)), key=lambda item: -bought[item])[: -(-len(bought) // 10)]
+        texts = data.catalogue.texts
+        sold |= set(texts)
+        assert entry.lists is not None
+        for user in entry.lists.tolist():
+            shown |= {texts[item] for item in user}
+            bits.append(np.mean([-np.log2(max(bought[item], 1) / len(data.histories)) for item in user]))
+            popular.append(np.mean([bought[item] >= bought[most[-1]] for item in user]))
+    assert row["coverage@10"] == pytest.approx(len(shown) / len(sold), abs=0.03)
+    assert row["novelty@10"] == pytest.approx(np.mean(bits), abs=0.01)
+    assert row["popular@10"] <= np.mean(popular) + 1e-9, "of equals at the border not all are in the tenth"
+    assert row["worst"] is None, "with a dozen users a merchant is not the worst of all, but luck"
+    monkeypatch.setattr(at_merchants_module, "FEWEST", 1)
+    worst = next(row for row in again(federation, run)["rows"] if row["name"] == FEDERATED)["worst"]
+    assert worst["ndcg@10"] == pytest.approx(min(one["federated"] for one in results["merchants"]["merchants"]))
 
 
 def test_sizes_and_the_sum_hold_together(ran: Ran) -> None:

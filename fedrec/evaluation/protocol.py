@@ -26,7 +26,7 @@ from fedrec.model.towers import Scoring, log_prior, user_vectors
 
 __all__ = [
     "DECAYS", "PRIOR_WEIGHTS", "EvaluationSet", "Group", "baskets_ago", "calibrate", "evaluate", "evaluate_popularity",
-    "group_of", "joined", "metrics_of", "ranks_of", "scored", "summarise",
+    "group_of", "is_calibration", "joined", "metrics_of", "ranks_of", "scored", "summarise",
 ]  # fmt: skip
 
 DECAYS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
@@ -100,7 +100,7 @@ class EvaluationSet:
         parts: dict[bool, list[Group]] = {False: [], True: []}
         left_out = {False: 0, True: 0}
         for group in central.groups:
-            chosen = np.array([_is_calibration(name, calibration_share, seed) for name in group.histories.user_ids])
+            chosen = np.array([is_calibration(name, calibration_share, seed) for name in group.histories.user_ids])
             for calibration in (False, True):
                 built, without = group_of(group, np.flatnonzero(chosen == calibration), history, repeats)
                 left_out[calibration] += without
@@ -237,7 +237,8 @@ def baskets_ago(user: np.ndarray, baskets: np.ndarray) -> np.ndarray:
     return number[np.searchsorted(user, user, side="right") - 1] - number
 
 
-def _is_calibration(user: str, share: float, seed: int) -> bool:
+def is_calibration(user: str, share: float, seed: int) -> bool:
+    """Whether a central user serves to choose and is measured nowhere: by a hash, the same in every table of a seed."""
     digest = hashlib.blake2b(f"{seed}\0{user}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < share
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,16 +18,16 @@ from torch.nn.functional import normalize
 
 from fedrec.data import CentralGroup, Histories
 from fedrec.data.roles import Roles
-from fedrec.evaluation import PerUser
+from fedrec.evaluation import PerUser, lists_of
 from fedrec.evaluation.protocol import Group, group_of, joined, metrics_of
 from fedrec.model.adapter import Arrays
 from fedrec.model.towers import Scoring, centred, log_prior, role_table
-from fedrec.recommender.blend import Blend, Fold, TextPart, choose_blend, held_items, measure
+from fedrec.recommender.blend import Blend, Fold, TextPart, choose_blend, held_items, scores
 from fedrec.recommender.own_layer import OwnLayer, bought_by, choose_kind
 
 __all__ = [
-    "ALONE", "FEDERATED", "HERE", "ROWS", "SERVED", "TEXT", "Contender", "Entry", "Received", "choices", "contenders",
-    "folds_of", "plain_part", "popularity_here", "run_contest", "trained_part", "users_as_group",
+    "ALONE", "FEDERATED", "HERE", "HERE_ROWS", "ROWS", "SERVED", "TEXT", "WITH_COUNTS", "Contender", "Entry", "Received",
+    "choices", "contenders", "folds_of", "plain_part", "popularity_here", "run_contest", "trained_part", "users_as_group",
 ]  # fmt: skip
 
 HERE, THEIRS = "own", "federation"
@@ -35,7 +36,9 @@ POPULARITY, TEXT, LAYER = "popularity here", "text, untrained", "own layer"
 ALONE = "alone: text + own layer + popularity here"
 WITH_COUNTS = "alone + the federation's popularity"
 SERVED, FEDERATED = "federated text", "federated + own layer"
-ROWS = (POPULARITY, TEXT, LAYER, ALONE, WITH_COUNTS, SERVED, FEDERATED)
+HERE_ROWS = (POPULARITY, TEXT, LAYER, ALONE)
+"""What needs nothing of the federation."""
+ROWS = (*HERE_ROWS, WITH_COUNTS, SERVED, FEDERATED)
 FOLDS = 3
 MOST_CHOOSERS = 600
 """Users of all folds together on whom a choice is made: more of them cost time and change nothing."""
@@ -79,11 +82,13 @@ class Entry:
         blend: the weights that were chosen for it, where it has some.
         metrics: None where nobody was measured.
         layer: the own layer beside it, that of those who train; None where nobody was measured.
+        lists: (users, k) what each measured user is shown, as `lists_of` has it; None where nobody was measured.
     """
 
     blend: Blend | None
     metrics: PerUser | None
     layer: OwnLayer | None = None
+    lists: np.ndarray | None = None
 
 
 def popularity_here(histories: Histories, items: int) -> np.ndarray:
@@ -211,12 +216,18 @@ def run_contest(
         return {name: Entry(blend, None) for name, blend in blends.items()}
     layers = {strength: kind.fit(bought, strength) for strength in {blend.strength for blend in blends.values()}}
     counts = popularity_here(known, items)
-    listed = [metrics_of(block, np.broadcast_to(counts, (len(block.items), items)), k) for block in measured.blocks()]
-    layer = layers[blends[ALONE].strength]
-    own = [metrics_of(block, layer.scores(held_items(block)), k) for block in measured.blocks()]
-    found = {POPULARITY: Entry(None, joined(listed)), LAYER: Entry(None, joined(own))}
+    layer, blocks = layers[blends[ALONE].strength], list(measured.blocks())
+
+    def entry(score: Callable[[Group], np.ndarray], blend: Blend | None = None, beside: OwnLayer | None = None) -> Entry:
+        found = [(metrics_of(block, values, k), lists_of(block, values, k)) for block in blocks for values in [score(block)]]
+        metrics, lists = zip(*found, strict=True)
+        return Entry(blend, joined(list(metrics)), beside, np.concatenate(lists))
+
+    found = {
+        POPULARITY: entry(lambda block: np.broadcast_to(counts, (len(block.items), items))),
+        LAYER: entry(lambda block: layer.scores(held_items(block))),
+    }
     for name, one in entered.items():
-        blend = blends[name]
-        layer = layers[blend.strength]
-        found[name] = Entry(blend, measure(measured, one.part, layer, blend, k), layer)
+        blend, beside = blends[name], layers[blends[name].strength]
+        found[name] = entry(partial(scores, part=one.part, layer=beside, blend=blend), blend, beside)
     return {name: found[name] for name in ROWS if name in found}
