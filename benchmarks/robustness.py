@@ -46,6 +46,8 @@ __all__ = ["garbled", "main"]
 
 MERCHANTS, HOLDOUT = 8, 0.2
 NONE, TYPOS = "none", "typos"
+HONEST = "honest-run"
+"""Folder of the last run of the mean without an attack, whose text is ranked under typing errors."""
 VARIANTS: dict[str, tuple[float, bool]] = {
     "as they are": (0.0, False),
     "a typing error in a tenth of the words": (0.1, False),
@@ -83,7 +85,8 @@ def main() -> None:
             labels = {"rule": rule, "attack": attack, "hostile": hostile}
             _piece(args.out, name, lambda: {**labels, **attacked(args.out, federation, config, attack, hostile)})  # noqa: B023
             _write(args.out)
-    _piece(args.out, f"{TYPOS}-{args.seed}", lambda: under_typos(args.out, federation, args.seed))
+    if (args.out / HONEST).exists():
+        _piece(args.out, f"{TYPOS}-{args.seed}", lambda: under_typos(args.out, federation, args.seed))
     _write(args.out)
 
 
@@ -136,8 +139,8 @@ def attacked(out: Path, federation: Path, config: RunConfig, attack: str, hostil
     shown = exposure(CentralEvaluator(central, config, encoder), state, scoring, central.catalogue.item_ids.index(item))
     rows = {row["name"]: row for row in at_merchants(federation, config, encoder, state, scoring)["rows"]}
     if not names and config.aggregation == "mean":
-        shutil.rmtree(out / "honest-run", ignore_errors=True)
-        shutil.copytree(run, out / "honest-run")
+        shutil.rmtree(out / HONEST, ignore_errors=True)
+        shutil.copytree(run, out / HONEST)
     return {"text": rows[SERVED], "own": rows[FEDERATED], "exposure": shown, "settings": config.model_dump()}
 
 
@@ -159,7 +162,7 @@ def exposure(evaluator: CentralEvaluator, state: ServerState, scoring: Scoring, 
 
 def under_typos(out: Path, federation: Path, seed: int) -> dict[str, Any]:
     """NDCG of the untrained and the federated text where titles are garbled as they are ranked, and were not in training."""
-    folder = RunFolder.open(out / "honest-run")
+    folder = RunFolder.open(out / HONEST)
     config, state, lines = folder.config, folder.load(), folder.metrics()
     assert state is not None
     encoder, central = load_encoder_for(config, state), load_central(federation)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from benchmarks.hostile import with_purchase
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+
+from benchmarks.hostile import ATTACKS, HostileClients, with_purchase
 from benchmarks.robustness import garbled
+from fedrec import wire
 from fedrec.data import Catalogue
+from fedrec.model.adapter import flat
 
 from .conftest import make_catalogue, make_histories
+from .helpers import PLANNED, make_federation, settings_of, simulate_with
 
 TITLES = Catalogue(("1", "2"), ("grey stone lamp 4 x", "warm linen shirt"))
 
@@ -45,3 +52,26 @@ def test_shuffled_titles_have_the_same_words() -> None:
     found = garbled(TITLES, 0.0, True, 1)
     assert [sorted(text.split()) for text in found.texts] == [sorted(text.split()) for text in TITLES.texts]
     assert found != TITLES
+
+
+def test_each_attack_passes_the_servers_checks_and_is_what_it_says(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """One run, in which one merchant attacks in another way every round."""
+    names, sent = list(ATTACKS), []
+    config = settings_of(
+        tiny_bert_folder, **PLANNED, rounds=len(names), encoder_rounds=0, encoder_layers=0, calibrate=False,
+    )  # fmt: skip
+
+    def tamper(request: Message, context: Context, reply: Message) -> Message:
+        if request.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+            attack = names[int(request.content["task"]["round"]) - 1]
+            reply = HostileClients(lambda *_: reply, config, {"m1"}, attack, "i0")(request, context)
+            sent.append(flat(wire.decode_reply(reply).arrays))
+        return reply
+
+    folder = simulate_with(make_federation(tmp_path), config, tmp_path / "run", tamper)
+    assert all(line["took_part"] == ["m0", "m1", "m2"] for line in folder.metrics())
+    found = dict(zip(names, sent, strict=True))
+    size = {name: float(np.linalg.norm(value)) for name, value in found.items()}
+    assert size["push"] == pytest.approx(size["sign flip"], rel=1e-4)
+    for name in set(names) - {"push", "sign flip"}:
+        assert size[name] == pytest.approx(9.9 * size["push"], rel=1e-4), name
