@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -121,7 +122,7 @@ class PrivateLora(Strategy):
             like = {wire.HISTOGRAM: np.zeros(len(keys), dtype=np.float32)}
             self._asked = messages
             replies = grid.send_and_receive(messages, timeout=timeout)
-            for reply in self._usable(replies, like, "float32", HISTOGRAM_BOUND, sigma, 0):
+            for reply in self._usable(replies, like, "float32", lambda _: HISTOGRAM_BOUND, sigma, 0):
                 total += reply.arrays[wire.HISTOGRAM]
             self.informed.clear()
         # A count below the noise of one merchant says nothing; it stands for "rare".
@@ -154,10 +155,15 @@ class PrivateLora(Strategy):
         """
         task = self.task(server_round + self.offset)
         like = of_part(self.state.trained, task.part)
-        used = list(self._usable(replies, like, task.update_code, self._most(like), task.noise_multiplier, task.round))
+        norms = partial(self._honest_norm, task, sum(value.size for value in like.values()))
+        usable = self._usable(
+            replies, like, task.update_code, lambda reply: SLACK * norms(reply), task.noise_multiplier, task.round
+        )
+        used = list(usable)
         trained, optimizer = self.state.trained, self.state.optimizer
         if len(used) >= self.config.min_merchants:
-            updates = self._updates(used, task, like)
+            arrays = [reply.arrays for reply in used]
+            updates = Updates(arrays, self._weights(used), [norms(reply) for reply in used], self.config.byzantine)
             update = combine(self.config.aggregation, updates)
             rate = self.config.server_learning_rate if task.part == "heads" else self.config.encoder_learning_rate
             noise = noise_in_mean([self._noise(task, reply) for reply in used], updates.weights)
@@ -244,18 +250,15 @@ class PrivateLora(Strategy):
         declared = [float(reply.statement.population) for reply in used]
         return [min(one, 10 * float(np.median(declared))) for one in declared]
 
-    def _most(self, like: Arrays) -> float:
-        return SLACK * self._honest_norm(like, self.config.min_lot)
-
-    def _honest_norm(self, like: Arrays, lot: float) -> float:
-        task = self.task(self.state.round + 1)
+    def _honest_norm(self, task: RoundTask, numbers: int, reply: wire.Reply) -> float:
+        # By the population that the merchant declares: who declares few is allowed the noise of few, but then weighs little.
         return honest_norm(
             steps=task.local_steps,
             learning_rate=task.learning_rate,
             clip_norm=task.clip_norm,
             noise_multiplier=task.noise_multiplier,
-            numbers=sum(value.size for value in like.values()),
-            lot=lot,
+            numbers=numbers,
+            lot=max(expected_lot(task, reply.statement.population), self.config.min_lot),
         )
 
     def _noise(self, task: RoundTask, reply: wire.Reply) -> float:
@@ -268,13 +271,14 @@ class PrivateLora(Strategy):
             lot=max(expected_lot(task, reply.statement.population), self.config.min_lot),
         )
 
-    def _updates(self, used: list[wire.Reply], task: RoundTask, like: Arrays) -> Updates:
-        lots = [max(expected_lot(task, reply.statement.population), self.config.min_lot) for reply in used]
-        norms = [self._honest_norm(like, lot) for lot in lots]
-        return Updates([reply.arrays for reply in used], self._weights(used), norms, self.config.byzantine)
-
     def _usable(
-        self, replies: Iterable[Message], like: Arrays, code: UpdateCode, most: float, sigma: float, number: int
+        self,
+        replies: Iterable[Message],
+        like: Arrays,
+        code: UpdateCode,
+        most: Callable[[wire.Reply], float],
+        sigma: float,
+        number: int,
     ) -> Iterable[wire.Reply]:
         """The replies that count, decoded; the others are recorded with the reason."""
         for node, reply in self.heard(replies):
@@ -285,7 +289,7 @@ class PrivateLora(Strategy):
                     reply = replace(reply, arrays=decode_update(reply.arrays, like))
                 except CodeError as error:
                     fault = str(error)
-            fault = fault or update_fault(reply.arrays, like, most) or self.fault(reply, number, sigma)
+            fault = fault or update_fault(reply.arrays, like, most(reply)) or self.fault(reply, number, sigma)
             if fault:
                 self.record.refused[reply.statement.merchant] = fault
                 continue

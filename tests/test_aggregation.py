@@ -35,6 +35,21 @@ def test_the_mean_is_weighted() -> None:
         assert mean[name].dtype == np.float32
 
 
+def test_the_mean_of_the_products_is_the_product_of_the_mean_because_a_is_shared() -> None:
+    """FFA-LoRA, Sun et al., ICLR 2024, section 3; with an A of each merchant's own it is not."""
+    rng = np.random.default_rng(0)
+    weights, shared = [1.0, 2.0, 5.0], rng.normal(size=(16, 4))
+    updates = [{"B": rng.normal(size=(4, 16)).astype(np.float32)} for _ in weights]
+
+    def of_products(a: list[np.ndarray]) -> np.ndarray:
+        return np.average([one @ update["B"] for one, update in zip(a, updates, strict=True)], axis=0, weights=weights)
+
+    mean = weighted_mean(updates, weights)["B"]
+    assert shared @ mean == pytest.approx(of_products([shared] * 3), abs=1e-6)
+    own = [rng.normal(size=(16, 4)) for _ in weights]
+    assert np.abs(np.average(own, axis=0, weights=weights) @ mean - of_products(own)).max() > 0.1
+
+
 def test_the_mean_of_one_update_is_the_update() -> None:
     assert same(weighted_mean([draw(1)], [7.0]), draw(1))
 
