@@ -14,8 +14,8 @@ from __future__ import annotations
 
 __all__ = ["LEAST_WORTH", "worth_in_users"]
 
-LEAST_WORTH = 10.0
-"""So few users teach nothing that the untrained text and the popularity do not know; see `docs/training.md`."""
+LEAST_WORTH = 1.0
+"""Less than one user would teach is nothing: see `docs/training.md` for what was gained above and below."""
 
 
 def worth_in_users(*, steps: int, lot: float, noise_multiplier: float, numbers: int, sums: float) -> float:
