@@ -14,18 +14,19 @@ from benchmarks.measure import CPU, Way, fastest
 from benchmarks.obvious import Obvious
 from fedrec.config import Part, RunConfig
 from fedrec.data import load_merchant
-from fedrec.model import Arrays, Scoring, TextEncoder, init_base, init_trained, load_encoder
+from fedrec.model import Arrays, Scoring, TextEncoder, centred, init_base, init_trained, load_encoder
 from fedrec.model.adapter import of_part
 from fedrec.privacy import Policy, SeededNoise, clipped_sum
 from fedrec.training import Examples, RoundTask, build_examples, merged, train_round
 from fedrec.training.encoder import EncoderTrainer
+from fedrec.training.heads import HeadsTrainer
 from fedrec.training.sampled import layout
 from simulations.reference import Pooled, local_round
 
 __all__ = ["SHAPE", "Bench", "Shape"]
 
 HEAD_RANK, NEGATIVES, CLIP = 32, 24, 0.1
-BATCHES = (16, 64, 256)
+BATCHES = (64, 256)
 """Users at a time that the obvious way tries, besides all of them."""
 Step = Callable[[Examples], list[torch.Tensor]]
 Batched = Callable[..., list[torch.Tensor]]
@@ -52,7 +53,8 @@ class Bench:
     def __init__(
         self, folder: Path, history: int = 50, encoder_history: int = 12, *, shape: Shape = SHAPE, device: torch.device = CPU
     ) -> None:
-        self.data, self.encoder_history, self.shape, self.device = load_merchant(folder), encoder_history, shape, device
+        self.data, self.shape, self.device = load_merchant(folder), shape, device
+        self.history, self.encoder_history = history, encoder_history
         self.encoder: TextEncoder = load_encoder(
             shape.name, shape.layers, shape.rank, shape.max_tokens, str(device), shape.texts_per_batch
         )
@@ -79,17 +81,13 @@ class Bench:
         return trainer
 
     def ours(self) -> Step:
-        """Clipped sums, our way."""
-        trainer = self.trainer()
+        """Clipped sums of the encoder's gradients, our way."""
+        return _clipped(self.trainer())
 
-        def step(lot: Examples) -> list[torch.Tensor]:
-            total: list[torch.Tensor] = []
-            for gradients in trainer.gradients(lot):
-                sums = clipped_sum(gradients, CLIP)
-                total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
-            return total
-
-        return step
+    def heads(self) -> Step:
+        """Clipped sums of the heads' gradients."""
+        e = centred(self.encoder.embed(self.data.catalogue), self.base)
+        return _clipped(HeadsTrainer(e, self.prior, self.base, self.trained, Scoring(3.0, 0.1, 1.0), events=2 * self.history))
 
     def obvious(self) -> Batched:
         """Clipped sums, the obvious way, so many users at a time."""
@@ -168,6 +166,17 @@ class Bench:
     def _obvious(self) -> Obvious:
         shape, arrays = self.shape, {**self.base, **self.trained}
         return Obvious(shape.name, shape.layers, arrays, self.data.catalogue.texts, shape.rank, shape.max_tokens, self.device)
+
+
+def _clipped(trainer: EncoderTrainer | HeadsTrainer) -> Step:
+    def step(lot: Examples) -> list[torch.Tensor]:
+        total: list[torch.Tensor] = []
+        for gradients in trainer.gradients(lot):
+            sums = clipped_sum(gradients, CLIP)
+            total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
+        return total
+
+    return step
 
 
 def _task(trunk: str, shape: Shape, config: RunConfig) -> RoundTask:

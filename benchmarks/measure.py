@@ -83,7 +83,6 @@ def held(device: torch.device) -> float:
 
 def device_memory(way: Way, device: torch.device, beside: float = 0.0) -> float:
     """MB that a GPU's allocator gives out at most during a turn, weights included, but for `beside`, which others `held`."""
-    way()
     _wait(device)
     torch.cuda.reset_peak_memory_stats(device)
     way()

@@ -106,7 +106,8 @@ def main() -> None:
     from benchmarks import obvious_app
     from simulations.engines import run_flower
 
-    run_flower(obvious_app.server_app, obvious_app.client_app, len(merchant_folders(federation)))
+    device = _config().device
+    run_flower(obvious_app.server_app, obvious_app.client_app, len(merchant_folders(federation)), device=device)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from fedrec.data import Columns
 
-__all__ = ["BASE", "MINILM", "TINY", "EncoderShape", "write_encoder", "write_shop"]
+__all__ = ["BASE", "MINILM", "TINY", "EncoderShape", "item_titles", "purchases", "write_encoder", "write_shop"]
 
 WORDS = 2000
 
@@ -45,32 +45,39 @@ def write_encoder(folder: Path, shape: EncoderShape) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_shop(folder: Path, items: int, users: int, tokens: tuple[int, int] = (7, 35), seed: int = 0) -> None:
-    """A merchant folder whose texts have `tokens` at least and at most, most of them near a third of the way.
-
-    Events a user are spread as at the embedded data's second brand (half of the users have 22 or fewer, a tenth over 100),
-    and items are bought as often as a power law says.
-    """
+def item_titles(items: int, tokens: tuple[int, int], seed: int = 0) -> pd.DataFrame:
+    """A table of items whose texts have `tokens` at least and at most, most of them near a third of the way."""
     rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
     least, most = tokens
     lengths = least + np.round((most - least) * rng.beta(2, 5, items)).astype(int) - 2  # without the two at the ends
     words = rng.integers(0, WORDS, (items, most))
     titles = [" ".join(map(_word, row[:length])) for row, length in zip(words, lengths, strict=True)]
-    ids = np.array([f"i{item}" for item in range(items)])
-    pd.DataFrame({Columns.ITEM: ids, Columns.TITLE: titles}).to_parquet(folder / "items.parquet", index=False)
+    return pd.DataFrame({Columns.ITEM: [f"i{item}" for item in range(items)], Columns.TITLE: titles})
+
+
+def purchases(items: int, users: int, seed: int = 0) -> pd.DataFrame:
+    """A table of events. They are spread over users as at the embedded data's second brand (half of them have 22 or fewer, a
+    tenth over 100), and items are bought as often as a power law says."""
+    rng = np.random.default_rng(seed)
     events = np.clip(rng.lognormal(np.log(22), 1.2, users).astype(int), 4, 400)
     owner = np.repeat(np.arange(users), events)
-    day = np.arange(len(owner)) - np.repeat(np.cumsum(events) - events, events)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(events) - events, events)
     popularity = 1 / np.arange(1, items + 1)
-    bought = pd.DataFrame(
+    table = pd.DataFrame(
         {
             Columns.USER: [f"u{user}" for user in owner],
-            Columns.ITEM: rng.choice(ids, len(owner), p=popularity / popularity.sum()),
-            Columns.TIME: pd.Timestamp("2026-01-01") + pd.to_timedelta(day // 3, unit="D"),  # three to a basket
+            Columns.ITEM: [f"i{item}" for item in rng.choice(items, len(owner), p=popularity / popularity.sum())],
+            Columns.TIME: pd.Timestamp("2026-01-01") + pd.to_timedelta(place // 3, unit="D"),  # three to a basket
         }
-    ).drop_duplicates()
-    bought.to_parquet(folder / "events.parquet", index=False)
+    )
+    return table.drop_duplicates(ignore_index=True)
+
+
+def write_shop(folder: Path, items: int, users: int, tokens: tuple[int, int] = (7, 35)) -> None:
+    """A merchant folder of them; by default its texts are as long as product descriptions of the embedded data."""
+    folder.mkdir(parents=True)
+    item_titles(items, tokens).to_parquet(folder / "items.parquet", index=False)
+    purchases(items, users).to_parquet(folder / "events.parquet", index=False)
 
 
 def _word(number: int) -> str:
