@@ -17,11 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
-from fedrec.model.towers import Scoring, centred
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.devices import moved
+from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
 
 __all__ = ["Pairs", "SampledSoftmax", "layout"]
+
+WIDTH = 32
+"""The least room for a record's own texts, which is doubled until they fit."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,17 @@ class SampledSoftmax:
         prior: (items,) log popularity.
         base: the centre, and the heads' `A`.
         trained: the heads' `B`; without them both roles are the embedding itself.
+        records: how many records are computed at once, empty ones included; 0 for those that there are.
     """
 
-    def __init__(self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device) -> None:
-        self.base, self.scoring, self.device = base, scoring, device
-        self.prior = self._double(prior) * scoring.prior_weight
-        self.heads = {role: self._double(trained[name]) for role, name in HEAD_B.items() if name in trained}
+    def __init__(
+        self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device, records: int = 0
+    ) -> None:
+        self.scoring, self.device, self.records = scoring, device, records
+        self.prior = prior.astype(np.float64) * scoring.prior_weight
+        double = {name: torch.as_tensor(value, device=device).double() for name, value in {**base, **trained}.items() if "lora_" not in name}
+        self.centre, self.low = double[CENTRE], double.get(HEAD_A)
+        self.heads = {role: double[name] for role, name in HEAD_B.items() if name in trained}
 
     def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples, negatives: np.ndarray) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, float64 of shape (records,).
@@ -57,30 +66,98 @@ class SampledSoftmax:
             shared: (records, N, hidden) negatives.
             negatives: (N,) which items they are.
         """
-        e = centred(own.double(), self.base)
-        history, candidate = self._role(e, "history"), self._role(e, "candidate")
-        # What stands for no event is nobody's text: a derivative that is not finite must stay with its record.
-        history = torch.cat([history, history.new_zeros(1, history.shape[1])])
-        against = self._role(centred(shared.double(), self.base), "candidate")
-        weights = self._double(pairs.weights)
-        users = normalize(torch.bmm(weights, history[torch.as_tensor(pairs.history)]), dim=-1)  # (records, P, hidden)
-        others = torch.bmm(users, against.mT)  # (records, P, N)
-        others = self.scoring.temperature * others + self.prior[torch.as_tensor(negatives)]
-        record, position, item = torch.as_tensor(chunk.target, device=self.device).T
-        hits = (users[record, position] * candidate[torch.as_tensor(pairs.target)]).sum(-1)  # (targets,)
-        hits = self.scoring.temperature * hits + self.prior[item]
-        masked = torch.as_tensor(_masked(chunk, negatives, pairs.weights.shape[1]), device=self.device)
-        logits = torch.cat([hits[:, None], others.masked_fill(masked, -1e9)[record, position]], dim=1)  # (targets, 1 + N)
-        losses = (torch.logsumexp(logits, dim=1) - hits) * self._double(chunk.target_weight)
-        return losses.new_zeros(len(chunk)).index_add(0, record, losses)
+        counts = np.bincount(pairs.record, minlength=len(chunk))
+        # A record has room for its own texts by their number alone: how a product is rounded depends on its shape.
+        widths = WIDTH << np.ceil(np.log2(np.maximum(counts, WIDTH) / WIDTH)).astype(np.int64)
+        masked = _masked(chunk, negatives, pairs.weights.shape[1])
+        out = own.new_zeros(len(chunk), dtype=torch.float64)
+        for width in np.unique(widths):
+            records = np.flatnonzero(widths == width)
+            size = max(len(records), self.records)
+            slots = _slots(pairs, chunk, records, int(width), size)
+            texts = own.new_zeros(size * slots.width, own.shape[1]).index_copy(0, self._moved(slots.at), own[self._moved(slots.pair)])
+            rows = self._moved(records)
+            others = shared if size == len(shared) else shared.new_zeros(size, *shared.shape[1:]).index_copy(
+                0, self._moved(np.arange(len(records))), shared[rows]
+            )
+            hidden = np.zeros((size, *masked.shape[1:]), dtype=bool)
+            hidden[: len(records)] = masked[records]
+            losses = self._losses(texts.double().unflatten(0, (size, -1)), others.double(), slots, hidden, negatives)
+            out = out.index_copy(0, rows, losses[: len(records)])
+        return out
+
+    def _losses(self, own: Tensor, shared: Tensor, slots: _Slots, masked: np.ndarray, negatives: np.ndarray) -> Tensor:
+        """(records,) from (records, K, hidden) and (records, N, hidden)."""
+        e = normalize(own - self.centre, dim=-1)
+        # Where there is no text is nobody's: what is not finite must stay with its record.
+        empty = self._moved(slots.empty)[:, :, None]
+        history, candidate = (self._role(e, role).masked_fill(empty, 0.0) for role in ("history", "candidate"))
+        against = self._role(normalize(shared - self.centre, dim=-1), "candidate")
+        users = normalize(torch.bmm(self._moved(slots.weights), history), dim=-1)  # (records, P, hidden)
+        prior = self._moved(self.prior[slots.item])[:, None], self._moved(self.prior[negatives])
+        hits = self.scoring.temperature * torch.bmm(users, candidate.mT) + prior[0]  # (records, P, K)
+        others = self.scoring.temperature * torch.bmm(users, against.mT) + prior[1]  # (records, P, N)
+        total = torch.logsumexp(others.masked_fill(self._moved(masked), -1e9), dim=-1, keepdim=True)
+        return ((torch.logaddexp(hits, total) - hits) * self._moved(slots.wanted)).sum((1, 2))
 
     def _role(self, e: Tensor, role: str) -> Tensor:
         if role not in self.heads:
             return e
-        return normalize(e + (e @ self._double(self.base[HEAD_A])) @ self.heads[role], dim=-1)
+        return normalize(e + (e @ self.low) @ self.heads[role], dim=-1)
 
-    def _double(self, values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, device=self.device).double()
+    def _moved(self, values: np.ndarray) -> Tensor:
+        return moved(values, self.device)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Some records' own texts in K places a record, records that are empty after them.
+
+    Attributes:
+        pair, at: (pairs,) which pairs they are, and their places among (records * K).
+        empty: (records, K) bool, where there is no text.
+        item: (records, K) items, 0 where there is none.
+        weights: (records, P, K) float64, how much of each text is pooled.
+        wanted: (records, P, K) float64, how much each counts as a target.
+    """
+
+    pair: np.ndarray
+    at: np.ndarray
+    empty: np.ndarray
+    item: np.ndarray
+    weights: np.ndarray
+    wanted: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return self.item.shape[1]
+
+
+def _slots(pairs: Pairs, chunk: Examples, records: np.ndarray, width: int, size: int) -> _Slots:
+    number = np.full(len(chunk) + 1, -1)
+    number[records] = np.arange(len(records))
+    counts = np.bincount(pairs.record, minlength=len(chunk))
+    place = np.arange(len(pairs.text)) - np.repeat(np.cumsum(counts) - counts, counts)
+    pair = np.flatnonzero(number[pairs.record] >= 0)
+    at = number[pairs.record[pair]] * width + place[pair]
+    item, empty = np.zeros(size * width, dtype=np.int64), np.ones(size * width, dtype=bool)
+    item[at], empty[at] = pairs.text[pair], False
+
+    positions = pairs.weights.shape[1]
+
+    def spread(record: np.ndarray, position: np.ndarray, of: np.ndarray, values: np.ndarray) -> np.ndarray:
+        where = (number[record] * positions + position) * width + place[of]
+        return np.bincount(where, values, size * positions * width).reshape(size, positions, width)
+
+    record, event = np.nonzero((pairs.history < len(pairs.text)) & (number[:-1] >= 0)[:, None])
+    owner, position = np.repeat(record, positions), np.tile(np.arange(positions), len(record))
+    event = np.repeat(event, positions)
+    weights = spread(owner, position, pairs.history[owner, event], pairs.weights[owner, position, event])
+    target = np.flatnonzero(number[chunk.target[:, 0]] >= 0)
+    record, position = chunk.target[target, 0], chunk.target[target, 1]
+    wanted = spread(record, position, pairs.target[target], chunk.target_weight[target])
+    return _Slots(pair, at, empty.reshape(size, width), item.reshape(size, width), weights, wanted)
 
 
 def layout(chunk: Examples, history: int) -> Pairs:
