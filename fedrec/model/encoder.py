@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.cache import States, TrunkCache
-from fedrec.model.devices import moved
+from fedrec.model.devices import Resident, moved
 from fedrec.model.encoder_files import PACKAGED, encoder_folder, files_digest, files_seen
 from fedrec.model.pretrained import load_bert, tokenizer_identity
 from fedrec.model.shapes import Shapes
@@ -124,6 +125,7 @@ class TextEncoder(nn.Module):
         bert.requires_grad_(False)
         self._embedded: dict[tuple[str, str], Tensor] = {}
         self._cache: TrunkCache | None = None
+        self._resident: WeakKeyDictionary[States, Resident | None] = WeakKeyDictionary()
         self.peft: PeftModel | None = None
         if layers:
             top = list(range(self.boundary, self.boundary + layers))
@@ -208,8 +210,8 @@ class TextEncoder(nn.Module):
         texts = np.arange(len(states)) if texts is None else texts
         out = torch.empty(len(texts), self.hidden, device=self.device)
         with torch.no_grad():
-            for rows in self.batches(states.length[texts]):
-                out[torch.as_tensor(rows, device=self.device)] = self.run_top(*self.gather(states, texts[rows]))
+            for rows in self.shapes.batches(states.length[texts], self._times):
+                out.index_copy_(0, self.moved(rows), self.run_top(*self.gather(states, texts[rows])))
         return out
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -228,18 +230,26 @@ class TextEncoder(nn.Module):
                 self._embedded.pop(next(iter(self._embedded)))
         return self._embedded[key]
 
+    @property
+    def _times(self) -> int:
+        """How much larger than in training a batch may be that nothing is kept of."""
+        return 4 if self.shapes.fixed else 1
+
     def batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
         """Rows in batches of one padded length, for a pass that keeps nothing: see `Shapes`."""
         yield from self.shapes.batches(lengths)
 
     def gather(self, states: States, texts: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Padded hidden states (texts, tokens, hidden) and the mask of real tokens (texts, tokens)."""
-        padded, lengths = states.padded(texts, int(self.shapes.padded(states.length[texts]).max()))
-        mask = torch.as_tensor(np.arange(padded.shape[1]) < lengths[:, None], device=self.device)
-        hidden = torch.from_numpy(padded)
-        if self.device.type == "cuda":  # from pinned memory the copy runs beside what the GPU is doing
-            hidden = hidden.pin_memory().to(self.device, non_blocking=True)
-        return hidden.to(self.device).float(), mask
+        """Padded hidden states (texts, tokens, hidden) float32 and the mask of real tokens (texts, tokens)."""
+        tokens = int(self.shapes.padded(states.length[texts]).max())
+        if self.shapes.fixed:
+            if states not in self._resident:
+                held = sum(one.rows.nbytes for one in self._resident.values() if one is not None)
+                self._resident[states] = Resident.of(states, self.device, held)
+            if (resident := self._resident[states]) is not None:
+                return resident.padded(self.moved(texts), tokens)
+        padded, lengths = states.padded(texts, tokens)
+        return self.moved(padded).float(), self.moved(np.arange(tokens) < lengths[:, None])
 
     def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
@@ -298,7 +308,7 @@ class TextEncoder(nn.Module):
         lengths = np.array([len(ids) for ids in encoded])
         out: list[np.ndarray] = [np.empty(0)] * len(texts)
         with torch.no_grad():
-            for rows in self.batches(lengths):
+            for rows in self.shapes.batches(lengths, self._times):
                 inside = np.arange(self.shapes.padded(lengths[rows]).max()) < lengths[rows][:, None]
                 padded = np.zeros(inside.shape, dtype=np.int64)
                 padded[inside] = np.concatenate([encoded[i] for i in rows])
@@ -307,12 +317,12 @@ class TextEncoder(nn.Module):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
                     for layer in self.bert.encoder.layer[: self.boundary]:
                         hidden = layer(hidden, mask[:, None, None, :])
-                if not self.layers:
-                    hidden, lengths_out = _mean(hidden.float(), mask)[:, None], np.ones(len(rows), int)
+                if self.layers:
+                    real, ends = hidden.half()[mask], np.cumsum(lengths[rows])  # (tokens, hidden)
                 else:
-                    lengths_out = lengths[rows]
-                for i, row, length in zip(rows, hidden.half().cpu().numpy(), lengths_out, strict=True):
-                    out[i] = row[:length]
+                    real, ends = _mean(hidden.float(), mask).half(), np.arange(len(rows)) + 1
+                for i, row in zip(rows, np.split(real.cpu().numpy(), ends[:-1]), strict=True):
+                    out[i] = row
         yield from out
 
 

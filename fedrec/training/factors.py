@@ -81,7 +81,9 @@ class Table:
         Horn and Johnson, Topics in Matrix Analysis, 1991, th. 5.3.4).
         """
         scaled = self.scaled.double()
-        return torch.linalg.eigvalsh(scaled.T @ scaled)[-1].clamp_min(0).sqrt()
+        # On a processor, as the matrix is small.
+        largest = torch.linalg.eigvalsh((scaled.T @ scaled).cpu())[-1].clamp_min(0).sqrt()
+        return largest.to(self.scaled.device)
 
 
 @dataclass(frozen=True)

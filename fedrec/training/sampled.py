@@ -54,9 +54,12 @@ class SampledSoftmax:
     ) -> None:
         self.scoring, self.device, self.records = scoring, device, records
         self.prior = prior.astype(np.float64) * scoring.prior_weight
-        double = {name: torch.as_tensor(value, device=device).double() for name, value in {**base, **trained}.items() if "lora_" not in name}
-        self.centre, self.low = double[CENTRE], double.get(HEAD_A)
-        self.heads = {role: double[name] for role, name in HEAD_B.items() if name in trained}
+        self.centre = self._moved(base[CENTRE]).double()
+        self.heads = {
+            role: (self._moved(base[HEAD_A]).double(), self._moved(trained[name]).double())
+            for role, name in HEAD_B.items()
+            if name in trained
+        }
 
     def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples, negatives: np.ndarray) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, float64 of shape (records,).
@@ -75,14 +78,15 @@ class SampledSoftmax:
             records = np.flatnonzero(widths == width)
             size = max(len(records), self.records)
             slots = _slots(pairs, chunk, records, int(width), size)
-            texts = own.new_zeros(size * slots.width, own.shape[1]).index_copy(0, self._moved(slots.at), own[self._moved(slots.pair)])
-            rows = self._moved(records)
-            others = shared if size == len(shared) else shared.new_zeros(size, *shared.shape[1:]).index_copy(
-                0, self._moved(np.arange(len(records))), shared[rows]
-            )
+            rows, at, pair = (self._moved(values) for values in (records, slots.at, slots.pair))
+            texts = own.new_zeros(size * slots.width, own.shape[1]).index_copy(0, at, own[pair]).double()
+            others = shared
+            if size > len(shared) or len(records) < len(shared):
+                first = torch.arange(len(records), device=self.device)
+                others = shared.new_zeros(size, *shared.shape[1:]).index_copy(0, first, shared[rows])
             hidden = np.zeros((size, *masked.shape[1:]), dtype=bool)
             hidden[: len(records)] = masked[records]
-            losses = self._losses(texts.double().unflatten(0, (size, -1)), others.double(), slots, hidden, negatives)
+            losses = self._losses(texts.unflatten(0, (size, -1)), others.double(), slots, hidden, negatives)
             out = out.index_copy(0, rows, losses[: len(records)])
         return out
 
@@ -103,7 +107,8 @@ class SampledSoftmax:
     def _role(self, e: Tensor, role: str) -> Tensor:
         if role not in self.heads:
             return e
-        return normalize(e + (e @ self.low) @ self.heads[role], dim=-1)
+        a, b = self.heads[role]
+        return normalize(e + (e @ a) @ b, dim=-1)
 
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.device)

@@ -9,8 +9,8 @@ which would keep it for each (user, text).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,12 @@ class Kept(NamedTuple):
 
     def rows(self, rows: Tensor) -> Kept:
         """Of the given texts."""
-        return _map(lambda one: one[0].index_select(0, rows), [self])
+        return cast(Kept, _map(lambda one: one[0].index_select(0, rows), [self]))
 
     @staticmethod
     def joined(parts: Sequence[Kept]) -> Kept:
         """Of all texts of several."""
-        return parts[0] if len(parts) == 1 else _map(torch.cat, parts)
+        return parts[0] if len(parts) == 1 else cast(Kept, _map(torch.cat, parts))
 
 
 class TopLayers:
@@ -117,12 +117,13 @@ class TopLayers:
 class _Weights:
     """A layer's weights and its two passes."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         inside, after = layer.attention.self, layer.attention.output
         self.dtype, self.heads, self.scale = dtype, inside.num_attention_heads, inside.attention_head_size**-0.5
         self.query, self.value = (_cast(lora.base_layer, dtype) for lora in (inside.query, inside.value))
         self.loras = [
-            [part["default"].weight.detach().to(dtype) for part in (lora.lora_A, lora.lora_B)] for lora in (inside.query, inside.value)
+            tuple(part["default"].weight.detach().to(dtype) for part in (lora.lora_A, lora.lora_B))
+            for lora in (inside.query, inside.value)
         ]
         self.key, self.mixed = _cast(inside.key, dtype), _cast(after.dense, dtype)
         self.inner, self.outer = _cast(layer.intermediate.dense, dtype), _cast(layer.output.dense, dtype)
@@ -179,26 +180,27 @@ def _outer(left: Tensor, low: Tensor, texts: int) -> Tensor:
     return torch.bmm(left.mT, low)
 
 
-def _cast(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _cast(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return module.weight.detach().to(dtype), module.bias.detach().to(dtype)
 
 
-def _normed(entered: Tensor, norm: nn.Module) -> tuple[Tensor, _Normed]:
+def _normed(entered: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, _Normed]:
     out, mean, scale = torch.native_layer_norm(entered, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return out, _Normed(entered, mean, scale)
 
 
-def _before_norm(at: Tensor, kept: _Normed, norm: nn.Module) -> Tensor:
+def _before_norm(at: Tensor, kept: _Normed, norm: nn.LayerNorm) -> Tensor:
     wanted = [True, False, False]
-    return torch.ops.aten.native_layer_norm_backward(
+    found: Tensor = torch.ops.aten.native_layer_norm_backward(
         at, kept.entered, norm.normalized_shape, kept.mean, kept.scale, norm.weight, norm.bias, wanted
     )[0]
+    return found
 
 
-def _map(function, parts):  # type: ignore[no-untyped-def]
+def _map(function: Callable[[list[Tensor]], Tensor], parts: Sequence[Any]) -> Any:
     """`function` of the tensors that stand in one place of nested tuples of one form."""
     first = parts[0]
     if isinstance(first, Tensor):
-        return function(parts)
+        return function(list(parts))
     inner = [_map(function, list(same)) for same in zip(*parts, strict=True)]
     return type(first)(*inner) if hasattr(first, "_fields") else tuple(inner)
