@@ -19,9 +19,9 @@ TOKENS_STEP = 4
 """Without fixed shapes a text is padded to a multiple of so many tokens."""
 LEAST_ROWS = 32
 """Fewest tokens that a layer is given at once: products with fewer rows than 16 were found to be rounded otherwise."""
-LEAST_TOKENS = 16
-"""With fixed shapes a text is padded to so many tokens, or twice as many, until it fits."""
-TOKENS_A_TEXT = 128
+LENGTHS = 16, 24, 48, 96, 192, 384
+"""With fixed shapes a text is padded to the first of these, in tokens, that it fits, or to the most there are."""
+TOKENS_A_TEXT = 64
 """With fixed shapes a batch has room for `texts_per_batch` texts of so many tokens, or more of shorter ones."""
 
 
@@ -42,23 +42,22 @@ class Shapes:
     @property
     def texts_per_piece(self) -> int:
         """How many texts of one user are taken together on the way back."""
-        return 4 if self.fixed else 1
+        return 2 if self.fixed else 1
 
     @property
     def records_per_chunk(self) -> int:
-        """Most records whose losses are computed together."""
+        """Most records whose texts go forward together."""
         return 256 if self.fixed else 64
 
     @property
     def records(self) -> int:
-        """How many records are computed together, empty ones included, or 0 for those that there are."""
-        return self.records_per_chunk if self.fixed else 0
+        """How many records' losses are computed together, empty ones included, or 0 for those that there are."""
+        return 64 if self.fixed else 0
 
     def padded(self, lengths: np.ndarray) -> np.ndarray:
         """To how many tokens texts of these lengths are padded: (texts,)."""
         if self.fixed:
-            doublings = np.ceil(np.log2(np.maximum(lengths, LEAST_TOKENS) / LEAST_TOKENS)).astype(np.int64)
-            tokens = LEAST_TOKENS << doublings
+            tokens = np.append(LENGTHS, self.most_tokens)[np.searchsorted(LENGTHS, lengths)]
         else:
             tokens = -(-lengths // TOKENS_STEP) * TOKENS_STEP
         return np.minimum(tokens, self.most_tokens)
@@ -70,12 +69,18 @@ class Shapes:
             return max(1, pieces) * self.texts_per_piece
         return max(self.texts_per_batch, -(-LEAST_ROWS // tokens))
 
-    def filled(self, rows: np.ndarray, tokens: int) -> np.ndarray:
-        """`rows` of texts of so many tokens, and the last of them again until the last batch is as large as it must be."""
-        size = self.texts(tokens)
-        beyond = len(rows) % size
-        least = size if self.fixed else -(-LEAST_ROWS // tokens)
-        return np.append(rows, np.full(least - beyond, rows[-1])) if 0 < beyond < least else rows
+    def filled(self, rows: np.ndarray, tokens: int, capacity: bool = True) -> np.ndarray:
+        """`rows` of texts of so many tokens, and the last of them again until the last batch is as large as it must be.
+
+        With fixed shapes and `capacity` also until the number of batches is a power of two.
+        """
+        size, count = self.texts(tokens), len(rows)
+        if self.fixed:
+            batches = -(-count // size)
+            wanted = size * (1 << (batches - 1).bit_length() if capacity else batches)
+        else:
+            wanted = count + max(0, -(-LEAST_ROWS // tokens) - count % size) if count % size else count
+        return np.append(rows, np.full(wanted - count, rows[-1])) if wanted > count else rows
 
     def batches(self, lengths: np.ndarray, times: int = 1) -> Iterator[np.ndarray]:
         """Texts of these lengths in batches, up to `times` as large, that are padded to one length, which is each text's own."""

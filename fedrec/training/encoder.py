@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from fedrec.model.towers import Scoring
 from fedrec.privacy import PerRecord
 from fedrec.training.examples import Examples
 from fedrec.training.records import Records
-from fedrec.training.sampled import Pairs, SampledSoftmax, layout
+from fedrec.training.sampled import SampledSoftmax, layout
 from fedrec.training.top_layers import Kept, TopLayers
 
 __all__ = ["EncoderTrainer"]
@@ -88,56 +89,71 @@ class EncoderTrainer:
 
     def gradients(self, lot: Examples | Records) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
-        top = TopLayers(self.encoder.top, self.encoder.training_dtype)
+        top = _top_layers(self.encoder)
+        top.update()
         for chunk in self.chunks(lot):
             yield PerRecord(self._gradients(chunk, top))
 
     def _gradients(self, chunk: Examples, top: TopLayers) -> list[Tensor]:
         pairs = layout(chunk, self.history)
         distinct, where = np.unique(np.concatenate([pairs.text, self.negatives]), return_inverse=True)
+        own, shared = np.split(where, [len(pairs.text)])
         pooled, groups = self._forward(distinct, top)
-        own_at, shared_at = np.split(where, [len(pairs.text)])
-        own = pooled[self.encoder.moved(own_at)].requires_grad_(True)  # (pairs, hidden)
-        shared = pooled[self.encoder.moved(shared_at)].expand(len(chunk), -1, -1).requires_grad_(True)  # (records, N, hidden)
-        losses = self.softmax.losses(own, shared, pairs, chunk, self.negatives)
-        upstream = torch.autograd.grad(losses.sum(), (own, shared))
-        at = torch.cat([upstream[0], upstream[1].flatten(0, 1), own.new_zeros(1, own.shape[1])])
-        return self._backward(at, _pairs_of(pairs, chunk, own_at, shared_at), groups, top)
+        at, at_own, at_shared = self.softmax.derivatives(pooled, own, shared, pairs, chunk, self.negatives)
+        asks = np.unique(chunk.target[:, 0])  # the others' gradients are zero
+        keep = np.isin(pairs.record, asks)
+        record = np.concatenate([pairs.record[keep], np.repeat(asks, len(shared))])
+        text = np.concatenate([own[keep], np.tile(shared, len(asks))])
+        source = np.concatenate([at_own[keep], at_shared[asks].ravel()])
+        order = np.argsort(record, kind="stable")
+        return self._backward(at, _Used(record[order], text[order], source[order], len(at) - 1, len(chunk)), groups, top)
 
     def _forward(self, distinct: np.ndarray, top: TopLayers) -> tuple[Tensor, list[_Group]]:
         """The pooled vectors of distinct texts, (texts, hidden), and what their way back needs."""
-        lengths = self.states.length[distinct]
+        padded = self.shapes.padded(self.states.length[distinct])
         pooled = torch.empty(len(distinct), self.encoder.hidden, device=self.encoder.device)
-        found: dict[int, list[tuple[np.ndarray, Kept]]] = {}
-        for rows in self.shapes.batches(lengths):
-            tokens = int(self.shapes.padded(lengths[rows[:1]])[0])
-            filled = self.shapes.filled(rows, tokens)
-            out, kept = top.forward(*self.encoder.gather(self.states, distinct[filled]))
-            pooled.index_copy_(0, self.encoder.moved(rows), out[: len(rows)])
-            found.setdefault(tokens, []).append((rows, kept))
         groups = []
-        for tokens, parts in found.items():
-            rows, kept = zip(*parts, strict=True)
-            groups.append(_Group(np.concatenate(rows), tokens, Kept.joined(kept)))
+        for tokens in np.unique(padded):
+            texts, size = np.flatnonzero(padded == tokens), self.shapes.texts(int(tokens))
+            filled = self.shapes.filled(texts, int(tokens))
+            means, kept = top.forward(*self.encoder.gather(self.states, distinct[filled]), size)
+            pooled.index_copy_(0, self.encoder.moved(texts), means[: len(texts)])
+            groups.append(_Group(texts, int(tokens), kept))
         return pooled, groups
 
-    def _backward(self, at: Tensor, pairs: _Used, groups: list[_Group], top: TopLayers) -> list[Tensor]:
+    def _backward(self, at: Tensor, used: _Used, groups: list[_Group], top: TopLayers) -> list[Tensor]:
         """Each record's gradients, one tensor (records, *shape) a parameter, from derivatives by the pooled vectors."""
-        owners, found = [], []
-        for group in groups:
-            pieces = pairs.pieces(group.texts, self.shapes.texts_per_piece)
+        texts, parameters = self.shapes.texts_per_piece, self.parameters()
+        planned = [used.pieces(group.texts, texts) for group in groups]
+        owner = np.concatenate([pieces.record for pieces in planned])
+        if not len(owner):
+            return [torch.zeros(used.records, *one.shape, device=one.device) for one in parameters]
+        found = torch.empty(len(owner), sum(one.numel() for one in parameters), device=self.encoder.device)
+        start = 0
+        for group, pieces in zip(groups, planned, strict=True):
+            if not len(pieces.record):
+                continue
             size = self.shapes.texts(group.tokens)
-            rows, sources = (self.encoder.moved(self.shapes.filled(one, group.tokens)) for one in (pieces.row, pieces.source))
-            parts = [
-                top.backward(group.kept.rows(some), at.index_select(0, source), self.shapes.texts_per_piece)
-                for some, source in zip(rows.split(size), sources.split(size), strict=True)
-            ]
-            owners.append(pieces.record)
-            found.append([torch.cat(same)[: len(pieces.record)] for same in zip(*parts, strict=True)])
-        owner = np.concatenate(owners)
-        order = self.encoder.moved(np.argsort(owner, kind="stable"))
-        counts = self.encoder.moved(np.bincount(owner, minlength=pairs.records))
-        return [_summed(torch.cat(same), order, counts) for same in zip(*found, strict=True)]
+            index = [self.shapes.filled(one, group.tokens, capacity=False) for one in (pieces.row, pieces.source)]
+            rows = found[start : start + len(pieces.record)].split(size // texts)
+            for some, own in zip(self.encoder.moved(np.stack(index)).split(size, dim=1), rows, strict=True):
+                own.copy_(top.backward(group.kept, at, some, texts)[: len(own)])
+            start += len(pieces.record)
+        order, counts = np.argsort(owner, kind="stable"), np.bincount(owner, minlength=used.records)
+        sums = _summed(found, self.encoder.moved(order), self.encoder.moved(counts))
+        parts = sums.split([one.numel() for one in parameters], dim=1)
+        return [part.reshape(-1, *one.shape) for part, one in zip(parts, parameters, strict=True)]
+
+
+_TOPS: WeakKeyDictionary[TextEncoder, dict[torch.dtype, TopLayers]] = WeakKeyDictionary()
+
+
+def _top_layers(encoder: TextEncoder) -> TopLayers:
+    """One for an encoder and a precision: what it has recorded is of use in every round."""
+    known, dtype = _TOPS.setdefault(encoder, {}), encoder.training_dtype
+    if dtype not in known:
+        known[dtype] = TopLayers(encoder.top, dtype)
+    return known[dtype]
 
 
 class _Pieces(NamedTuple):
@@ -181,21 +197,7 @@ class _Used(NamedTuple):
         return _Pieces(record[first], rows, source)
 
 
-def _pairs_of(pairs: Pairs, chunk: Examples, own: np.ndarray, shared: np.ndarray) -> _Used:
-    """A record's own texts and the negatives, for records that have anything to predict."""
-    count = len(pairs.text)
-    asks = np.unique(chunk.target[:, 0])
-    keep = np.isin(pairs.record, asks)
-    record = np.concatenate([pairs.record[keep], np.repeat(asks, len(shared))])
-    text = np.concatenate([own[keep], np.tile(shared, len(asks))])
-    of_shared = count + asks[:, None] * len(shared) + np.arange(len(shared))
-    source = np.concatenate([np.flatnonzero(keep), of_shared.ravel()])
-    order = np.argsort(record, kind="stable")
-    return _Used(record[order], text[order], source[order], count + len(chunk) * len(shared), len(chunk))
-
-
 def _summed(pieces: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """Sums of each record's pieces, one after the other: (records, *shape)."""
-    rows = pieces.flatten(1).index_select(0, order)
-    sums = torch.segment_reduce(rows, "sum", lengths=counts, axis=0, unsafe=True, initial=0.0)
-    return sums.unflatten(1, pieces.shape[1:])
+    """Sums of each record's pieces, one after the other: (records, numbers)."""
+    rows = pieces.index_select(0, order)
+    return torch.segment_reduce(rows, "sum", lengths=counts, axis=0, unsafe=True, initial=0.0)

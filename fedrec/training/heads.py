@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import embedding
 
 from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
 from fedrec.model.devices import moved
+from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
 from fedrec.training.factors import OWN, HeadGradients, RecordGradients, Table, common_items, strongest
@@ -32,6 +34,7 @@ TIMES, RECORDS = 64, 1024
 """On a GPU the bounds are so many times as large, and so many records are computed at once, or what the bounds allow."""
 MOST_RANK = 1000
 """Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
+_GRAPHS = Graphs(kept=True)
 
 
 class Head(nn.Module):
@@ -53,6 +56,8 @@ class Head(nn.Module):
         z = self.e + self.ea @ self.weight
         length = z.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         table = Table(z / length, self.ea / length, common_items(len(z)))
+        if not table.whole:
+            table = replace(table, known_spread=table.spread)
         if not (torch.isfinite(table.unit).all() and torch.isfinite(table.scaled).all()):
             raise ValueError("the heads of this adapter are not finite over the catalogue")
         return table
@@ -163,51 +168,44 @@ class HeadsTrainer:
         return moved(values, self.offset.device)
 
     def _scores(self, chunk: Examples, history: Table, candidate: Table) -> _Scores:
-        items, weights = self._moved(chunk.items), self._moved(chunk.weights)
-        used = embedding(items, history.unit)  # (records, L, hidden); several times faster than indexing
-        pooled = weights @ used  # (records, P, hidden)
-        length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        users = pooled / length
-        cosines = users @ candidate.unit.T  # (records, P, items)
-        logits = torch.add(self.offset, cosines, alpha=self.scoring.temperature)
-        return _Scores(items, weights, used, length, users, cosines, logits)
+        scale, given = self.scoring.temperature, (self._moved(chunk.items), self._moved(chunk.weights), self.offset)
+        if not self.fixed:
+            return _scored(*given, history, candidate, temperature=scale)
+
+        def function(items: Tensor, weights: Tensor, offset: Tensor, *parts: Tensor) -> _Scores:
+            half = len(parts) // 2
+            return _scored(items, weights, offset, _table(*parts[:half]), _table(*parts[half:]), temperature=scale)
+
+        tables = [part for table in (history, candidate) for part in (table.unit, table.scaled, table.known_spread)]
+        return cast(_Scores, _GRAPHS(("scores", scale), function, [*given, *(part for part in tables if part is not None)]))
 
     @torch.no_grad()
     def _gradients(self, chunk: Examples, count: int, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
-        scores = self._scores(chunk, history, candidate)
-        users, cosines, weights = scores.users, scores.cosines, scores.weights
-        at_cosines = _at_logits(scores.logits, chunk).mul_(self.scoring.temperature)  # (records, P, items)
-        at_users = at_cosines @ candidate.unit
-        left = at_cosines @ candidate.scaled  # (records, P, rank)
-        product = at_cosines.mul_(cosines)
-        # The inner product of `users` and `at_users`, summed over the items instead.
-        right = at_users.addcmul_(users, product.sum(-1, keepdim=True), value=-1)
-        along = product.sum(1)  # (records, items)
-        cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2), dtype=torch.float64)
-        own = strongest(along, self._moved(_targets(chunk)), candidate)
-        of_candidate = HeadGradients(left, users, along, cross, own, candidate, count)
+        scores, scale = self._scores(chunk, history, candidate), self.scoring.temperature
+        given = self._moved(_targets(chunk)), _at_logits(scores.logits, chunk)
+        if not self.fixed:
+            of_history, of_candidate = _factors(*given, scores, temperature=scale)
+        else:
 
-        size = right.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # (records, P, 1)
-        right = right.div_(size)
-        size = size / scores.length
-        scaled = embedding(scores.items, history.scaled)  # (records, L, rank)
-        left = (weights @ scaled) * size
-        projected = right @ scores.used.mT  # (records, P, L)
-        own_along = (projected * weights * size).sum(1)  # (records, L)
-        cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1, dtype=torch.float64)
-        along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
-        own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
-        return HeadGradients(left, right, along, cross, own, history, count), of_candidate
+            def function(targets: Tensor, at_logits: Tensor, scores: _Scores) -> list[HeadGradients]:
+                # Tables that have nothing in store, or what they have would be recorded as it is now; and what is written to.
+                fresh = scores._replace(tables=tuple(map(replace, scores.tables)), cosines=scores.cosines.clone())
+                return _factors(targets, at_logits, fresh, temperature=scale)
+
+            found = _GRAPHS(("factors", scale), function, given, scores)
+            # What is there is overwritten for the next chunk.
+            of_history, of_candidate = (head.copied(own) for head, own in zip(found, (history, candidate), strict=True))
+        return replace(of_history, count=count), replace(of_candidate, count=count)
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """A chunk's forward pass.
+class _Scores(NamedTuple):
+    """A chunk's forward pass, and what it was made of.
 
     Attributes:
         items: (records, L).
         weights: (records, P, L) pooling weights.
         used: (records, L, hidden) embeddings that are pooled.
+        tables: of the history head and of the candidate head.
     """
 
     items: Tensor
@@ -217,6 +215,50 @@ class _Scores:
     users: Tensor
     cosines: Tensor
     logits: Tensor
+    tables: tuple[Table, ...]
+
+
+def _table(unit: Tensor, scaled: Tensor, spread: Tensor | None = None) -> Table:
+    return Table(unit, scaled, common_items(len(unit)), spread)
+
+
+def _scored(items: Tensor, weights: Tensor, offset: Tensor, history: Table, candidate: Table, temperature: float) -> _Scores:
+    used = embedding(items, history.unit)  # (records, L, hidden); several times faster than indexing
+    pooled = weights @ used  # (records, P, hidden)
+    length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    users = pooled / length
+    cosines = users @ candidate.unit.T  # (records, P, items)
+    logits = torch.add(offset, cosines, alpha=temperature)
+    return _Scores(items, weights, used, length, users, cosines, logits, (history, candidate))
+
+
+def _factors(targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: float) -> tuple[HeadGradients, HeadGradients]:
+    """Of the history head and of the candidate head, with their norms; what it is given is overwritten."""
+    history, candidate = scores.tables
+    users, cosines, weights = scores.users, scores.cosines, scores.weights
+    at_cosines = at_logits.mul_(temperature)  # (records, P, items)
+    at_users = at_cosines @ candidate.unit
+    left = at_cosines @ candidate.scaled  # (records, P, rank)
+    product = at_cosines.mul_(cosines)
+    # The inner product of `users` and `at_users`, summed over the items instead.
+    right = at_users.addcmul_(users, product.sum(-1, keepdim=True), value=-1)
+    along = product.sum(1)  # (records, items)
+    cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2), dtype=torch.float64)
+    own = strongest(along, targets, candidate)
+    of_candidate = HeadGradients(left, users, along, cross, own, candidate)
+
+    size = right.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # (records, P, 1)
+    right = right.div_(size)
+    size = size / scores.length
+    scaled = embedding(scores.items, history.scaled)  # (records, L, rank)
+    left = (weights @ scaled) * size
+    projected = right @ scores.used.mT  # (records, P, L)
+    own_along = (projected * weights * size).sum(1)  # (records, L)
+    cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1, dtype=torch.float64)
+    along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
+    own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
+    of_history = HeadGradients(left, right, along, cross, own, history)
+    return of_history.with_norms(), of_candidate.with_norms()
 
 
 def _targets(chunk: Examples) -> np.ndarray:

@@ -10,7 +10,10 @@ out goes into bf16, where a last bit may become the first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from torch.nn.functional import normalize
 
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.devices import moved
+from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
 
@@ -26,6 +30,7 @@ __all__ = ["Pairs", "SampledSoftmax", "layout"]
 
 WIDTH = 32
 """The least room for a record's own texts, which is doubled until they fit."""
+_GRAPHS = Graphs(kept=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class SampledSoftmax:
         prior: (items,) log popularity.
         base: the centre, and the heads' `A`.
         trained: the heads' `B`; without them both roles are the embedding itself.
-        records: how many records are computed at once, empty ones included; 0 for those that there are.
+        records: how many records' derivatives are computed at once, empty ones included; 0 for those that there are.
     """
 
     def __init__(
@@ -54,12 +59,8 @@ class SampledSoftmax:
     ) -> None:
         self.scoring, self.device, self.records = scoring, device, records
         self.prior = prior.astype(np.float64) * scoring.prior_weight
-        self.centre = self._moved(base[CENTRE]).double()
-        self.heads = {
-            role: (self._moved(base[HEAD_A]).double(), self._moved(trained[name]).double())
-            for role, name in HEAD_B.items()
-            if name in trained
-        }
+        roles = [(base[HEAD_A], trained[name]) for name in HEAD_B.values() if name in trained]
+        self.weights = [self._moved(value).double() for value in (base[CENTRE], *(one for role in roles for one in role))]
 
     def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples, negatives: np.ndarray) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, float64 of shape (records,).
@@ -69,100 +70,151 @@ class SampledSoftmax:
             shared: (records, N, hidden) negatives.
             negatives: (N,) which items they are.
         """
+        out = own.new_zeros(len(chunk), dtype=torch.float64)
+        for slots in self._slots(pairs, chunk, negatives, 0):
+            records, at, pair = (self._moved(values) for values in (slots.records, slots.at, slots.pair))
+            texts = own.new_zeros(len(records) * slots.shape.own, own.shape[1]).index_copy(0, at, own[pair])
+            losses = _losses(texts, shared[records], self._moved(slots.plan[0]), *self.weights, shape=slots.shape)
+            out = out.index_copy(0, records, losses)
+        return out
+
+    def derivatives(
+        self, pooled: Tensor, own: np.ndarray, shared: np.ndarray, pairs: Pairs, chunk: Examples, negatives: np.ndarray
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The losses' derivatives by each record's own copies of the pooled vectors.
+
+        Args:
+            pooled: (texts, hidden) float32.
+            own, shared: (pairs,) and (N,), which texts they are.
+
+        Returns:
+            Derivatives (rows, hidden) float32, the last row zero; where the pairs' are, (pairs,); and where each record's
+            of the negatives are, (records, N).
+        """
+        against = pooled.index_select(0, self._moved(shared))
+        found, rows = [], 0
+        at_own, at_shared = np.zeros(len(pairs.text), dtype=np.int64), np.zeros((len(chunk), len(shared)), dtype=np.int64)
+        for slots in self._slots(pairs, chunk, negatives, self.records):
+            shape = slots.shape
+            text = np.zeros(len(slots.plan) * shape.records * shape.own, dtype=np.int64)
+            text[slots.at] = own[slots.pair]  # in an empty place is any text: what comes of it is not used
+            texts, plans = self._moved(text).view(len(slots.plan), -1), self._moved(slots.plan)
+            block = shape.records * (shape.own + shape.shared)
+            size = shape.records * shape.own
+            at_own[slots.pair] = rows + slots.at // size * block + slots.at % size
+            number = np.arange(len(slots.records))
+            first = rows + number // shape.records * block + size + number % shape.records * shape.shared
+            at_shared[slots.records] = first[:, None] + np.arange(shape.shared)
+            rows += len(slots.plan) * block
+            for some, plan in zip(texts, plans, strict=True):
+                inputs = (pooled.index_select(0, some), against, plan, *self.weights)
+                found.append(_GRAPHS(shape, partial(_derivatives, shape=shape), inputs).clone())
+        return torch.cat([*found, pooled.new_zeros(1, pooled.shape[1])]), at_own, at_shared
+
+    def _slots(self, pairs: Pairs, chunk: Examples, negatives: np.ndarray, size: int) -> Iterator[_Slots]:
+        """The records by the room that their own texts need, `size` of them in a batch, or all where it is 0."""
         counts = np.bincount(pairs.record, minlength=len(chunk))
         # A record has room for its own texts by their number alone: how a product is rounded depends on its shape.
         widths = WIDTH << np.ceil(np.log2(np.maximum(counts, WIDTH) / WIDTH)).astype(np.int64)
+        place = np.arange(len(pairs.text)) - np.repeat(np.cumsum(counts) - counts, counts)
         masked = _masked(chunk, negatives, pairs.weights.shape[1])
-        out = own.new_zeros(len(chunk), dtype=torch.float64)
         for width in np.unique(widths):
             records = np.flatnonzero(widths == width)
-            size = max(len(records), self.records)
-            slots = _slots(pairs, chunk, records, int(width), size)
-            rows, at, pair = (self._moved(values) for values in (records, slots.at, slots.pair))
-            texts = own.new_zeros(size * slots.width, own.shape[1]).index_copy(0, at, own[pair]).double()
-            others = shared
-            if size > len(shared) or len(records) < len(shared):
-                first = torch.arange(len(records), device=self.device)
-                others = shared.new_zeros(size, *shared.shape[1:]).index_copy(0, first, shared[rows])
-            hidden = np.zeros((size, *masked.shape[1:]), dtype=bool)
-            hidden[: len(records)] = masked[records]
-            losses = self._losses(texts.unflatten(0, (size, -1)), others.double(), slots, hidden, negatives)
-            out = out.index_copy(0, rows, losses[: len(records)])
-        return out
-
-    def _losses(self, own: Tensor, shared: Tensor, slots: _Slots, masked: np.ndarray, negatives: np.ndarray) -> Tensor:
-        """(records,) from (records, K, hidden) and (records, N, hidden)."""
-        e = normalize(own - self.centre, dim=-1)
-        # Where there is no text is nobody's: what is not finite must stay with its record.
-        empty = self._moved(slots.empty)[:, :, None]
-        history, candidate = (self._role(e, role).masked_fill(empty, 0.0) for role in ("history", "candidate"))
-        against = self._role(normalize(shared - self.centre, dim=-1), "candidate")
-        users = normalize(torch.bmm(self._moved(slots.weights), history), dim=-1)  # (records, P, hidden)
-        prior = self._moved(self.prior[slots.item])[:, None], self._moved(self.prior[negatives])
-        hits = self.scoring.temperature * torch.bmm(users, candidate.mT) + prior[0]  # (records, P, K)
-        others = self.scoring.temperature * torch.bmm(users, against.mT) + prior[1]  # (records, P, N)
-        total = torch.logsumexp(others.masked_fill(self._moved(masked), -1e9), dim=-1, keepdim=True)
-        return ((torch.logaddexp(hits, total) - hits) * self._moved(slots.wanted)).sum((1, 2))
-
-    def _role(self, e: Tensor, role: str) -> Tensor:
-        if role not in self.heads:
-            return e
-        a, b = self.heads[role]
-        return normalize(e + (e @ a) @ b, dim=-1)
+            shape = Shape(size or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature)
+            yield _slots(pairs, chunk, records, place, masked, self.prior, negatives, shape)
 
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.device)
 
 
-@dataclass(frozen=True)
-class _Slots:
-    """Some records' own texts in K places a record, records that are empty after them.
+class Shape(NamedTuple):
+    """Of a batch: records, positions, places for a record's own texts, negatives; and the temperature."""
+
+    records: int
+    positions: int
+    own: int
+    shared: int
+    temperature: float
+
+
+class _Slots(NamedTuple):
+    """Some records' own texts in so many places each.
 
     Attributes:
-        pair, at: (pairs,) which pairs they are, and their places among (records * K).
-        empty: (records, K) bool, where there is no text.
-        item: (records, K) items, 0 where there is none.
-        weights: (records, P, K) float64, how much of each text is pooled.
-        wanted: (records, P, K) float64, how much each counts as a target.
+        records: (records,) which.
+        pair, at: (pairs,) which pairs they are, and their places, counted through all batches.
+        plan: (batches, numbers) float64, what `_losses` takes apart.
     """
 
+    records: np.ndarray
     pair: np.ndarray
     at: np.ndarray
-    empty: np.ndarray
-    item: np.ndarray
-    weights: np.ndarray
-    wanted: np.ndarray
-
-    @property
-    def width(self) -> int:
-        """K."""
-        return self.item.shape[1]
+    plan: np.ndarray
+    shape: Shape
 
 
-def _slots(pairs: Pairs, chunk: Examples, records: np.ndarray, width: int, size: int) -> _Slots:
-    number = np.full(len(chunk) + 1, -1)
+def _slots(
+    pairs: Pairs, chunk: Examples, records: np.ndarray, place: np.ndarray, masked: np.ndarray, prior: np.ndarray,
+    negatives: np.ndarray, shape: Shape,
+) -> _Slots:  # fmt: skip
+    size = -(-len(records) // shape.records) * shape.records
+    number = np.full(len(chunk), -1)
     number[records] = np.arange(len(records))
-    counts = np.bincount(pairs.record, minlength=len(chunk))
-    place = np.arange(len(pairs.text)) - np.repeat(np.cumsum(counts) - counts, counts)
     pair = np.flatnonzero(number[pairs.record] >= 0)
-    at = number[pairs.record[pair]] * width + place[pair]
-    item, empty = np.zeros(size * width, dtype=np.int64), np.ones(size * width, dtype=bool)
-    item[at], empty[at] = pairs.text[pair], False
-
-    positions = pairs.weights.shape[1]
+    at = number[pairs.record[pair]] * shape.own + place[pair]
+    priors, empty = np.zeros(size * shape.own), np.ones(size * shape.own)
+    priors[at], empty[at] = prior[pairs.text[pair]], 0
 
     def spread(record: np.ndarray, position: np.ndarray, of: np.ndarray, values: np.ndarray) -> np.ndarray:
-        where = (number[record] * positions + position) * width + place[of]
-        return np.bincount(where, values, size * positions * width).reshape(size, positions, width)
+        where = (number[record] * shape.positions + position) * shape.own + place[of]
+        return np.bincount(where, values, size * shape.positions * shape.own)
 
-    record, event = np.nonzero((pairs.history < len(pairs.text)) & (number[:-1] >= 0)[:, None])
-    owner, position = np.repeat(record, positions), np.tile(np.arange(positions), len(record))
-    event = np.repeat(event, positions)
+    record, event = np.nonzero((pairs.history < len(pairs.text)) & (number >= 0)[:, None])
+    owner, position = np.repeat(record, shape.positions), np.tile(np.arange(shape.positions), len(record))
+    event = np.repeat(event, shape.positions)
     weights = spread(owner, position, pairs.history[owner, event], pairs.weights[owner, position, event])
     target = np.flatnonzero(number[chunk.target[:, 0]] >= 0)
-    record, position = chunk.target[target, 0], chunk.target[target, 1]
-    wanted = spread(record, position, pairs.target[target], chunk.target_weight[target])
-    return _Slots(pair, at, empty.reshape(size, width), item.reshape(size, width), weights, wanted)
+    wanted = spread(chunk.target[target, 0], chunk.target[target, 1], pairs.target[target], chunk.target_weight[target])
+    hidden = np.zeros((size, *masked.shape[1:]))
+    hidden[: len(records)] = masked[records]
+    by_record = np.concatenate([one.reshape(size, -1) for one in (weights, wanted, hidden, priors, empty)], axis=1)
+    by_batch = by_record.reshape(-1, shape.records * by_record.shape[1])
+    plan = np.concatenate([by_batch, np.broadcast_to(prior[negatives], (len(by_batch), shape.shared))], axis=1)
+    return _Slots(records, pair, at, plan, shape)
+
+
+def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: Tensor, shape: Shape) -> Tensor:
+    """(records,) float64 from (records * K, hidden), (records, N, hidden) and what `_slots` has planned."""
+    numbers, prior = plan[: -shape.shared].view(shape.records, -1), plan[-shape.shared :]
+    scored, against = shape.positions * shape.own, shape.positions * shape.shared
+    weights, wanted, masked, priors, empty = numbers.split([scored, scored, against, shape.own, shape.own], dim=1)
+    weights, wanted, masked = (one.unflatten(1, (shape.positions, -1)) for one in (weights, wanted, masked))
+
+    def role(e: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return normalize(e + (e @ a) @ b, dim=-1)
+
+    e = normalize(own.double() - centre, dim=-1).unflatten(0, (shape.records, -1))
+    others = normalize(shared.double() - centre, dim=-1)
+    history, candidate = (role(e, *roles[:2]), role(e, *roles[2:])) if roles else (e, e)
+    others = role(others, *roles[2:]) if roles else others
+    # Where there is no text is nobody's: what is not finite must stay with its record.
+    nobody = empty[:, :, None] != 0
+    history, candidate = history.masked_fill(nobody, 0.0), candidate.masked_fill(nobody, 0.0)
+    users = normalize(torch.bmm(weights.contiguous(), history), dim=-1)  # (records, P, hidden)
+    hits = shape.temperature * torch.bmm(users, candidate.mT) + priors[:, None]  # (records, P, K)
+    scores = shape.temperature * torch.bmm(users, others.mT) + prior  # (records, P, N)
+    total = torch.logsumexp(scores.masked_fill(masked != 0, -1e9), dim=-1, keepdim=True)
+    return ((torch.logaddexp(hits, total) - hits) * wanted).sum((1, 2))
+
+
+def _derivatives(own: Tensor, shared: Tensor, plan: Tensor, *weights: Tensor, shape: Shape) -> Tensor:
+    """By (records * K, hidden) and then by each record's copies of (N, hidden): (records * (K + N), hidden)."""
+    with torch.enable_grad():
+        own = own.detach().requires_grad_(True)
+        copies = shared.detach().expand(shape.records, -1, -1).requires_grad_(True)
+        total = _losses(own, copies, plan, *weights, shape=shape).sum()
+    found = torch.autograd.grad(total, (own, copies))
+    return torch.cat([found[0], found[1].flatten(0, 1)])
 
 
 def layout(chunk: Examples, history: int) -> Pairs:

@@ -10,11 +10,14 @@ which would keep it for each (user, text).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from fedrec.model.graphs import Graphs
 
 __all__ = ["Kept", "TopLayers"]
 
@@ -74,20 +77,46 @@ class TopLayers:
     """BERT layers with LoRA on query and value, of scale 1, with matrix products in `dtype` and all else in float32.
 
     Args:
-        layers: `BertLayer` modules that PEFT has put LoRA into; the weights are taken as they are now.
+        layers: `BertLayer` modules that PEFT has put LoRA into.
     """
 
     def __init__(self, layers: nn.ModuleList, dtype: torch.dtype) -> None:
-        self.dtype, self.layers = dtype, [_Weights(layer, dtype) for layer in layers]
+        self.layers = [_Weights(layer, dtype) for layer in layers]
+        self._ahead, self._back = Graphs(kept=True), Graphs(kept=False)
 
     @torch.no_grad()
-    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Kept]:
-        """The mean over real tokens, (texts, hidden) float32, and what the way back needs.
+    def update(self) -> None:
+        """Take up the LoRA as it is now."""
+        for layer in self.layers:
+            layer.update()
+
+    @torch.no_grad()
+    def forward(self, hidden: Tensor, mask: Tensor, batch: int) -> tuple[Tensor, Kept]:
+        """The mean over real tokens, (texts, hidden) float32, and what the way back needs; both until the next call.
 
         Args:
             hidden: (texts, tokens, hidden) float32.
             mask: (texts, tokens) bool, which are real.
+            batch: how many texts are taken at once.
         """
+        return cast(tuple[Tensor, Kept], self._ahead(batch, partial(self._forward, batch=batch), (hidden, mask)))
+
+    @torch.no_grad()
+    def backward(self, kept: Kept, at: Tensor, index: Tensor, texts: int) -> Tensor:
+        """Each piece's gradients of every `B`, query before value, lowest layer first: (pieces, numbers) float32.
+
+        Args:
+            at: (rows, hidden) float32, derivatives by the means.
+            index: (2, pieces * texts), of the pieces' texts, one piece after the other, which row of `kept` and which of `at`.
+            texts: how many texts are a piece.
+        """
+        return cast(Tensor, self._back(texts, partial(self._backward, texts=texts), (at, index), kept))
+
+    def _forward(self, hidden: Tensor, mask: Tensor, batch: int) -> tuple[Tensor, Kept]:
+        means, kept = zip(*map(self._one_batch, hidden.split(batch), mask.split(batch)), strict=True)
+        return torch.cat(means), Kept.joined(kept)
+
+    def _one_batch(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Kept]:
         kept = []
         for layer in self.layers:
             hidden, of_layer = layer.forward(hidden, mask)
@@ -95,23 +124,16 @@ class TopLayers:
         share = (mask / mask.sum(1, keepdim=True))[:, :, None]
         return (hidden * share).sum(1), Kept(share, tuple(kept))
 
-    @torch.no_grad()
-    def backward(self, kept: Kept, upstream: Tensor, texts: int) -> list[Tensor]:
-        """Each piece's gradients of every `B`, query before value, lowest layer first: (pieces, hidden, rank) float32.
-
-        Args:
-            kept: of the pieces' texts, one piece after the other.
-            upstream: (pieces * texts, hidden) float32, derivatives by the means.
-            texts: how many texts are a piece.
-        """
+    def _backward(self, at: Tensor, index: Tensor, kept: Kept, texts: int) -> Tensor:
         found: list[Tensor] = []
-        at = upstream[:, None] * kept.share  # (pieces * texts, tokens, hidden)
+        kept = kept.rows(index[0])
+        at = at.index_select(0, index[1])[:, None] * kept.share  # (pieces * texts, tokens, hidden)
         for number in reversed(range(len(self.layers))):
             of_layer, layer = kept.layers[number], self.layers[number]
             at, at_query, at_value = layer.backward(of_layer, at, lowest=number == 0)
             lows = (of_layer.query_low, of_layer.value_low)
             found[:0] = [_outer(left, low, texts) for left, low in zip((at_query, at_value), lows, strict=True)]
-        return found
+        return torch.cat([part.flatten(1) for part in found], dim=1)
 
 
 class _Weights:
@@ -121,14 +143,19 @@ class _Weights:
         inside, after = layer.attention.self, layer.attention.output
         self.dtype, self.heads, self.scale = dtype, inside.num_attention_heads, inside.attention_head_size**-0.5
         self.query, self.value = (_cast(lora.base_layer, dtype) for lora in (inside.query, inside.value))
-        self.loras = [
-            tuple(part["default"].weight.detach().to(dtype) for part in (lora.lora_A, lora.lora_B))
-            for lora in (inside.query, inside.value)
+        self.parameters = [
+            [part["default"].weight for part in (lora.lora_A, lora.lora_B)] for lora in (inside.query, inside.value)
         ]
+        self.loras = [[weight.detach().to(dtype) for weight in pair] for pair in self.parameters]
         self.key, self.mixed = _cast(inside.key, dtype), _cast(after.dense, dtype)
         self.inner, self.outer = _cast(layer.intermediate.dense, dtype), _cast(layer.output.dense, dtype)
         self.activation = layer.intermediate.intermediate_act_fn
         self.middle, self.last = after.LayerNorm, layer.output.LayerNorm
+
+    def update(self) -> None:
+        for own, now in zip(self.loras, self.parameters, strict=True):
+            for value, weight in zip(own, now, strict=True):
+                value.copy_(weight)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, _Layer]:
         entered = hidden.to(self.dtype)
