@@ -22,7 +22,8 @@ def test_a_round_on_the_gpu_equals_one_on_the_processor(tiny_bert_folder: Path, 
     updates = []
     for device in ("cpu", "cuda"):
         shop = open_shop(folder, tiny_bert_folder, tmp_path / device)
-        shop = Merchant(shop.name, shop.data, shop.policy, replace(shop.site, model=replace(shop.site.model, device=device)))
+        model = shop.site.model.model_copy(update={"device": device})
+        shop = Merchant(shop.name, shop.data, shop.policy, replace(shop.site, model=model))
         public, trained = public_and_trained(shop)
         reply = shop.train(task(shop, part=part), trained, public)
         assert reply.statement.status == "ok"
