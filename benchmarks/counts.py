@@ -1,6 +1,7 @@
 """What a step asks of a device, counted and not timed: so it can be counted on a processor, where the operators are the same.
 
-* *launches*: operators that compute or copy, views and allocations left out; each is at least one kernel on a GPU.
+* *launches*: operators that compute or copy, views and allocations left out; each is at least one kernel on a GPU. What is
+  recorded as a CUDA graph is counted one by one.
 * *operations* of matrix products, by precision, and *moved*: bytes that the launches read and write, each argument and
   result once. Time on a device is at least the larger of what its rates make of the two.
 * *crossings*: places where a number or an array goes from Python or NumPy to a tensor or back: on a GPU a copy each, and
@@ -11,15 +12,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from fedrec.model.graphs import Graphs
 
 __all__ = ["Counts", "counted"]
 
@@ -60,8 +64,12 @@ class Counts:
 def counted() -> Iterator[Counts]:
     """Count what is done inside, forwards and backwards."""
     found = Counts()
-    with _Operators(found), _Crossings(found):
+    with patch.object(Graphs, "__call__", _one_by_one), _Operators(found), _Crossings(found):
         yield found
+
+
+def _one_by_one(_: Graphs, name: object, function: Callable[..., Any], inputs: Sequence[torch.Tensor], held: Any = ()) -> Any:
+    return function(*inputs, *((held,) if held else ()))
 
 
 class _Operators(TorchDispatchMode):
@@ -80,6 +88,8 @@ class _Operators(TorchDispatchMode):
             return out
         self.found.launches[name] += 1
         tensors = [one for one in tree_leaves((args, kwargs, out)) if isinstance(one, torch.Tensor)]
+        if {one.device.type for one in tensors} == {"cpu", "cuda"}:
+            self.found.crossings[name] += 1
         self.found.moved += sum(one.numel() * one.element_size() for one in tensors)
         if func.overloadpacket in flop_registry:
             precision = str(tensors[0].dtype).removeprefix("torch.")
