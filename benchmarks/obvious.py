@@ -8,6 +8,8 @@ device that is named; the catalogue is tokenised once.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from opacus.grad_sample import GradSampleModule
@@ -79,9 +81,12 @@ class Obvious:
         texts = np.concatenate([pairs.text, np.tile(negatives, len(chunk))])
         record = torch.as_tensor(np.concatenate([pairs.record, np.repeat(np.arange(len(chunk)), len(negatives))]))
         record = record.to(self.device)
-        pooled = self.module(*self.padded(texts))
-        own, shared = pooled[: len(pairs.text)], pooled[len(pairs.text) :].view(len(chunk), len(negatives), -1)
-        softmax.losses(own, shared, pairs, chunk, negatives).sum().backward()
+        with warnings.catch_warnings():
+            # What enters the first layer is data, so it has no gradient; torch warns of that.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            pooled = self.module(*self.padded(texts))
+            own, shared = pooled[: len(pairs.text)], pooled[len(pairs.text) :].view(len(chunk), len(negatives), -1)
+            softmax.losses(own, shared, pairs, chunk, negatives).sum().backward()
         out = []
         for parameter in self.module.parameters():
             if parameter.requires_grad:

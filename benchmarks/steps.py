@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,7 +145,6 @@ def table(found: dict[str, Any]) -> str:
 
 def measure(repeats: int, users: list[int], histories: list[int], device: torch.device) -> dict[str, Any]:
     """All of it on the embedded demo's brand shops."""
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     with tempfile.TemporaryDirectory() as scratch:
         build_demo(Path(scratch), {"epsilon": 8.0, "delta": 1e-5})
         folders = {folder.name: folder for folder in merchant_folders(Path(scratch))}

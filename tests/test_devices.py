@@ -42,6 +42,12 @@ def test_workers_take_the_gpus_in_turn(gpus: list[int]) -> None:
     assert gpus == [0, 1, 2, 0, 1]
 
 
+def test_a_gpu_with_a_number_is_the_process_s_own(gpus: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # there is none to allocate on
+    assert [resolve_device(name) for name in ("cuda:1", "cuda", "cpu")] == [torch.device(n) for n in ("cuda:1", "cuda", "cpu")]
+    assert gpus == [torch.device("cuda:1")]
+
+
 def test_ray_keeps_a_share_of_a_gpu_for_who_computes_on_one(gpus: list[int]) -> None:
     shares = {device: client_resources(device)["num_gpus"] for device in ("auto", "cuda", "cpu")}
     assert shares["cpu"] == 0 and 0 < shares["auto"] == shares["cuda"] < 1

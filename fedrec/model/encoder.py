@@ -51,7 +51,8 @@ def cache_folder() -> Path:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
+    """`auto` is CUDA where there is one. A GPU with a number becomes the process's own: what names none, such as pinned memory
+    and the recording of graphs, is then on it.
 
     Raises:
         InputError: torch knows no such device, or it is not there.
@@ -61,6 +62,8 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})", where="device") from None
     return device
