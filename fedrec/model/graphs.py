@@ -24,7 +24,8 @@ class Graphs:
     """Recorded functions, by name and by the shapes of what they are given.
 
     Args:
-        kept: whether what a call returns is still read after another function's next call; else they share their memory.
+        kept: whether what a call returns is read after a function has been recorded or replayed that it was not `held` for;
+            else they share their memory.
     """
 
     def __init__(self, kept: bool) -> None:

@@ -47,7 +47,12 @@ class Shapes:
     @property
     def records_per_chunk(self) -> int:
         """Most records whose texts go forward together."""
-        return 256 if self.fixed else 64
+        return 512 if self.fixed else 64
+
+    @property
+    def times(self) -> int:
+        """How many times what a processor takes at once a GPU takes."""
+        return 16 if self.fixed else 1
 
     @property
     def records(self) -> int:

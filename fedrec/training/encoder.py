@@ -33,9 +33,9 @@ from fedrec.training.top_layers import Kept, TopLayers
 
 __all__ = ["EncoderTrainer"]
 
-FLOATS_SHARED, FLOATS_PER_RECORD = 4_000_000, 24_000_000
-"""Most numbers of a chunk's copies of the negatives, and most of anything else that a server can make large: public sizes, so
-that no lot needs more memory than another."""
+FLOATS_SHARED, FLOATS_PER_RECORD, FLOATS_AHEAD = 4_000_000, 24_000_000, 128_000_000
+"""Most numbers of a chunk's copies of the negatives, of anything else that a server can make large, and of what the way back
+of its texts needs, `Shapes.times` as many on a GPU: public sizes, so that no lot needs more memory than another."""
 
 
 class _Group(NamedTuple):
@@ -77,13 +77,18 @@ class EncoderTrainer:
 
     def chunks(self, lot: Examples | Records) -> Iterator[Examples]:
         """The lot in pieces of a bounded number of users."""
-        hidden, negatives = self.encoder.hidden, len(self.negatives)
+        hidden, negatives, times = self.encoder.hidden, len(self.negatives), self.shapes.times
         padded = lot.length * (hidden + 8 * lot.positions)  # embeddings that are pooled, and weights with what they are made of
         scored = 8 * lot.positions * (negatives + len(self.states))  # products, and masks by item
         pieces = 1 + (negatives + self.history) // self.shapes.texts_per_piece
         trained = pieces * sum(parameter.numel() for parameter in self.parameters())
-        bounds = FLOATS_SHARED // max(1, negatives * hidden), FLOATS_PER_RECORD // max(padded, scored, trained)
-        most = max(1, min(self.shapes.records_per_chunk, *bounds))
+        bounds = [FLOATS_SHARED // max(1, negatives * hidden), FLOATS_PER_RECORD // max(padded, scored, trained)]
+        tokens = int(self.shapes.padded(self.states.length).max())
+        texts = times * FLOATS_AHEAD // _top_layers(self.encoder).numbers(tokens)
+        most = min(self.shapes.records_per_chunk, *(times * bound for bound in bounds))
+        if texts < len(self.states):
+            most = min(most, (texts - negatives) // (self.history + lot.positions))
+        most = max(1, most)
         for start in range(0, len(lot), most):
             yield lot.take(np.arange(start, min(start + most, len(lot)))).padded()
 

@@ -195,8 +195,8 @@ class HeadGradients:
         """The same in memory of its own, of an equal table."""
         own = self.own and Own(self.own.items.clone(), self.own.along.clone())
         norms = None if self.known_norms is None else self.known_norms.clone()
-        made_of = (part.clone() for part in (self.left, self.right, self.along, self.cross))
-        return HeadGradients(*made_of, own, table, self.count, norms)
+        left, right, along, cross = (part.clone() for part in (self.left, self.right, self.along, self.cross))
+        return HeadGradients(left, right, along, cross, own, table, self.count, norms)
 
     def take(self, used: Tensor | slice) -> HeadGradients:
         """Those of some records, (records,) bool or a slice."""

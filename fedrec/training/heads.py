@@ -34,7 +34,7 @@ TIMES, RECORDS = 64, 1024
 """On a GPU the bounds are so many times as large, and so many records are computed at once, or what the bounds allow."""
 MOST_RANK = 1000
 """Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
-_GRAPHS = Graphs(kept=True)
+_GRAPHS = Graphs(kept=False)
 
 
 class Head(nn.Module):
@@ -174,7 +174,8 @@ class HeadsTrainer:
 
         def function(items: Tensor, weights: Tensor, offset: Tensor, *parts: Tensor) -> _Scores:
             half = len(parts) // 2
-            return _scored(items, weights, offset, _table(*parts[:half]), _table(*parts[half:]), temperature=scale)
+            found = _scored(items, weights, offset, _table(*parts[:half]), _table(*parts[half:]), temperature=scale)
+            return found._replace(used=None)
 
         tables = [part for table in (history, candidate) for part in (table.unit, table.scaled, table.known_spread)]
         return cast(_Scores, _GRAPHS(("scores", scale), function, [*given, *(part for part in tables if part is not None)]))
@@ -187,7 +188,7 @@ class HeadsTrainer:
             of_history, of_candidate = _factors(*given, scores, temperature=scale)
         else:
 
-            def function(targets: Tensor, at_logits: Tensor, scores: _Scores) -> list[HeadGradients]:
+            def function(targets: Tensor, at_logits: Tensor, scores: _Scores) -> tuple[HeadGradients, HeadGradients]:
                 # Tables that have nothing in store, or what they have would be recorded as it is now; and what is written to.
                 fresh = scores._replace(tables=tuple(map(replace, scores.tables)), cosines=scores.cosines.clone())
                 return _factors(targets, at_logits, fresh, temperature=scale)
@@ -204,13 +205,13 @@ class _Scores(NamedTuple):
     Attributes:
         items: (records, L).
         weights: (records, P, L) pooling weights.
-        used: (records, L, hidden) embeddings that are pooled.
+        used: (records, L, hidden) embeddings that are pooled; None where it is quicker to look them up again than to keep them.
         tables: of the history head and of the candidate head.
     """
 
     items: Tensor
     weights: Tensor
-    used: Tensor
+    used: Tensor | None
     length: Tensor
     users: Tensor
     cosines: Tensor
@@ -252,7 +253,8 @@ def _factors(targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: f
     size = size / scores.length
     scaled = embedding(scores.items, history.scaled)  # (records, L, rank)
     left = (weights @ scaled) * size
-    projected = right @ scores.used.mT  # (records, P, L)
+    used = embedding(scores.items, history.unit) if scores.used is None else scores.used
+    projected = right @ used.mT  # (records, P, L)
     own_along = (projected * weights * size).sum(1)  # (records, L)
     cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1, dtype=torch.float64)
     along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)

@@ -84,6 +84,11 @@ class TopLayers:
         self.layers = [_Weights(layer, dtype) for layer in layers]
         self._ahead, self._back = Graphs(kept=True), Graphs(kept=False)
 
+    def numbers(self, tokens: int) -> int:
+        """About how many numbers the way back of a text of so many tokens needs."""
+        hidden, inner, heads = self.layers[0].inner[0].shape[1], self.layers[0].inner[0].shape[0], self.layers[0].heads
+        return len(self.layers) * tokens * (8 * hidden + inner + heads * tokens)
+
     @torch.no_grad()
     def update(self) -> None:
         """Take up the LoRA as it is now."""
