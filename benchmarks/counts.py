@@ -30,7 +30,8 @@ __all__ = ["Counts", "counted"]
 
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"}
 TO_DEVICE = {"as_tensor", "tensor"}
-FROM_DEVICE = {"numpy", "tolist", "item", "__bool__", "__int__", "__float__", "__index__"}
+FROM_DEVICE = {"numpy", "tolist"}
+"""Besides those that ask for one number, which the operator `_local_scalar_dense` gives."""
 
 
 @dataclass
@@ -71,9 +72,9 @@ def counted() -> Iterator[Counts]:
         found.crossings["from_numpy"] += 1
         return from_numpy(values)
 
-    with patch.object(Graphs, "__call__", _one_by_one), patch.object(torch, "from_numpy", seen):
-        with _Operators(found), _Crossings(found):
-            yield found
+    patched = patch.object(Graphs, "__call__", _one_by_one), patch.object(torch, "from_numpy", seen)
+    with patched[0], patched[1], _Operators(found), _Crossings(found):
+        yield found
 
 
 def _one_by_one(_: Graphs, name: object, function: Callable[..., Any], inputs: Sequence[torch.Tensor], held: Any = ()) -> Any:
@@ -112,6 +113,6 @@ class _Crossings(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in FROM_DEVICE - {"item"} or (name in TO_DEVICE and not isinstance(args[0], torch.Tensor)):
+        if name in FROM_DEVICE or (name in TO_DEVICE and not isinstance(args[0], torch.Tensor)):
             self.found.crossings[name] += 1
         return func(*args, **(kwargs or {}))

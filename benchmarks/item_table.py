@@ -69,7 +69,7 @@ def compared(encoder: TextEncoder, texts: Catalogue, scratch: Path, shape: Shape
     same = torch.nn.functional.cosine_similarity(all_ways["new adapter"](), all_ways["obvious"]())  # type: ignore[arg-type]
     row = {"texts": len(texts), "least_cosine": float(same.min()), "seconds": alternate(all_ways, repeats, device)}
     if device.type == "cuda":
-        row["memory"] = {name: device_memory(way, device) for name, way in all_ways.items()}
+        row["memory"] = {name: device_memory(all_ways[name], device) for name in ("obvious", "new adapter")}
     return row
 
 
@@ -101,7 +101,7 @@ def table(found: dict[str, Any]) -> str:
             f"| {obvious / later:.1f} | {row['least_cosine']:.4f} |"
         )
         if "memory" in row:
-            peak = ", ".join(f"{name} {row['memory'][name]:,.0f}" for name in ("obvious", "new catalogue", "new adapter"))
+            peak = ", ".join(f"{name} {value:,.0f}" for name, value in row["memory"].items())
             notes.append(f"\nMost on the GPU at {row['texts']:,} texts, MB, with the weights of both: {peak}.")
     out += notes
     if len(found["rows"]) > 1:

@@ -11,8 +11,11 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from typer.testing import CliRunner
+
 from clients.merchant import safely
 from clients.site import SITE_VARIABLE
+from fedrec.cli.main import app
 from fedrec.errors import InputError
 from fedrec.model.encoder import resolve_device
 from fedrec.privacy import Ledger
@@ -109,3 +112,14 @@ def test_a_round_that_does_not_fit_is_paid_for_and_one_line_says_what_to_lower(
     assert line.exc_info is None and "\n" not in line.getMessage()
     for said in ("merchant shop: out of memory", "paid for", "lower texts_per_batch, which is 64"):
         assert said in line.getMessage()
+
+
+def test_a_simulation_that_does_not_fit_stops_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr("simulations.run.simulate", encode)
+    done = CliRunner().invoke(app, ["simulate", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert done.exit_code == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("stopped")]
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in line and "lower texts_per_batch" in line
