@@ -47,6 +47,17 @@ def test_in_a_gpus_sizes_a_gradient_is_the_same_to_the_bit_in_every_lot(tiny_ber
         assert torch.equal(flat_gradients(trainer, examples.take(np.array(lot))), whole[lot])
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_where_the_way_back_needs_much_memory_few_records_are_taken_at_once(
+    tiny_bert_folder: Path, fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, examples = trainer_of(tiny_bert_folder, 2, fixed)
+    whole = flat_gradients(trainer, examples)
+    monkeypatch.setattr("fedrec.training.encoder.FLOATS_AHEAD", 1)
+    assert len(list(trainer.chunks(examples))) == len(examples) > 1
+    assert torch.equal(flat_gradients(trainer, examples), whole)
+
+
 def test_every_batch_of_fixed_sizes_has_one_shape(tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is in the lot: a library's choice of kernel cannot tell of it."""
     seen: list[set[tuple[int, ...]]] = []

@@ -55,23 +55,26 @@ class Graphs:
 
 class _Graph:
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], last: tuple[Any, ...], pool: Any) -> None:
+        self.device = inputs[0].device
         self.inputs = [one.clone() for one in inputs]
         self.seen: list[Tensor | None] = [None] * len(self.inputs)
         self.held = last  # or another object might come to be known by the same number
-        stream = torch.cuda.Stream(inputs[0].device)
-        stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                function(*self.inputs, *last)
-        torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.outputs = function(*self.inputs, *last)
+        with torch.cuda.device(self.device):
+            stream, main = torch.cuda.Stream(), torch.cuda.current_stream()
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    function(*self.inputs, *last)
+            main.wait_stream(stream)
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self.outputs = function(*self.inputs, *last)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
         for place, (own, given) in enumerate(zip(self.inputs, inputs, strict=True)):
             if self.seen[place] is not given:
                 own.copy_(given)
                 self.seen[place] = given
-        cast(Any, self.graph).replay()
+        with torch.cuda.device(self.device):
+            cast(Any, self.graph).replay()
         return self.outputs

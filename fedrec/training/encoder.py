@@ -65,11 +65,12 @@ class EncoderTrainer:
         self.shapes = encoder.shapes
         self.softmax = SampledSoftmax(prior, base, trained, scoring, encoder.device, self.shapes.records)
         self.negatives = np.zeros(0, dtype=np.int64)
+        modules = encoder.top.named_modules()
+        self._parameters = [cast(nn.Parameter, module.weight) for name, module in modules if "lora_B." in name]
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        modules = self.encoder.top.named_modules()
-        return [cast(nn.Parameter, module.weight) for name, module in modules if "lora_B." in name]
+        return self._parameters
 
     def arrays(self) -> Arrays:
         """The trained LoRA matrices as they are now, by PEFT's names."""
