@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Context, RecordDict
-
 from typer.testing import CliRunner
 
 from clients.merchant import safely
