@@ -1,6 +1,6 @@
 """Central evaluation: ours against torchmetrics, and against ranx and pytrec_eval where they are installed.
 
-    python -m benchmarks.evaluation --users 2000 --items 5000 --repeats 3
+    python -m benchmarks.evaluation --users 2000 --items 5000 --repeats 3 --device cuda
 
 Every evaluator ranks the whole catalogue of every user without the history, and its means of HR@10,
 NDCG@10, Recall@10 and MRR must equal ours to 1e-6, or nothing is reported. Two times are told apart:
@@ -11,7 +11,8 @@ NDCG@10, Recall@10 and MRR must equal ours to 1e-6, or nothing is reported. Two 
 * *from embeddings*: the same and before it the matrix of scores, which for the others is computed
   as ours is, all at once. Bringing scores into form is not counted.
 
-torchmetrics is used in both of its documented ways, as a `MetricCollection` and as functions a user.
+torchmetrics is used in both of its documented ways, as a `MetricCollection` and as functions a user. With `--device`
+its tensors are there, and the matrix of scores is computed there for it; ours, ranx and pytrec_eval are for processors.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torchmetrics.functional.retrieval import (
 )
 
 from benchmarks.clusters import clustered, tastes
-from benchmarks.measure import options, report
+from benchmarks.measure import CPU, options, report, timed
 from fedrec.evaluation import METRICS, EvaluationSet, evaluate, metrics_from_ranks, pessimistic_ranks
 from fedrec.evaluation.protocol import Group
 from fedrec.model import Scoring
@@ -76,6 +77,16 @@ class Bench:
         found *= SCORING.temperature
         return found
 
+    def scores_on(self, device: torch.device) -> Callable[[], torch.Tensor]:
+        """The same on a device, where the embeddings are beforehand."""
+        group, table = self.group, torch.from_numpy(self.table).to(device)
+
+        def run() -> torch.Tensor:
+            users = user_vectors(self.table, group.items, group.ages, group.valid, SCORING.decay)
+            return SCORING.temperature * (torch.from_numpy(users).to(device) @ table.T)
+
+        return run
+
     def ours_given(self, scores: np.ndarray) -> Callable[[], Means]:
         """Ours from the same scores."""
 
@@ -97,11 +108,11 @@ class Bench:
         return [(np.flatnonzero(keep), row[keep], truth[keep]) for keep, row, truth in zip(kept, scores, target, strict=True)]
 
 
-def collection(bench: Bench, scores: np.ndarray) -> Callable[[], Means]:
+def collection(bench: Bench, scores: np.ndarray, device: torch.device) -> Callable[[], Means]:
     """torchmetrics' modules: flat predictions, targets and the user of each."""
     rows = bench.ranked(scores)
-    preds, target = (torch.from_numpy(np.concatenate([row[part] for row in rows])) for part in (1, 2))
-    indexes = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row[1]) for row in rows]))
+    preds, target = (torch.from_numpy(np.concatenate([row[part] for row in rows])).to(device) for part in (1, 2))
+    indexes = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row[1]) for row in rows])).to(device)
 
     def run() -> Means:
         metrics = MetricCollection(
@@ -111,16 +122,18 @@ def collection(bench: Bench, scores: np.ndarray) -> Callable[[], Means]:
                 "recall": retrieval.RetrievalRecall(top_k=K),
                 "mrr": retrieval.RetrievalMRR(),
             }
-        )
+        ).to(device)
         metrics.update(preds, target, indexes=indexes)
         return {name: float(value) for name, value in metrics.compute().items()}
 
     return run
 
 
-def functions(bench: Bench, scores: np.ndarray) -> Callable[[], Means]:
+def functions(bench: Bench, scores: np.ndarray, device: torch.device) -> Callable[[], Means]:
     """torchmetrics' functions, one user after the other."""
-    rows = [(torch.from_numpy(values), torch.from_numpy(truth)) for _, values, truth in bench.ranked(scores)]
+    rows = [
+        (torch.from_numpy(values).to(device), torch.from_numpy(truth).to(device)) for _, values, truth in bench.ranked(scores)
+    ]
 
     def run() -> Means:
         found = [
@@ -139,7 +152,7 @@ def functions(bench: Bench, scores: np.ndarray) -> Callable[[], Means]:
     return run
 
 
-def ranx(bench: Bench, scores: np.ndarray) -> Callable[[], Means]:
+def ranx(bench: Bench, scores: np.ndarray, _: torch.device) -> Callable[[], Means]:
     """ranx: a `Run` with every item of every user."""
     from ranx import Qrels, Run
     from ranx import evaluate as ranx_evaluate
@@ -155,7 +168,7 @@ def ranx(bench: Bench, scores: np.ndarray) -> Callable[[], Means]:
     return measured
 
 
-def pytrec(bench: Bench, scores: np.ndarray) -> Callable[[], Means]:
+def pytrec(bench: Bench, scores: np.ndarray, _: torch.device) -> Callable[[], Means]:
     """pytrec_eval: dictionaries of dictionaries."""
     import pytrec_eval
 
@@ -186,26 +199,26 @@ def dictionaries(bench: Bench, scores: np.ndarray) -> tuple[dict[str, dict[str, 
 OTHERS = {"torchmetrics, collection": collection, "torchmetrics, functions": functions, "ranx": ranx, "pytrec_eval": pytrec}
 
 
-def measure(users: int, items: int, repeats: int) -> dict[str, Any]:
+def measure(users: int, items: int, repeats: int, device: torch.device = CPU) -> dict[str, Any]:
     """Medians of alternating repeats."""
     bench = Bench(users, items)
     scores = bench.scores()
     form: dict[str, float] = {}
-    ways: dict[str, Callable[[], Any]] = {"scores": bench.scores, "ours": bench.ours, "ours, given": bench.ours_given(scores)}
+    ways: dict[str, Callable[[], Any]] = {"ours": bench.ours, "ours, given": bench.ours_given(scores)}
+    ways["scores"] = bench.scores_on(device)
     for name, prepare in OTHERS.items():
         started = time.perf_counter()
         try:
-            ways[name] = prepare(bench, scores)
+            ways[name] = prepare(bench, scores, device)
         except ModuleNotFoundError:
             continue
         form[name] = time.perf_counter() - started
-    seconds, means = {name: list[float]() for name in ways}, {}
+    seconds, means = {name: list[float]() for name in ways}, dict[str, Any]()
     for repeat in range(repeats + 1):
         for name, way in ways.items():
-            started = time.perf_counter()
-            means[name] = way()
+            took = timed(lambda name=name, way=way: means.update({name: way()}), device)  # type: ignore[misc]
             if repeat:  # the first warms up and compiles
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(took)
     for name in form.keys() | {"ours, given"}:
         for metric, value in means["ours"].items():
             if abs(means[name][metric] - value) > 1e-6:
@@ -236,12 +249,12 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = options(__doc__)
+    parser = options(__doc__, devices=True)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--items", type=int, default=5000)
     arguments = parser.parse_args()
-    found = measure(arguments.users, arguments.items, arguments.repeats)
-    report(found, table(found), arguments.json)
+    found = measure(arguments.users, arguments.items, arguments.repeats, arguments.device)
+    report(found, table(found), arguments.json, arguments.device)
 
 
 if __name__ == "__main__":

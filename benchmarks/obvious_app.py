@@ -28,6 +28,7 @@ from fedrec.cli.terminal import quiet_libraries
 from fedrec.config import RunConfig, load_config
 from fedrec.data import load_central, load_merchant, merchant_folders
 from fedrec.model import Arrays, Scoring, init_base, init_trained
+from fedrec.model.encoder import resolve_device
 from fedrec.training import build_examples
 from fedrec.training.sampled import SampledSoftmax
 from server.start import load_encoder_for
@@ -52,10 +53,13 @@ def train(message: Message, context: Context) -> Message:
     rng = np.random.default_rng()
     lot = examples.take(np.flatnonzero(rng.random(len(examples)) < config.encoder_sample_rate))
     negatives = rng.integers(0, len(data.catalogue), config.negatives)
-    way = Obvious(config.encoder, config.encoder_layers, arrays, data.catalogue.texts, config.encoder_rank, config.max_tokens)
+    device = resolve_device(config.device)
+    way = Obvious(
+        config.encoder, config.encoder_layers, arrays, data.catalogue.texts, config.encoder_rank, config.max_tokens, device
+    )
     prior = np.zeros(len(data.catalogue), dtype=np.float32)
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
-    softmax = SampledSoftmax(prior, arrays, {}, scoring, torch.device("cpu"))
+    softmax = SampledSoftmax(prior, arrays, {}, scoring, device)
     trained = {name: parameter for name, parameter in way.module.named_parameters() if parameter.requires_grad}
     optimizer = DPOptimizer(
         torch.optim.SGD(list(trained.values()), lr=config.learning_rate), noise_multiplier=config.noise_multiplier or 1.0,
@@ -66,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
         parameter.grad_sample = sample  # type: ignore[attr-defined]
     optimizer.step()
     names = [name for name in arrays if "lora_B" in name]
-    update = {name: parameter.detach().numpy() for name, parameter in zip(names, trained.values(), strict=True)}
+    update = {name: parameter.detach().cpu().numpy() for name, parameter in zip(names, trained.values(), strict=True)}
     content = RecordDict({"arrays": _record({**arrays, **update}), "metrics": MetricRecord({"num-examples": len(lot)})})
     return Message(content, reply_to=message)
 
@@ -102,7 +106,8 @@ def main() -> None:
     from benchmarks import obvious_app
     from simulations.engines import run_flower
 
-    run_flower(obvious_app.server_app, obvious_app.client_app, len(merchant_folders(federation)))
+    device = _config().device
+    run_flower(obvious_app.server_app, obvious_app.client_app, len(merchant_folders(federation)), device=device)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save
 
 from clients.interrupts import put_off
 from clients.losses import SUFFIX, open_ledger, refusal
+from clients.memory import advice, is_out_of_memory, paid
 from clients.public_part import FLOOR, PRIOR_COUNTS, PRIOR_KEYS, check_adapter
 from clients.site import Site, site_of
 from fedrec import wire
@@ -79,6 +80,7 @@ def safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
     # An exception's text can hold a user id or an item, and Flower would send it on: the
     # server learns the kind of failure, the log on this machine has the rest.
     name = wire.UNKNOWN
+    site: Site | None = None
     try:
         site = site_of(context)
         name = read_merchant_file(site.merchant / MERCHANT_FILE).name
@@ -87,7 +89,10 @@ def safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
             raise lost
         return answer(merchant)
     except Exception as error:
-        log.exception("merchant %s: the request failed", name)
+        if site is not None and is_out_of_memory(error):
+            log.error("merchant %s: %s", name, advice(error, site.model))
+        else:
+            log.exception("merchant %s: the request failed", name)
         return Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
 
 
@@ -318,7 +323,8 @@ class Merchant:
                 # Never computed again, whatever came between: a second draw would be a second release.
                 return self._stored(release) or self.declined("the round is over")
             noise = self.noise(release)
-            arrays = compute(noise)
+            with paid():
+                arrays = compute(noise)
             # In the order that a stored reply has, so that a repeated one is the same to the byte.
             reply = Reply({name: arrays[name] for name in sorted(arrays)}, self.statement(release, noise))
             self._store(release, reply)

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 
 from clients.interrupts import put_off
 from clients.losses import SECURE
+from clients.memory import paid
 from clients.merchant import Merchant, safely
 from fedrec import secure, wire
 from fedrec.config import Trust, make_folder, write_atomically
@@ -260,7 +261,8 @@ class _Sum:
             return merchant.declined(reason)
         release = merchant.enter(release)
         noise = merchant.noise(release)
-        vector = compute(noise)
+        with paid():
+            vector = compute(noise)
         values = noisy_integers(lattice, vector, own, noise)
         self.state = secure.forgetful(state)
         return Reply({wire.MASKED: secure.mask(state, values)}, merchant.statement(release, noise), Step(step.attempt))

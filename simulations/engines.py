@@ -15,22 +15,26 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedrec.errors import InputError
 from server.progress import notify
 from simulations.workers import Job, Workers
 
-__all__ = ["ENGINES", "InlineGrid", "run_flower", "run_inline"]
+__all__ = ["ENGINES", "InlineGrid", "check_device", "client_resources", "run_flower", "run_inline"]
 
-Engine = Callable[[ServerApp, ClientApp, int, int], None]
-"""Takes the apps, the number of merchants and the number of worker processes."""
+Engine = Callable[[ServerApp, ClientApp, int, int, str], None]
+"""Takes the apps, the number of merchants, the number of worker processes and the setting `device`."""
 Answer = Callable[[Iterable[Job]], Iterator[tuple[int, Message]]]
 """Requests, each with its node's context, to the number of each and its reply, in any order."""
 SERVER_NODE = 1
+GPU_SHARE = 0.25
+"""Share of a GPU that Ray gives each merchant: a step on a small encoder leaves most of one idle."""
 
 
 class InlineGrid(Grid):
@@ -90,7 +94,7 @@ class InlineGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def run_inline(server_app: ServerApp, client_app: ClientApp, nodes: int, workers: int = 1) -> None:
+def run_inline(server_app: ServerApp, client_app: ClientApp, nodes: int, workers: int = 1, device: str = "auto") -> None:
     """Run in this process, and with more than one worker the merchants in processes of their own."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE, 1
     context = Context(run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
@@ -106,10 +110,28 @@ def run_inline(server_app: ServerApp, client_app: ClientApp, nodes: int, workers
         server_app(InlineGrid(processes.answer, nodes), context)
 
 
-def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int, workers: int = 1) -> None:
+def check_device(engine: str, device: str) -> None:
+    """Whether an engine can give merchants the device that is asked for.
+
+    Raises:
+        InputError: Ray chooses each merchant's GPU, and one with a number is none that it knows.
+    """
+    if engine == "flower" and device.startswith("cuda:"):
+        raise InputError(
+            f"found {device!r}", where="device", expected="auto, cuda or cpu: Ray gives each merchant a GPU",
+            hint="CUDA_VISIBLE_DEVICES says which GPUs there are",
+        )  # fmt: skip
+
+
+def client_resources(device: str) -> dict[str, float]:
+    """What Ray keeps for each merchant: a core, and where it computes on a GPU a share of one."""
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return {"num_cpus": 1, "num_gpus": GPU_SHARE if on_gpu else 0.0}
+
+
+def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int, workers: int = 1, device: str = "auto") -> None:
     """Run under Flower's simulation runtime, one core a merchant; Ray starts a worker for each core itself."""
     import ray
-    import torch
     from flwr.simulation import run_simulation
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -123,7 +145,7 @@ def run_flower(server_app: ServerApp, client_app: ClientApp, nodes: int, workers
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": python_path}},
     )
-    resources = {"num_cpus": 1, "num_gpus": 0.25 if torch.cuda.is_available() else 0.0}
+    resources = client_resources(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         run_simulation(server_app, client_app, num_supernodes=nodes, backend_config={"client_resources": resources})  # type: ignore[dict-item]

@@ -26,7 +26,7 @@ from server.run_folder import DELIVERED, RunFolder
 from server.start import first_state, load_encoder_for
 from simulations.at_merchants import at_merchants
 from simulations.checks import check_run, checked, not_advised
-from simulations.engines import ENGINES
+from simulations.engines import ENGINES, check_device
 from simulations.reference import Pooled, plain_counts, reference_rounds
 
 __all__ = ["finish", "resume", "simulate"]
@@ -55,6 +55,7 @@ def simulate(
     Raises:
         InputError: bad data or settings, every merchant would decline, or `out` is taken; there is no run folder then.
     """
+    check_device(engine, config.device)
     writable_cache()  # a run without it would encode every catalogue once a process
     for _ in checked(federation, config):
         pass
@@ -107,6 +108,7 @@ def resume(out: Path, engine: str | None = None, workers: int | None = None) -> 
         raise InputError(f"there is no {SITE}", where=str(out), expected="the folder of a simulated run") from None
     if workers and (engine or site["engine"]) != "inline":
         raise InputError(f"found {workers}", where="--workers", expected="a run under the engine inline")
+    check_device(engine or site["engine"], folder.config.device)
     load_encoder_for(folder.config, folder.load())
     changed = {"run": str(out.resolve()), "engine": engine or site["engine"], "workers": workers or site.get("workers", 1)}
     folder.write_json(SITE, {**site, **changed})
@@ -125,7 +127,7 @@ def _go_on(folder: RunFolder) -> RunFolder:
     done = state is not None and (ended or state.round >= folder.config.rounds)
     if not done or (not ended and not (folder.path / DELIVERED).exists()):  # interrupted, at the latest as it was delivered
         merchants = len(merchant_folders(Path(site["federation"])))
-        ENGINES[site["engine"]](server_app, client_app, merchants, site["workers"])
+        ENGINES[site["engine"]](server_app, client_app, merchants, site["workers"], folder.config.device)
     return folder
 
 

@@ -151,13 +151,18 @@ def _work(connection: Connection, number: int, threads: int) -> None:
     from clients.app import app
 
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())  # what the device `auto` stands for
+    _take_gpu(number)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     with contextlib.suppress(EOFError, OSError):
         connection.send(READY)
         while True:
             connection.send(_reply(app, *connection.recv()))
+
+
+def _take_gpu(number: int) -> None:
+    """Which GPU the devices `auto` and `cuda` are in this process: the workers take them in turn."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def _reply(app: ClientApp, message: Message, context: Context) -> Message:

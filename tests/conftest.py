@@ -85,11 +85,11 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_encoder(folder: Path, layers: int = 1, rank: int = 3, texts_per_batch: int = 7) -> TextEncoder:
+def make_encoder(folder: Path, layers: int = 1, rank: int = 3, texts_per_batch: int = 7, device: str = "cpu") -> TextEncoder:
     """A fresh encoder in full precision, so that oracles can be exact."""
     bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoder = TextEncoder(bert, tokenizer, layers, rank, 32, torch.device("cpu"), texts_per_batch)
+    encoder = TextEncoder(bert, tokenizer, layers, rank, 32, torch.device(device), texts_per_batch)
     encoder.low_precision = False
     return encoder
 

@@ -199,7 +199,7 @@ def test_a_lot_in_chunks_gives_the_same_step(shop: Shop, part: str, monkeypatch:
     monkeypatch.setattr("fedrec.training.heads.FLOATS_IN_FLIGHT", 1)
     kept = len(shop.catalogue) + task.positions * (8 + shop.encoder.hidden)
     monkeypatch.setattr("fedrec.training.heads.FLOATS_KEPT", 3 * kept)
-    monkeypatch.setattr("fedrec.training.encoder.RECORDS_PER_CHUNK", 3)
+    monkeypatch.setattr("fedrec.model.shapes.Shapes.records_per_chunk", 3)
     seen: list[int] = []
     original = UserDPOptimizer.add
 

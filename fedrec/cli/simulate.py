@@ -131,6 +131,8 @@ def _run(
         raise InputError(f"found {workers}", where="--workers", expected="--engine inline", hint="Ray has one for each core")
     folder_path = target or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     quiet_libraries()
+    from torch import OutOfMemoryError
+
     from fedrec.report.privacy_report import write_privacy_report
     from fedrec.report.run_report import write_report
     from server.strategy import TooFewMerchants
@@ -157,6 +159,10 @@ def _run(
         raise
     except TooFewMerchants as reason:
         err.print(f"stopped: {reason}; go on with: fedrec simulate --resume --out {folder_path}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    except OutOfMemoryError as error:
+        first = str(error).partition("\n")[0]
+        err.print(f"stopped: out of memory ({first}); lower texts_per_batch, or choose another device", soft_wrap=True)
         raise typer.Exit(1) from None
     report = write_report(folder.path, folder.config, folder.metrics(), results)
     privacy_report = write_privacy_report(folder.path)[1]

@@ -10,6 +10,7 @@ while they run: what a process has mapped stays until it ends, and the rest is c
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -27,10 +28,13 @@ log = logging.getLogger("fedrec.model")
 
 FINGERPRINT = r"[0-9a-f]{24}"
 
+REMEMBERED = 32
+"""How many catalogues' places in the shards a process keeps; a GPU may hold the states of as many."""
+
 Compute = Callable[[Sequence[str]], Iterator[np.ndarray]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class States:
     """Hidden states of texts: rows of memory-mapped shards.
 
@@ -64,6 +68,18 @@ class States:
                 out[chosen] = shard[at]
         return out, lengths
 
+    def rows(self, texts: np.ndarray) -> np.ndarray:
+        """States of `texts`, one after the other: (tokens, hidden) float16."""
+        lengths = self.length[texts]
+        shard, within = np.repeat(self.shard[texts], lengths), np.arange(lengths.sum())
+        at = np.repeat(self.start[texts] - (np.cumsum(lengths) - lengths), lengths) + within
+        if len(self.shards) == 1:
+            return self.shards[0][at]
+        out = np.empty((len(at), self.shards[0].shape[1]), dtype=np.float16)
+        for number, rows in enumerate(self.shards):
+            out[shard == number] = rows[at[shard == number]]
+        return out
+
 
 class TrunkCache:
     """A folder of shards for one model, one boundary layer and one cut-off length.
@@ -76,14 +92,23 @@ class TrunkCache:
         self._warned = False
         self._shards: dict[str, np.ndarray] = {}
         self._where: dict[int, tuple[str, int, int]] = {}
+        self._states: dict[bytes, States] = {}
 
     def states(self, texts: Sequence[str], keys: np.ndarray, compute: Compute) -> States:
-        """The states of `texts`, computing and storing those that no shard holds yet.
+        """The states of `texts`, computing and storing those that no shard holds yet; the same object for the last catalogues.
 
         Args:
             keys: (texts,) uint64 text keys.
             compute: yields (tokens, hidden) for each of the texts it is given, in order.
         """
+        name = hashlib.blake2b(keys.tobytes(), digest_size=16).digest()
+        if name not in self._states:
+            self._states[name] = self._found(texts, keys, compute)
+            while len(self._states) > REMEMBERED:
+                self._states.pop(next(iter(self._states)))
+        return self._states[name]
+
+    def _found(self, texts: Sequence[str], keys: np.ndarray, compute: Compute) -> States:
         self._read_new_shards()
         missing = {int(key): text for key, text in zip(keys, texts, strict=True) if int(key) not in self._where}
         if missing:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,17 +28,15 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.cache import States, TrunkCache
+from fedrec.model.devices import Resident, moved
 from fedrec.model.encoder_files import PACKAGED, encoder_folder, files_digest, files_seen
 from fedrec.model.pretrained import load_bert, tokenizer_identity
+from fedrec.model.shapes import Shapes
 
 __all__ = ["PACKAGED", "TARGETS", "TextEncoder", "cache_folder", "load_encoder", "resolve_device"]
 
 TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
-TOKENS_STEP = 4
-"""A text is padded to a multiple of so many tokens: to a length of its own, whatever else is in its batch."""
-LEAST_ROWS = 32
-"""Fewest tokens that a layer is given at once: products with fewer rows than 16 were found to be rounded otherwise."""
 EMBEDDED = 32
 """How many catalogues' embeddings a process keeps."""
 
@@ -52,7 +51,8 @@ def cache_folder() -> Path:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
+    """`auto` is CUDA where there is one. A GPU with a number becomes the process's own: what names none, such as pinned memory
+    and the recording of graphs, is then on it.
 
     Raises:
         InputError: torch knows no such device, or it is not there.
@@ -62,6 +62,8 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})", where="device") from None
     return device
@@ -117,7 +119,7 @@ class TextEncoder(nn.Module):
         files: str = "",
     ) -> None:
         super().__init__()
-        self.tokenizer, self.max_tokens, self.texts_per_batch = tokenizer, max_tokens, texts_per_batch
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.device, self.layers = device, layers
         self.hidden = int(bert.config.hidden_size)
         self.boundary = int(bert.config.num_hidden_layers) - layers
@@ -126,6 +128,7 @@ class TextEncoder(nn.Module):
         bert.requires_grad_(False)
         self._embedded: dict[tuple[str, str], Tensor] = {}
         self._cache: TrunkCache | None = None
+        self._resident: WeakKeyDictionary[States, Resident | None] = WeakKeyDictionary()
         self.peft: PeftModel | None = None
         if layers:
             top = list(range(self.boundary, self.boundary + layers))
@@ -142,6 +145,7 @@ class TextEncoder(nn.Module):
         self._lora = {name.replace(".default.", "."): parameter for name, parameter in named if "lora_" in name}
         # bf16 halves a step where the processor multiplies it in hardware, and doubles it where not.
         self.low_precision = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+        self.shapes = Shapes(texts_per_batch, int(bert.config.max_position_embeddings), fixed=device.type == "cuda")
 
     def check_fingerprint(self, expected: str) -> None:
         """Whether this is the encoder that something was made with; a run from before they were kept has none.
@@ -154,6 +158,15 @@ class TextEncoder(nn.Module):
                 "its weights, its tokenizer or max_tokens are not those that the run was made with", where="encoder",
                 expected=f"the fingerprint {expected}, found {self.fingerprint}", hint="put the files back, or start a new run",
             )  # fmt: skip
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """Of the products in training: on a processor how a text is rounded in bf16 depends on how many are beside it."""
+        return torch.bfloat16 if self.low_precision and self.device.type != "cpu" else torch.float32
+
+    def moved(self, values: np.ndarray) -> Tensor:
+        """An array on the encoder's device."""
+        return moved(values, self.device)
 
     @property
     def top(self) -> nn.ModuleList:
@@ -200,8 +213,8 @@ class TextEncoder(nn.Module):
         texts = np.arange(len(states)) if texts is None else texts
         out = torch.empty(len(texts), self.hidden, device=self.device)
         with torch.no_grad():
-            for rows in self.batches(states.length[texts]):
-                out[torch.as_tensor(rows, device=self.device)] = self.run_top(*self.gather(states, texts[rows]))
+            for rows in self.shapes.batches(states.length[texts], self._times):
+                out.index_copy_(0, self.moved(rows), self.run_top(*self.gather(states, texts[rows])))
         return out
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -220,51 +233,38 @@ class TextEncoder(nn.Module):
                 self._embedded.pop(next(iter(self._embedded)))
         return self._embedded[key]
 
-    def batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Rows in batches that are padded to one length, which is each text's own.
+    @property
+    def _times(self) -> int:
+        """How much larger than in training a batch may be that nothing is kept of."""
+        return 4 if self.shapes.fixed else 1
 
-        So a text's output does not depend on what it is batched with: in bf16 another padding rounds otherwise,
-        and a user's texts would betray who else is in the lot.
-        """
-        tokens = self._padded(lengths)
-        order = np.argsort(tokens, kind="stable")
-        for same in np.split(order, np.flatnonzero(np.diff(tokens[order])) + 1):
-            for start in range(0, len(same), self.texts_per_batch):
-                yield same[start : start + self.texts_per_batch]
+    def batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows in batches of one padded length, for a pass that keeps nothing: see `Shapes`."""
+        yield from self.shapes.batches(lengths)
 
     def gather(self, states: States, texts: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Padded hidden states (texts, tokens, hidden) and the mask of real tokens (texts, tokens)."""
-        padded, lengths = states.padded(texts, int(self._padded(states.length[texts]).max()))
-        mask = torch.as_tensor(np.arange(padded.shape[1]) < lengths[:, None], device=self.device)
-        hidden = torch.from_numpy(padded)
-        if self.device.type == "cuda":  # from pinned memory the copy runs beside what the GPU is doing
-            hidden = hidden.pin_memory().to(self.device, non_blocking=True)
-        return hidden.to(self.device).float(), mask
+        """Padded hidden states (texts, tokens, hidden) float32 and the mask of real tokens (texts, tokens)."""
+        tokens = int(self.shapes.padded(states.length[texts]).max())
+        if self.shapes.fixed:
+            if states not in self._resident:
+                held = sum(one.rows.nbytes for one in self._resident.values() if one is not None)
+                self._resident[states] = Resident.of(states, self.device, held)
+            if (resident := self._resident[states]) is not None:
+                return resident.padded(self.moved(texts), tokens)
+        padded, lengths = states.padded(texts, tokens)
+        return self.moved(padded).float(), self.moved(np.arange(tokens) < lengths[:, None])
 
     def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
-        texts, times = len(hidden), -(-LEAST_ROWS // (len(hidden) * hidden.shape[1]))
-        if times > 1:  # how few tokens there are depends on who else is in the lot
-            hidden, mask = hidden.repeat(times, 1, 1), mask.repeat(times, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and self.layers > 0), self._attention():
             for layer in self.top:
                 hidden = layer(hidden, mask[:, None, None, :])
-        return _mean(hidden.float(), mask)[:texts]
-
-    @contextmanager
-    def in_float32(self) -> Iterator[None]:
-        """Without bf16 on a processor: there how a text is rounded in bf16 depends on how many are beside it."""
-        before, self.low_precision = self.low_precision, self.low_precision and self.device.type != "cpu"
-        try:
-            yield
-        finally:
-            self.low_precision = before
+        return _mean(hidden.float(), mask)
 
     def _attention(self) -> AbstractContextManager[None]:
         """Plain products where gradients are asked for, not fused attention.
 
-        Its backward takes half of a step on a processor at these lengths, and cannot be taken for many
-        users at once anywhere.
+        Its backward takes half of a step on a processor at these lengths.
         """
         if torch.is_grad_enabled():
             return sdpa_kernel(SDPBackend.MATH)
@@ -282,7 +282,7 @@ class TextEncoder(nn.Module):
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0][: len(real[-1])].float()[real[-1]]  # (tokens, in), without padding or a twin
+                x = inputs[0].float()[real[-1]]  # (tokens, in), without padding
                 moments[name] = moments.get(name, 0) + x.T @ x
 
             return hook
@@ -302,9 +302,6 @@ class TextEncoder(nn.Module):
                 handle.remove()
         return moments
 
-    def _padded(self, lengths: np.ndarray) -> np.ndarray:
-        return np.minimum(-(-lengths // TOKENS_STEP) * TOKENS_STEP, self.bert.config.max_position_embeddings)
-
     def _arrays(self, kind: str) -> Arrays:
         return {name: value.detach().float().cpu().numpy().copy() for name, value in self._lora.items() if kind in name}
 
@@ -314,8 +311,8 @@ class TextEncoder(nn.Module):
         lengths = np.array([len(ids) for ids in encoded])
         out: list[np.ndarray] = [np.empty(0)] * len(texts)
         with torch.no_grad():
-            for rows in self.batches(lengths):
-                inside = np.arange(self._padded(lengths[rows]).max()) < lengths[rows][:, None]
+            for rows in self.shapes.batches(lengths, self._times):
+                inside = np.arange(self.shapes.padded(lengths[rows]).max()) < lengths[rows][:, None]
                 padded = np.zeros(inside.shape, dtype=np.int64)
                 padded[inside] = np.concatenate([encoded[i] for i in rows])
                 ids, mask = torch.from_numpy(padded).to(self.device), torch.from_numpy(inside).to(self.device)
@@ -323,12 +320,12 @@ class TextEncoder(nn.Module):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
                     for layer in self.bert.encoder.layer[: self.boundary]:
                         hidden = layer(hidden, mask[:, None, None, :])
-                if not self.layers:
-                    hidden, lengths_out = _mean(hidden.float(), mask)[:, None], np.ones(len(rows), int)
+                if self.layers:
+                    real, ends = hidden.half()[mask], np.cumsum(lengths[rows])  # (tokens, hidden)
                 else:
-                    lengths_out = lengths[rows]
-                for i, row, length in zip(rows, hidden.half().cpu().numpy(), lengths_out, strict=True):
-                    out[i] = row[:length]
+                    real, ends = _mean(hidden.float(), mask).half(), np.arange(len(rows)) + 1
+                for i, row in zip(rows, np.split(real.cpu().numpy(), ends[:-1]), strict=True):
+                    out[i] = row
         yield from out
 
 

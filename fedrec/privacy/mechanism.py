@@ -53,7 +53,7 @@ class PerRecord:
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
         """See `Gradients`."""
-        used = weights != 0
+        used = torch.nonzero(weights)[:, 0]  # once: a GPU is waited for
         # In float64: the rounding of a sum depends on all that is in it.
         return [torch.tensordot(weights[used], sample[used].double(), dims=1) for sample in self.samples]
 

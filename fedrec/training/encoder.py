@@ -1,28 +1,24 @@
 """Per-user gradients of the encoder's LoRA.
 
 A user expands to several texts: recent history, targets, and negatives drawn from the
-public catalogue. Per-user gradients need three passes: the distinct texts are encoded without a
-graph; each user's loss is differentiated with respect to its own copies of the embeddings;
-and those derivatives are sent back through the top layers. A user's own texts go in batches of
-one length, where a grad sampler keeps each text's part. The negatives are the same
-for all users, so their forward pass is shared and only the way back is taken user by user. The
-result is exact, and memory is bounded by the number of texts in flight.
+public catalogue. Per-user gradients need three passes: the distinct texts go forward once; each user's loss is
+differentiated with respect to its own copies of the embeddings; and those derivatives are sent back through the top
+layers for each (user, text), a user's texts of one length together. The result is exact, and memory is bounded by the
+number of records in a chunk and of texts in a batch.
 
 Who else is in a lot must not change how a user's gradient is rounded, which in bf16 matters: on some processors by a
-five-hundredth of it. So a processor computes in float32, a text is padded to a length of its own, no batch is of a
-few tokens only (those of more were found to be rounded alike), what is between the two passes is computed in
-float64, and parts are added up in the user's own order.
+five-hundredth of it. So a processor computes in float32, batches have the sizes of `Shapes`, what is between the passes is
+computed in float64, and parts are added up in the user's own order.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from typing import cast
+from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from torch import Tensor, nn
 
 from fedrec.model.adapter import Arrays
@@ -32,23 +28,22 @@ from fedrec.model.towers import Scoring
 from fedrec.privacy import PerRecord
 from fedrec.training.examples import Examples
 from fedrec.training.records import Records
-from fedrec.training.sampled import Pairs, SampledSoftmax, layout
+from fedrec.training.sampled import SampledSoftmax, layout
+from fedrec.training.top_layers import Kept, TopLayers
 
-__all__ = ["EncoderTrainer", "TextLinear"]
+__all__ = ["EncoderTrainer"]
 
-RECORDS_PER_CHUNK, FLOATS_SHARED, FLOATS_PER_RECORD = 256, 4_000_000, 24_000_000
-"""Most records that are computed at once, most numbers of their copies of the negatives, and most of anything else that
-a server can make large: public sizes, so that no lot needs more memory than another."""
-
-
-class TextLinear(nn.Linear):
-    """A linear layer whose gradient is wanted for each text of a batch, in float32."""
+FLOATS_SHARED, FLOATS_PER_RECORD, FLOATS_AHEAD = 4_000_000, 24_000_000, 128_000_000
+"""Most numbers of a chunk's copies of the negatives, of anything else that a server can make large, and of what the way back
+of its texts needs, `Shapes.times` as many on a GPU: public sizes, so that no lot needs more memory than another."""
 
 
-@register_grad_sampler(TextLinear)
-def _text_gradients(layer: TextLinear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    per_text = torch.einsum("nto,nti->noi", backprops.float(), activations[0].float())
-    return {cast(nn.Parameter, layer.weight): per_text}
+class _Group(NamedTuple):
+    """The distinct texts of one padded length."""
+
+    texts: np.ndarray  # which of the distinct texts
+    tokens: int
+    kept: Kept
 
 
 class EncoderTrainer:
@@ -67,16 +62,15 @@ class EncoderTrainer:
     ) -> None:
         encoder.load({**base, **trained})
         self.encoder, self.states, self.history = encoder, states, history
-        self.softmax = SampledSoftmax(prior, base, trained, scoring, encoder.device)
-        self.layers = [module for name, module in encoder.top.named_modules() if "lora_B." in name]
-        for layer in self.layers:
-            layer.__class__ = TextLinear
-            layer.train()  # Opacus records nothing of a layer in evaluation mode; linear layers do not differ
+        self.shapes = encoder.shapes
+        self.softmax = SampledSoftmax(prior, base, trained, scoring, encoder.device, self.shapes.records)
         self.negatives = np.zeros(0, dtype=np.int64)
+        modules = encoder.top.named_modules()
+        self._parameters = [cast(nn.Parameter, module.weight) for name, module in modules if "lora_B." in name]
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        return [layer.weight for layer in self.layers]  # type: ignore[misc]
+        return self._parameters
 
     def arrays(self) -> Arrays:
         """The trained LoRA matrices as they are now, by PEFT's names."""
@@ -84,67 +78,132 @@ class EncoderTrainer:
 
     def chunks(self, lot: Examples | Records) -> Iterator[Examples]:
         """The lot in pieces of a bounded number of users."""
-        hidden, negatives = self.encoder.hidden, len(self.negatives)
+        hidden, negatives, times = self.encoder.hidden, len(self.negatives), self.shapes.times
         padded = lot.length * (hidden + 8 * lot.positions)  # embeddings that are pooled, and weights with what they are made of
         scored = 8 * lot.positions * (negatives + len(self.states))  # products, and masks by item
-        trained = sum(parameter.numel() for parameter in self.parameters())
-        most = min(
-            RECORDS_PER_CHUNK, FLOATS_SHARED // max(1, negatives * hidden), FLOATS_PER_RECORD // max(padded, scored, trained)
-        )
-        for start in range(0, len(lot), max(1, most)):
-            yield lot.take(np.arange(start, min(start + max(1, most), len(lot)))).padded()
+        pieces = 1 + (negatives + self.history) // self.shapes.texts_per_piece
+        trained = pieces * sum(parameter.numel() for parameter in self.parameters())
+        bounds = [FLOATS_SHARED // max(1, negatives * hidden), FLOATS_PER_RECORD // max(padded, scored, trained)]
+        tokens = int(self.shapes.padded(self.states.length).max())
+        texts = times * FLOATS_AHEAD // _top_layers(self.encoder).numbers(tokens)
+        most = min(self.shapes.records_per_chunk, *(times * bound for bound in bounds))
+        if texts < len(self.states):
+            most = min(most, (texts - negatives) // (self.history + lot.positions))
+        most = max(1, most)
+        for start in range(0, len(lot), most):
+            yield lot.take(np.arange(start, min(start + most, len(lot)))).padded()
 
     def gradients(self, lot: Examples | Records) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
+        top = _top_layers(self.encoder)
+        top.update()
         for chunk in self.chunks(lot):
-            with self.encoder.in_float32():
-                found = self._gradients(chunk)
-            yield found
+            yield PerRecord(self._gradients(chunk, top))
 
-    def _gradients(self, chunk: Examples) -> PerRecord:
+    def _gradients(self, chunk: Examples, top: TopLayers) -> list[Tensor]:
         pairs = layout(chunk, self.history)
-        if not len(pairs.text):
-            return PerRecord([torch.zeros(len(chunk), *p.shape, device=p.device) for p in self.parameters()])
         distinct, where = np.unique(np.concatenate([pairs.text, self.negatives]), return_inverse=True)
-        pooled = self.encoder.pooled(self.states, distinct)[torch.as_tensor(where)]
-        own = pooled[: len(pairs.text)].requires_grad_(True)  # (pairs, hidden)
-        shared = pooled[len(pairs.text) :].expand(len(chunk), -1, -1).requires_grad_(True)  # (records, N, hidden)
-        upstream = torch.autograd.grad(self.softmax.losses(own, shared, pairs, chunk, self.negatives).sum(), (own, shared))
-        total = self._shared(upstream[1])
-        self._own(upstream[0], pairs, total)
-        return PerRecord(total)
+        own, shared = np.split(where, [len(pairs.text)])
+        pooled, groups = self._forward(distinct, top)
+        at, at_own, at_shared = self.softmax.derivatives(pooled, own, shared, pairs, chunk, self.negatives)
+        asks = np.unique(chunk.target[:, 0])  # the others' gradients are zero
+        keep = np.isin(pairs.record, asks)
+        record = np.concatenate([pairs.record[keep], np.repeat(asks, len(shared))])
+        text = np.concatenate([own[keep], np.tile(shared, len(asks))])
+        source = np.concatenate([at_own[keep], at_shared[asks].ravel()])
+        order = np.argsort(record, kind="stable")
+        return self._backward(at, _Used(record[order], text[order], source[order], len(at) - 1, len(chunk)), groups, top)
 
-    def _shared(self, upstream: Tensor) -> list[Tensor]:
-        """What the negatives add, from (records, N, hidden): one tensor (records, *shape) a parameter."""
-        parameters = self.parameters()
-        total = [torch.zeros(len(upstream), *p.shape, device=p.device) for p in parameters]
-        for rows in self.encoder.batches(self.states.length[self.negatives]):
-            out = self.encoder.run_top(*self.encoder.gather(self.states, self.negatives[rows]))
-            step = max(1, self.encoder.texts_per_batch // len(rows))
-            for start in range(0, len(upstream), step):
-                users = slice(start, start + step)
-                back = upstream[users, torch.as_tensor(rows)]
-                count = len(back)
-                if count == 1:  # as in `run_top`
-                    back = back.repeat(2, 1, 1)
-                found = torch.autograd.grad(out, parameters, back, retain_graph=True, is_grads_batched=True)
-                for sums, gradient in zip(total, found, strict=True):
-                    sums[users] += gradient[:count]
-        return total
+    def _forward(self, distinct: np.ndarray, top: TopLayers) -> tuple[Tensor, list[_Group]]:
+        """The pooled vectors of distinct texts, (texts, hidden), and what their way back needs."""
+        padded = self.shapes.padded(self.states.length[distinct])
+        pooled = torch.empty(len(distinct), self.encoder.hidden, device=self.encoder.device)
+        groups = []
+        for tokens in np.unique(padded):
+            texts, size = np.flatnonzero(padded == tokens), self.shapes.texts(int(tokens))
+            filled = self.shapes.filled(texts, int(tokens))
+            means, kept = top.forward(*self.encoder.gather(self.states, distinct[filled]), size)
+            pooled.index_copy_(0, self.encoder.moved(texts), means[: len(texts)])
+            groups.append(_Group(texts, int(tokens), kept))
+        return pooled, groups
 
-    def _own(self, upstream: Tensor, pairs: Pairs, total: list[Tensor]) -> None:
-        """Add what each record's own texts add, from (pairs, hidden)."""
-        watched = GradSampleModule(self.encoder.top, loss_reduction="sum", strict=False)
-        try:
-            for rows in self.encoder.batches(self.states.length[pairs.text]):
-                record = torch.as_tensor(pairs.record[rows], device=self.encoder.device)
-                out = self.encoder.run_top(*self.encoder.gather(self.states, pairs.text[rows]))
-                with warnings.catch_warnings():
-                    # What enters the top layers is data, so it has no gradient; torch warns of that.
-                    warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                    out.backward(upstream[torch.as_tensor(rows)])
-                for parameter, sums in zip(self.parameters(), total, strict=True):
-                    sums.index_add_(0, record, parameter.grad_sample[: len(record)])  # type: ignore[attr-defined]
-                    parameter.grad_sample = None  # type: ignore[attr-defined]
-        finally:
-            watched.remove_hooks()
+    def _backward(self, at: Tensor, used: _Used, groups: list[_Group], top: TopLayers) -> list[Tensor]:
+        """Each record's gradients, one tensor (records, *shape) a parameter, from derivatives by the pooled vectors."""
+        texts, parameters = self.shapes.texts_per_piece, self.parameters()
+        planned = [used.pieces(group.texts, texts) for group in groups]
+        owner = np.concatenate([pieces.record for pieces in planned])
+        if not len(owner):
+            return [torch.zeros(used.records, *one.shape, device=one.device) for one in parameters]
+        found = torch.empty(len(owner), sum(one.numel() for one in parameters), device=self.encoder.device)
+        start = 0
+        for group, pieces in zip(groups, planned, strict=True):
+            if not len(pieces.record):
+                continue
+            size = self.shapes.texts(group.tokens)
+            index = [self.shapes.filled(one, group.tokens, capacity=False) for one in (pieces.row, pieces.source)]
+            rows = found[start : start + len(pieces.record)].split(size // texts)
+            for some, own in zip(self.encoder.moved(np.stack(index)).split(size, dim=1), rows, strict=True):
+                own.copy_(top.backward(group.kept, at, some, texts)[: len(own)])
+            start += len(pieces.record)
+        order, counts = np.argsort(owner, kind="stable"), np.bincount(owner, minlength=used.records)
+        sums = _summed(found, self.encoder.moved(order), self.encoder.moved(counts))
+        parts = sums.split([one.numel() for one in parameters], dim=1)
+        return [part.reshape(-1, *one.shape) for part, one in zip(parts, parameters, strict=True)]
+
+
+_TOPS: WeakKeyDictionary[TextEncoder, dict[torch.dtype, TopLayers]] = WeakKeyDictionary()
+
+
+def _top_layers(encoder: TextEncoder) -> TopLayers:
+    """One for an encoder and a precision: what it has recorded is of use in every round."""
+    known, dtype = _TOPS.setdefault(encoder, {}), encoder.training_dtype
+    if dtype not in known:
+        known[dtype] = TopLayers(encoder.top, dtype)
+    return known[dtype]
+
+
+class _Pieces(NamedTuple):
+    """Texts of one padded length, so many of one record together; where there are fewer, others of its own that count as zero.
+
+    Attributes:
+        record: (pieces,) whose each is.
+        row: (pieces * texts,) which text of the group.
+        source: (pieces * texts,) which derivative.
+    """
+
+    record: np.ndarray
+    row: np.ndarray
+    source: np.ndarray
+
+
+class _Used(NamedTuple):
+    """Which texts each record uses, sorted by record: (pairs,) each, and how many records there are.
+
+    `source` is where the derivative by that copy of the text is; the last of all derivatives is zero and nobody's.
+    """
+
+    record: np.ndarray
+    text: np.ndarray
+    source: np.ndarray
+    zero: int
+    records: int
+
+    def pieces(self, texts: np.ndarray, size: int) -> _Pieces:
+        """The pairs of these texts, in a record's own order."""
+        row = np.full(int(self.text.max(initial=0)) + 1, -1)
+        row[texts[texts < len(row)]] = np.flatnonzero(texts < len(row))
+        here = np.flatnonzero(row[self.text] >= 0)
+        record, own = self.record[here], row[self.text[here]]
+        starts = np.flatnonzero(np.diff(record, prepend=-1))
+        place = np.arange(len(record)) - np.repeat(starts, np.diff(starts, append=len(record)))
+        first = place % size == 0
+        slot = (np.cumsum(first) - 1) * size + place % size
+        rows, source = np.repeat(own[first], size), np.full(int(first.sum()) * size, self.zero)
+        rows[slot], source[slot] = own, self.source[here]
+        return _Pieces(record[first], rows, source)
+
+
+def _summed(pieces: Tensor, order: Tensor, counts: Tensor) -> Tensor:
+    """Sums of each record's pieces, one after the other: (records, numbers)."""
+    rows = pieces.index_select(0, order)
+    return torch.segment_reduce(rows, "sum", lengths=counts, axis=0, unsafe=True, initial=0.0)

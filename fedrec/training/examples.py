@@ -47,6 +47,8 @@ class Examples:
 
     def take(self, records: np.ndarray) -> Examples:
         """The given records, renumbered from 0; `records` is ascending."""
+        if len(records) == len(self):
+            return self
         if len(records) and records[-1] - records[0] + 1 == len(records):
             first, last = int(records[0]), int(records[-1])
             target, seen = (slice(*np.searchsorted(rows[:, 0], (first, last + 1))) for rows in (self.target, self.seen))

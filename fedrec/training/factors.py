@@ -16,7 +16,7 @@ ones, and the user's own) and the rest enters by a bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -46,11 +46,13 @@ class Table:
         scaled: (items, rank) `e A` over the length that the embedding had.
         common: how many items, from the first on, are counted exactly for everybody. Which ones are
             first must not depend on anybody's data.
+        known_spread: `spread`, where it is known.
     """
 
     unit: Tensor
     scaled: Tensor
     common: int
+    known_spread: Tensor | None = None
 
     @property
     def whole(self) -> bool:
@@ -80,8 +82,12 @@ class Table:
         ones on its diagonal, so its largest eigenvalue is at most that of the former (Schur, 1911;
         Horn and Johnson, Topics in Matrix Analysis, 1991, th. 5.3.4).
         """
+        if self.known_spread is not None:
+            return self.known_spread
         scaled = self.scaled.double()
-        return torch.linalg.eigvalsh(scaled.T @ scaled)[-1].clamp_min(0).sqrt()
+        # On a processor, as the matrix is small.
+        largest = torch.linalg.eigvalsh((scaled.T @ scaled).cpu())[-1].clamp_min(0).sqrt()
+        return largest.to(self.scaled.device)
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ class HeadGradients:
         own: None where all items are common.
         table: the catalogue.
         count: how many records there are, the rest being there to make products of an even shape; None for all.
+        known_norms: `squared_norms`, where they are known.
     """
 
     left: Tensor
@@ -118,6 +125,7 @@ class HeadGradients:
     own: Own | None
     table: Table
     count: int | None = None
+    known_norms: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.left[: self.count])
@@ -130,6 +138,8 @@ class HeadGradients:
         the norm nor the sum that is scaled by it loses its bound to rounding. What underflows is far
         below any clipping norm, and what overflows makes the record count as zero.
         """
+        if self.known_norms is not None:
+            return self.known_norms[: self.count]
         table, left, right = self.table, self.left, self.right
         common, rest = self.along[:, : table.common], self.along[:, table.common :]
         rights = torch.bmm(right, right.mT)  # (records, P, P)
@@ -176,6 +186,17 @@ class HeadGradients:
         along = self.along if self.own is None else self.along.scatter_add(1, self.own.items, self.own.along)
         first = torch.einsum("upr,upd->urd", self.left, self.right)
         return first - torch.einsum("uj,jr,jd->urd", along, self.table.scaled, self.table.unit)
+
+    def with_norms(self) -> HeadGradients:
+        """The same, knowing its norms."""
+        return replace(self, known_norms=self.squared_norms())
+
+    def copied(self, table: Table) -> HeadGradients:
+        """The same in memory of its own, of an equal table."""
+        own = self.own and Own(self.own.items.clone(), self.own.along.clone())
+        norms = None if self.known_norms is None else self.known_norms.clone()
+        left, right, along, cross = (part.clone() for part in (self.left, self.right, self.along, self.cross))
+        return HeadGradients(left, right, along, cross, own, table, self.count, norms)
 
     def take(self, used: Tensor | slice) -> HeadGradients:
         """Those of some records, (records,) bool or a slice."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
+from fedrec.model.devices import moved
+from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
-from fedrec.training.factors import HeadGradients, RecordGradients, Table, common_items, strongest
+from fedrec.training.factors import OWN, HeadGradients, RecordGradients, Table, common_items, strongest
 from fedrec.training.records import Records
 
 __all__ = ["Head", "HeadsTrainer", "masked_loss"]
@@ -26,9 +29,12 @@ FLOATS_PADDED = 24_000_000
 """Bound on the numbers of the embeddings that are pooled, and of the weights with what they are made of."""
 LEAST_RECORDS, WIDTH = 128, 8
 """Fewest records that are computed at once, empty ones included, where the bounds allow it; and the least room for their
-items, which is doubled until they fit."""
+items, which is doubled until they fit. On a GPU there is room for as many events as a record may pool."""
+TIMES, RECORDS = 64, 1024
+"""On a GPU the bounds are so many times as large, and so many records are computed at once, or what the bounds allow."""
 MOST_RANK = 1000
 """Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
+_GRAPHS = Graphs(kept=False)
 
 
 class Head(nn.Module):
@@ -50,6 +56,8 @@ class Head(nn.Module):
         z = self.e + self.ea @ self.weight
         length = z.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         table = Table(z / length, self.ea / length, common_items(len(z)))
+        if not table.whole:
+            table = replace(table, known_spread=table.spread)
         if not (torch.isfinite(table.unit).all() and torch.isfinite(table.scaled).all()):
             raise ValueError("the heads of this adapter are not finite over the catalogue")
         return table
@@ -68,7 +76,7 @@ class HeadsTrainer:
     """
 
     def __init__(self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, events: int = 100) -> None:
-        self.scoring, self.events = scoring, events
+        self.scoring, self.events, self.fixed = scoring, events, e.device.type == "cuda"
         offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
         # Popular items first, by public counts: see `Table`.
         order = torch.argsort(offset, descending=True, stable=True)
@@ -95,7 +103,7 @@ class HeadsTrainer:
         for part in self._parts(lot):
             rows, chunks = zip(*self._chunks(part), strict=True)
             found = tuple(self._gradients(chunk, len(own), history, candidate) for own, chunk in zip(rows, chunks, strict=True))
-            yield RecordGradients(found, torch.as_tensor(np.concatenate(rows), device=self.offset.device))
+            yield RecordGradients(found, self._moved(np.concatenate(rows)))
 
     @torch.no_grad()
     def losses(self, lot: Examples | Records) -> Tensor:
@@ -106,14 +114,15 @@ class HeadsTrainer:
             out.append(self.offset.new_zeros(len(part)))
             for rows, chunk in self._chunks(part):
                 losses = masked_loss(self._scores(chunk, history, candidate).logits, chunk)
-                out[-1][torch.as_tensor(rows)] = losses[: len(rows)]
+                out[-1][self._moved(rows)] = losses[: len(rows)]
         return torch.cat(out)
 
     def _parts(self, lot: Examples | Records) -> Iterator[Examples]:
         """The lot in pieces whose factors are kept together."""
         items, hidden = self.history.e.shape
         kept = items + lot.positions * (self.history.ea.shape[1] + hidden)
-        most = max(1, min(FLOATS_KEPT // kept, FLOATS_PADDED // (8 * self.events * lot.positions)))
+        times = TIMES if self.fixed else 1
+        most = max(1, min(times * FLOATS_KEPT // kept, times * FLOATS_PADDED // (8 * self.events * lot.positions)))
         for start in range(0, len(lot), most):
             yield lot.take(np.arange(start, min(start + most, len(lot)))).padded()
 
@@ -123,19 +132,24 @@ class HeadsTrainer:
         How a product is rounded depends on its shape, and hostile weights can make much of rounding: a record
         that was computed with fewer others, or beside one with a longer history, had another gradient. So a
         record's width is its own, and empty records fill up a chunk that is small or of an odd size. On the
-        processors tested a gradient is then the same to the bit in every lot.
+        processors tested a gradient is then the same to the bit in every lot. On a GPU, where it took chunks of one size
+        for that, all are of one size and width: small ones would take as long.
         """
         items, hidden = self.history.e.shape
-        floats = FLOATS_PADDED // (self.events * (hidden + 8 * part.positions))
-        size = max(8, min(FLOATS_IN_FLIGHT // (part.positions * (items + hidden)), floats) // 8 * 8)
-        used = np.any(part.weights, axis=1)  # (records, L)
-        longest = np.where(used.any(axis=1), part.length - used[:, ::-1].argmax(axis=1), 1)
+        times = TIMES if self.fixed else 1
+        floats = times * FLOATS_PADDED // (self.events * (hidden + 8 * part.positions))
+        size = max(8, min(times * FLOATS_IN_FLIGHT // (part.positions * (items + hidden)), floats) // 8 * 8)
+        if self.fixed:
+            size, longest = min(size, RECORDS), np.full(len(part), self.events)
+        else:
+            used = np.any(part.weights, axis=1)  # (records, L)
+            longest = np.where(used.any(axis=1), part.length - used[:, ::-1].argmax(axis=1), 1)
         doublings = np.ceil(np.log2(np.maximum(longest, WIDTH) / WIDTH)).astype(int)
         for times in np.unique(doublings):
             rows = np.flatnonzero(doublings == times)
             for start in range(0, len(rows), size):
                 own = rows[start : start + size]
-                records = max(min(size, LEAST_RECORDS), -(-len(own) // 8) * 8)
+                records = size if self.fixed else max(min(size, LEAST_RECORDS), -(-len(own) // 8) * 8)
                 yield own, self._filled(part.take(own), records, WIDTH << times)
 
     def _filled(self, chunk: Examples, records: int, width: int) -> Examples:
@@ -150,70 +164,112 @@ class HeadsTrainer:
     def _placed(self, rows: np.ndarray) -> np.ndarray:
         return np.column_stack([rows[:, :2], self.place[rows[:, 2]]])
 
+    def _moved(self, values: np.ndarray) -> Tensor:
+        return moved(values, self.offset.device)
+
     def _scores(self, chunk: Examples, history: Table, candidate: Table) -> _Scores:
-        items, weights = (torch.as_tensor(value, device=self.offset.device) for value in (chunk.items, chunk.weights))
-        used = embedding(items, history.unit)  # (records, L, hidden); several times faster than indexing
-        pooled = weights @ used  # (records, P, hidden)
-        length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        users = pooled / length
-        cosines = users @ candidate.unit.T  # (records, P, items)
-        logits = torch.add(self.offset, cosines, alpha=self.scoring.temperature)
-        return _Scores(items, weights, used, length, users, cosines, logits)
+        scale, given = self.scoring.temperature, (self._moved(chunk.items), self._moved(chunk.weights), self.offset)
+        if not self.fixed:
+            return _scored(*given, history, candidate, temperature=scale)
+
+        def function(items: Tensor, weights: Tensor, offset: Tensor, *parts: Tensor) -> _Scores:
+            half = len(parts) // 2
+            found = _scored(items, weights, offset, _table(*parts[:half]), _table(*parts[half:]), temperature=scale)
+            return found._replace(used=None)
+
+        tables = [part for table in (history, candidate) for part in (table.unit, table.scaled, table.known_spread)]
+        return cast(_Scores, _GRAPHS(("scores", scale), function, [*given, *(part for part in tables if part is not None)]))
 
     @torch.no_grad()
     def _gradients(self, chunk: Examples, count: int, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
-        scores = self._scores(chunk, history, candidate)
-        users, cosines, weights = scores.users, scores.cosines, scores.weights
-        at_cosines = _at_logits(scores.logits, chunk).mul_(self.scoring.temperature)  # (records, P, items)
-        at_users = at_cosines @ candidate.unit
-        left = at_cosines @ candidate.scaled  # (records, P, rank)
-        product = at_cosines.mul_(cosines)
-        # The inner product of `users` and `at_users`, summed over the items instead.
-        right = at_users.addcmul_(users, product.sum(-1, keepdim=True), value=-1)
-        along = product.sum(1)  # (records, items)
-        cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2), dtype=torch.float64)
-        own = strongest(along, _targets(chunk).to(users.device), candidate)
-        of_candidate = HeadGradients(left, users, along, cross, own, candidate, count)
+        scores, scale = self._scores(chunk, history, candidate), self.scoring.temperature
+        given = self._moved(_targets(chunk)), _at_logits(scores.logits, chunk)
+        if not self.fixed:
+            of_history, of_candidate = _factors(*given, scores, temperature=scale)
+        else:
 
-        size = right.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # (records, P, 1)
-        right = right.div_(size)
-        size = size / scores.length
-        scaled = embedding(scores.items, history.scaled)  # (records, L, rank)
-        left = (weights @ scaled) * size
-        projected = right @ scores.used.mT  # (records, P, L)
-        own_along = (projected * weights * size).sum(1)  # (records, L)
-        cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1, dtype=torch.float64)
-        along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
-        own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
-        return HeadGradients(left, right, along, cross, own, history, count), of_candidate
+            def function(targets: Tensor, at_logits: Tensor, scores: _Scores) -> tuple[HeadGradients, HeadGradients]:
+                # Tables that have nothing in store, or what they have would be recorded as it is now; and what is written to.
+                fresh = scores._replace(tables=tuple(map(replace, scores.tables)), cosines=scores.cosines.clone())
+                return _factors(targets, at_logits, fresh, temperature=scale)
+
+            found = _GRAPHS(("factors", scale), function, given, scores)
+            # What is there is overwritten for the next chunk.
+            of_history, of_candidate = (head.copied(own) for head, own in zip(found, (history, candidate), strict=True))
+        return replace(of_history, count=count), replace(of_candidate, count=count)
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """A chunk's forward pass.
+class _Scores(NamedTuple):
+    """A chunk's forward pass, and what it was made of.
 
     Attributes:
         items: (records, L).
         weights: (records, P, L) pooling weights.
-        used: (records, L, hidden) embeddings that are pooled.
+        used: (records, L, hidden) embeddings that are pooled; None where it is quicker to look them up again than to keep them.
+        tables: of the history head and of the candidate head.
     """
 
     items: Tensor
     weights: Tensor
-    used: Tensor
+    used: Tensor | None
     length: Tensor
     users: Tensor
     cosines: Tensor
     logits: Tensor
+    tables: tuple[Table, ...]
 
 
-def _targets(chunk: Examples) -> Tensor:
-    """Each record's targets, (records, most of any record), -1 after the last."""
+def _table(unit: Tensor, scaled: Tensor, spread: Tensor | None = None) -> Table:
+    return Table(unit, scaled, common_items(len(unit)), spread)
+
+
+def _scored(items: Tensor, weights: Tensor, offset: Tensor, history: Table, candidate: Table, temperature: float) -> _Scores:
+    used = embedding(items, history.unit)  # (records, L, hidden); several times faster than indexing
+    pooled = weights @ used  # (records, P, hidden)
+    length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    users = pooled / length
+    cosines = users @ candidate.unit.T  # (records, P, items)
+    logits = torch.add(offset, cosines, alpha=temperature)
+    return _Scores(items, weights, used, length, users, cosines, logits, (history, candidate))
+
+
+def _factors(targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: float) -> tuple[HeadGradients, HeadGradients]:
+    """Of the history head and of the candidate head, with their norms; what it is given is overwritten."""
+    history, candidate = scores.tables
+    users, cosines, weights = scores.users, scores.cosines, scores.weights
+    at_cosines = at_logits.mul_(temperature)  # (records, P, items)
+    at_users = at_cosines @ candidate.unit
+    left = at_cosines @ candidate.scaled  # (records, P, rank)
+    product = at_cosines.mul_(cosines)
+    # The inner product of `users` and `at_users`, summed over the items instead.
+    right = at_users.addcmul_(users, product.sum(-1, keepdim=True), value=-1)
+    along = product.sum(1)  # (records, items)
+    cross = (left * (cosines.mul_(along[:, None]) @ candidate.scaled)).sum((1, 2), dtype=torch.float64)
+    own = strongest(along, targets, candidate)
+    of_candidate = HeadGradients(left, users, along, cross, own, candidate)
+
+    size = right.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # (records, P, 1)
+    right = right.div_(size)
+    size = size / scores.length
+    scaled = embedding(scores.items, history.scaled)  # (records, L, rank)
+    left = (weights @ scaled) * size
+    used = embedding(scores.items, history.unit) if scores.used is None else scores.used
+    projected = right @ used.mT  # (records, P, L)
+    own_along = (projected * weights * size).sum(1)  # (records, L)
+    cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1, dtype=torch.float64)
+    along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
+    own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
+    of_history = HeadGradients(left, right, along, cross, own, history)
+    return of_history.with_norms(), of_candidate.with_norms()
+
+
+def _targets(chunk: Examples) -> np.ndarray:
+    """Each record's targets, (records, most of any record, or `OWN`), -1 after the last."""
     record, item = chunk.target[:, 0], chunk.target[:, 2]
     count = np.bincount(record, minlength=len(chunk))
-    out = np.full((len(chunk), max(1, int(count.max(initial=0)))), -1, dtype=np.int64)
+    out = np.full((len(chunk), max(OWN, int(count.max(initial=0)))), -1, dtype=np.int64)
     out[record, np.arange(len(record)) - (np.cumsum(count) - count)[record]] = item
-    return torch.as_tensor(out)
+    return out
 
 
 def masked_loss(logits: Tensor, chunk: Examples) -> Tensor:
@@ -228,9 +284,11 @@ def masked_loss(logits: Tensor, chunk: Examples) -> Tensor:
 
 def _at_logits(logits: Tensor, chunk: Examples) -> Tensor:
     """The derivative of `masked_loss` by the logits, which are overwritten: (records, P, items)."""
-    seen, target = (torch.as_tensor(rows, device=logits.device).T for rows in (chunk.seen, chunk.target))
-    weight = torch.as_tensor(chunk.target_weight, device=logits.device).to(logits.dtype)
-    logits.index_put_(tuple(seen), logits.new_tensor(-1e9))
-    total = logits.new_zeros(logits.shape[:2]).index_put_((target[0], target[1]), weight, accumulate=True)
-    out = torch.softmax(logits, dim=-1).mul_(total[:, :, None])
-    return out.index_put_(tuple(target), -weight, accumulate=True)
+    records, positions, items = logits.shape
+    seen, target = ((rows[:, 0] * positions + rows[:, 1]) * items + rows[:, 2] for rows in (chunk.seen, chunk.target))
+    weight = chunk.target_weight.astype(chunk.weights.dtype)
+    total = np.bincount(target // items, weight, records * positions).astype(weight.dtype)
+    logits.view(-1).index_fill_(0, moved(seen, logits.device), -1e9)
+    out = torch.softmax(logits, dim=-1).mul_(moved(total, logits.device).view(records, positions, 1))
+    out.view(-1).index_add_(0, moved(target, logits.device), moved(weight, logits.device), alpha=-1)
+    return out

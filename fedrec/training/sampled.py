@@ -10,18 +10,27 @@ out goes into bf16, where a last bit may become the first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
-from fedrec.model.towers import Scoring, centred
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.devices import moved
+from fedrec.model.graphs import Graphs
+from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
 
 __all__ = ["Pairs", "SampledSoftmax", "layout"]
+
+WIDTH = 32
+"""The least room for a record's own texts, which is doubled until they fit."""
+_GRAPHS = Graphs(kept=False)
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,16 @@ class SampledSoftmax:
         prior: (items,) log popularity.
         base: the centre, and the heads' `A`.
         trained: the heads' `B`; without them both roles are the embedding itself.
+        records: how many records' derivatives are computed at once, empty ones included; 0 for those that there are.
     """
 
-    def __init__(self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device) -> None:
-        self.base, self.scoring, self.device = base, scoring, device
-        self.prior = self._double(prior) * scoring.prior_weight
-        self.heads = {role: self._double(trained[name]) for role, name in HEAD_B.items() if name in trained}
+    def __init__(
+        self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device, records: int = 0
+    ) -> None:
+        self.scoring, self.device, self.records = scoring, device, records
+        self.prior = prior.astype(np.float64) * scoring.prior_weight
+        roles = [(base[HEAD_A], trained[name]) for name in HEAD_B.values() if name in trained]
+        self.weights = [self._moved(value).double() for value in (base[CENTRE], *(one for role in roles for one in role))]
 
     def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples, negatives: np.ndarray) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, float64 of shape (records,).
@@ -57,30 +70,151 @@ class SampledSoftmax:
             shared: (records, N, hidden) negatives.
             negatives: (N,) which items they are.
         """
-        e = centred(own.double(), self.base)
-        history, candidate = self._role(e, "history"), self._role(e, "candidate")
-        # What stands for no event is nobody's text: a derivative that is not finite must stay with its record.
-        history = torch.cat([history, history.new_zeros(1, history.shape[1])])
-        against = self._role(centred(shared.double(), self.base), "candidate")
-        weights = self._double(pairs.weights)
-        users = normalize(torch.bmm(weights, history[torch.as_tensor(pairs.history)]), dim=-1)  # (records, P, hidden)
-        others = torch.bmm(users, against.mT)  # (records, P, N)
-        others = self.scoring.temperature * others + self.prior[torch.as_tensor(negatives)]
-        record, position, item = torch.as_tensor(chunk.target, device=self.device).T
-        hits = (users[record, position] * candidate[torch.as_tensor(pairs.target)]).sum(-1)  # (targets,)
-        hits = self.scoring.temperature * hits + self.prior[item]
-        masked = torch.as_tensor(_masked(chunk, negatives, pairs.weights.shape[1]), device=self.device)
-        logits = torch.cat([hits[:, None], others.masked_fill(masked, -1e9)[record, position]], dim=1)  # (targets, 1 + N)
-        losses = (torch.logsumexp(logits, dim=1) - hits) * self._double(chunk.target_weight)
-        return losses.new_zeros(len(chunk)).index_add(0, record, losses)
+        out = own.new_zeros(len(chunk), dtype=torch.float64)
+        for slots in self._slots(pairs, chunk, negatives, 0):
+            records, at, pair = (self._moved(values) for values in (slots.records, slots.at, slots.pair))
+            texts = own.new_zeros(len(records) * slots.shape.own, own.shape[1]).index_copy(0, at, own[pair])
+            losses = _losses(texts, shared[records], self._moved(slots.plan[0]), *self.weights, shape=slots.shape)
+            out = out.index_copy(0, records, losses)
+        return out
 
-    def _role(self, e: Tensor, role: str) -> Tensor:
-        if role not in self.heads:
-            return e
-        return normalize(e + (e @ self._double(self.base[HEAD_A])) @ self.heads[role], dim=-1)
+    def derivatives(
+        self, pooled: Tensor, own: np.ndarray, shared: np.ndarray, pairs: Pairs, chunk: Examples, negatives: np.ndarray
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The losses' derivatives by each record's own copies of the pooled vectors.
 
-    def _double(self, values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, device=self.device).double()
+        Args:
+            pooled: (texts, hidden) float32.
+            own, shared: (pairs,) and (N,), which texts they are.
+
+        Returns:
+            Derivatives (rows, hidden) float32, the last row zero; where the pairs' are, (pairs,); and where each record's
+            of the negatives are, (records, N).
+        """
+        against = pooled.index_select(0, self._moved(shared))
+        found, rows = [], 0
+        at_own, at_shared = np.zeros(len(pairs.text), dtype=np.int64), np.zeros((len(chunk), len(shared)), dtype=np.int64)
+        for slots in self._slots(pairs, chunk, negatives, self.records):
+            shape = slots.shape
+            text = np.zeros(len(slots.plan) * shape.records * shape.own, dtype=np.int64)
+            text[slots.at] = own[slots.pair]  # in an empty place is any text: what comes of it is not used
+            texts, plans = self._moved(text).view(len(slots.plan), -1), self._moved(slots.plan)
+            block = shape.records * (shape.own + shape.shared)
+            size = shape.records * shape.own
+            at_own[slots.pair] = rows + slots.at // size * block + slots.at % size
+            number = np.arange(len(slots.records))
+            first = rows + number // shape.records * block + size + number % shape.records * shape.shared
+            at_shared[slots.records] = first[:, None] + np.arange(shape.shared)
+            rows += len(slots.plan) * block
+            for some, plan in zip(texts, plans, strict=True):
+                inputs = (pooled.index_select(0, some), against, plan, *self.weights)
+                found.append(_GRAPHS(shape, partial(_derivatives, shape=shape), inputs).clone())
+        return torch.cat([*found, pooled.new_zeros(1, pooled.shape[1])]), at_own, at_shared
+
+    def _slots(self, pairs: Pairs, chunk: Examples, negatives: np.ndarray, size: int) -> Iterator[_Slots]:
+        """The records by the room that their own texts need, `size` of them in a batch, or all where it is 0."""
+        counts = np.bincount(pairs.record, minlength=len(chunk))
+        # A record has room for its own texts by their number alone: how a product is rounded depends on its shape.
+        widths = WIDTH << np.ceil(np.log2(np.maximum(counts, WIDTH) / WIDTH)).astype(np.int64)
+        place = np.arange(len(pairs.text)) - np.repeat(np.cumsum(counts) - counts, counts)
+        masked = _masked(chunk, negatives, pairs.weights.shape[1])
+        for width in np.unique(widths):
+            records = np.flatnonzero(widths == width)
+            shape = Shape(size or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature)
+            yield _slots(pairs, chunk, records, place, masked, self.prior, negatives, shape)
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        return moved(values, self.device)
+
+
+class Shape(NamedTuple):
+    """Of a batch: records, positions, places for a record's own texts, negatives; and the temperature."""
+
+    records: int
+    positions: int
+    own: int
+    shared: int
+    temperature: float
+
+
+class _Slots(NamedTuple):
+    """Some records' own texts in so many places each.
+
+    Attributes:
+        records: (records,) which.
+        pair, at: (pairs,) which pairs they are, and their places, counted through all batches.
+        plan: (batches, numbers) float64, what `_losses` takes apart.
+    """
+
+    records: np.ndarray
+    pair: np.ndarray
+    at: np.ndarray
+    plan: np.ndarray
+    shape: Shape
+
+
+def _slots(
+    pairs: Pairs, chunk: Examples, records: np.ndarray, place: np.ndarray, masked: np.ndarray, prior: np.ndarray,
+    negatives: np.ndarray, shape: Shape,
+) -> _Slots:  # fmt: skip
+    size = -(-len(records) // shape.records) * shape.records
+    number = np.full(len(chunk), -1)
+    number[records] = np.arange(len(records))
+    pair = np.flatnonzero(number[pairs.record] >= 0)
+    at = number[pairs.record[pair]] * shape.own + place[pair]
+    priors, empty = np.zeros(size * shape.own), np.ones(size * shape.own)
+    priors[at], empty[at] = prior[pairs.text[pair]], 0
+
+    def spread(record: np.ndarray, position: np.ndarray, of: np.ndarray, values: np.ndarray) -> np.ndarray:
+        where = (number[record] * shape.positions + position) * shape.own + place[of]
+        return np.bincount(where, values, size * shape.positions * shape.own)
+
+    record, event = np.nonzero((pairs.history < len(pairs.text)) & (number >= 0)[:, None])
+    owner, position = np.repeat(record, shape.positions), np.tile(np.arange(shape.positions), len(record))
+    event = np.repeat(event, shape.positions)
+    weights = spread(owner, position, pairs.history[owner, event], pairs.weights[owner, position, event])
+    target = np.flatnonzero(number[chunk.target[:, 0]] >= 0)
+    wanted = spread(chunk.target[target, 0], chunk.target[target, 1], pairs.target[target], chunk.target_weight[target])
+    hidden = np.zeros((size, *masked.shape[1:]))
+    hidden[: len(records)] = masked[records]
+    by_record = np.concatenate([one.reshape(size, -1) for one in (weights, wanted, hidden, priors, empty)], axis=1)
+    by_batch = by_record.reshape(-1, shape.records * by_record.shape[1])
+    plan = np.concatenate([by_batch, np.broadcast_to(prior[negatives], (len(by_batch), shape.shared))], axis=1)
+    return _Slots(records, pair, at, plan, shape)
+
+
+def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: Tensor, shape: Shape) -> Tensor:
+    """(records,) float64 from (records * K, hidden), (records, N, hidden) and what `_slots` has planned."""
+    numbers, prior = plan[: -shape.shared].view(shape.records, -1), plan[-shape.shared :]
+    scored, against = shape.positions * shape.own, shape.positions * shape.shared
+    weights, wanted, masked, priors, empty = numbers.split([scored, scored, against, shape.own, shape.own], dim=1)
+    weights, wanted, masked = (one.unflatten(1, (shape.positions, -1)) for one in (weights, wanted, masked))
+
+    def role(e: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return normalize(e + (e @ a) @ b, dim=-1)
+
+    e = normalize(own.double() - centre, dim=-1).unflatten(0, (shape.records, -1))
+    others = normalize(shared.double() - centre, dim=-1)
+    history, candidate = (role(e, *roles[:2]), role(e, *roles[2:])) if roles else (e, e)
+    others = role(others, *roles[2:]) if roles else others
+    # Where there is no text is nobody's: what is not finite must stay with its record.
+    nobody = empty[:, :, None] != 0
+    history, candidate = history.masked_fill(nobody, 0.0), candidate.masked_fill(nobody, 0.0)
+    users = normalize(torch.bmm(weights.contiguous(), history), dim=-1)  # (records, P, hidden)
+    hits = shape.temperature * torch.bmm(users, candidate.mT) + priors[:, None]  # (records, P, K)
+    scores = shape.temperature * torch.bmm(users, others.mT) + prior  # (records, P, N)
+    total = torch.logsumexp(scores.masked_fill(masked != 0, -1e9), dim=-1, keepdim=True)
+    return ((torch.logaddexp(hits, total) - hits) * wanted).sum((1, 2))
+
+
+def _derivatives(own: Tensor, shared: Tensor, plan: Tensor, *weights: Tensor, shape: Shape) -> Tensor:
+    """By (records * K, hidden) and then by each record's copies of (N, hidden): (records * (K + N), hidden)."""
+    with torch.enable_grad():
+        own = own.detach().requires_grad_(True)
+        copies = shared.detach().expand(shape.records, -1, -1).requires_grad_(True)
+        total = _losses(own, copies, plan, *weights, shape=shape).sum()
+    found = torch.autograd.grad(total, (own, copies))
+    return torch.cat([found[0], found[1].flatten(0, 1)])
 
 
 def layout(chunk: Examples, history: int) -> Pairs:

@@ -1,0 +1,147 @@
+"""What a GPU is given, on a processor: batches of fixed sizes, states that live on a device, recorded functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedrec.model.cache import States, TrunkCache
+from fedrec.model.devices import Resident
+from fedrec.model.encoder import TextEncoder
+from fedrec.model.shapes import LEAST_ROWS, Shapes
+from fedrec.training import Examples, build_examples, merged
+from fedrec.training.encoder import EncoderTrainer
+
+from .conftest import make_catalogue, make_encoder, make_histories
+from .test_per_user_gradients import factors_of, flat_gradients, hostile_heads, setup
+
+
+def with_shapes(encoder: TextEncoder, fixed: bool, texts_per_batch: int = 1) -> TextEncoder:
+    encoder.shapes = Shapes(texts_per_batch, 64, fixed)
+    return encoder
+
+
+def trainer_of(folder: Path, seed: int, fixed: bool) -> tuple[EncoderTrainer, Examples]:
+    rng, encoder, states, base, trained, scoring, prior, _, examples, (history, _, _) = setup(folder, seed)
+    trainer = EncoderTrainer(with_shapes(encoder, fixed), states, prior, base, trained, scoring, history=2 * history)
+    trainer.negatives = rng.integers(0, len(prior), 9)
+    return trainer, examples
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gpus_sizes_give_the_same_gradients(tiny_bert_folder: Path, seed: int) -> None:
+    found, wanted = (flat_gradients(*trainer_of(tiny_bert_folder, seed, fixed)) for fixed in (True, False))
+    assert wanted.norm(dim=1).max() > 1e-3
+    assert float((found - wanted).norm(dim=1).max() / wanted.norm(dim=1).max()) < 1e-5
+
+
+def test_in_a_gpus_sizes_a_gradient_is_the_same_to_the_bit_in_every_lot(tiny_bert_folder: Path) -> None:
+    trainer, examples = trainer_of(tiny_bert_folder, 1, fixed=True)
+    whole = flat_gradients(trainer, examples)
+    for lot in ([0], [3, 7], [1, 2, 3, 4, 8, 9]):
+        assert torch.equal(flat_gradients(trainer, examples.take(np.array(lot))), whole[lot])
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_where_the_way_back_needs_much_memory_few_records_are_taken_at_once(
+    tiny_bert_folder: Path, fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, examples = trainer_of(tiny_bert_folder, 2, fixed)
+    whole = flat_gradients(trainer, examples)
+    monkeypatch.setattr("fedrec.training.encoder.FLOATS_AHEAD", 1)
+    assert len(list(trainer.chunks(examples))) == len(examples) > 1
+    assert torch.equal(flat_gradients(trainer, examples), whole)
+
+
+def test_every_batch_of_fixed_sizes_has_one_shape(tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is in the lot: a library's choice of kernel cannot tell of it."""
+    seen: list[set[tuple[int, ...]]] = []
+    product = torch.nn.functional.linear
+
+    def watched(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        seen[-1].add((*x.shape, *rest[0].shape))
+        return product(x, *rest)
+
+    monkeypatch.setattr("fedrec.training.top_layers.linear", watched)
+    trainer, examples = trainer_of(tiny_bert_folder, 1, fixed=True)
+    for lot in ([0], list(range(len(examples)))):
+        seen.append(set())
+        flat_gradients(trainer, examples.take(np.array(lot)))
+    assert seen[0] and seen[0] <= seen[1]
+    assert len({shape[:2] for shape in seen[1]}) == len({shape[1] for shape in seen[1]}), "two batches of one length differ"
+
+
+def test_heads_in_a_gpus_sizes_have_the_same_gradients_in_every_lot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chunks of 512 records; with and without items that are only bounded in the norms."""
+    monkeypatch.setattr("fedrec.training.heads.RECORDS", 512)
+    examples = merged(build_examples(make_histories(600, make_catalogue(40), baskets=8), history=20, positions=2, decay=0.1))
+    for common in (128, 8):
+        monkeypatch.setattr("fedrec.training.factors.COMMON", common)
+        trainer = hostile_heads(1, 40)
+        (wanted,) = trainer.gradients(examples)
+        trainer.fixed = True
+        (found,) = trainer.gradients(examples)
+        exact = wanted.per_record()
+        assert exact.norm(dim=1).max() > 0
+        torch.testing.assert_close(found.per_record(), exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+        assert (found.squared_norms() >= found.per_record().double().square().sum(1) * (1 - 1e-5)).all()
+        whole = factors_of(trainer, examples)
+        for lot in (np.array([5]), np.array([5, 400]), np.arange(1, 600)):
+            for one, other in zip(whole, factors_of(trainer, examples.take(lot)), strict=True):
+                assert np.array_equal(one[lot], other, equal_nan=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 9), st.booleans())
+def test_batches_hold_every_text_once_at_a_length_of_its_own(lengths: list[int], texts_per_batch: int, fixed: bool) -> None:
+    shapes = Shapes(texts_per_batch, 512, fixed)
+    of_each = np.array([int(shapes.padded(np.array([one]))[0]) for one in lengths])
+    assert (of_each >= lengths).all() and (of_each <= 512).all()
+    assert np.array_equal(shapes.padded(np.array(lengths)), of_each)
+    batches = list(shapes.batches(np.array(lengths)))
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    for rows in batches:
+        (tokens,) = set(of_each[rows])
+        filled = shapes.filled(rows, int(tokens))
+        assert set(filled) == set(rows) and len(filled) * tokens >= LEAST_ROWS
+        assert len(rows) <= shapes.texts(int(tokens)) and shapes.texts(int(tokens)) % shapes.texts_per_piece == 0
+        if fixed:
+            assert len(filled) == shapes.texts(int(tokens))
+
+
+def test_states_on_a_device_are_those_of_the_cache(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = {key: rng.normal(size=(int(rng.integers(1, 9)), 6)).astype(np.float16) for key in range(30)}
+    cache, states = TrunkCache(tmp_path, "f"), None
+    for last in (10, 30):  # two shards
+        keys = np.arange(last, dtype=np.uint64)
+        states = cache.states([str(key) for key in keys], keys, lambda texts: iter([rows[int(text)] for text in texts]))
+    assert isinstance(states, States) and len(states.shards) == 2
+    resident = Resident.of(states, torch.device("cpu"), 0)
+    assert resident is not None
+    texts = np.array([3, 29, 3, 0, 17])
+    hidden, mask = resident.padded(torch.as_tensor(texts), 9)
+    expected, lengths = states.padded(texts, 9)
+    np.testing.assert_array_equal(hidden.numpy(), expected.astype(np.float32))
+    assert mask.sum(1).tolist() == lengths.tolist()
+
+
+def test_a_catalogue_is_looked_up_in_the_shards_once(tmp_path: Path) -> None:
+    cache, keys = TrunkCache(tmp_path, "f"), np.arange(3, dtype=np.uint64)
+    compute = lambda texts: iter([np.zeros((2, 6), np.float16)] * len(texts))
+    first = cache.states(["a", "b", "c"], keys, compute)
+    assert cache.states(["a", "b", "c"], keys, compute) is first
+    assert len(cache.states(["a", "b"], keys[:2], compute)) == 2
+
+
+def test_pooled_vectors_are_the_same_in_a_gpus_sizes(tiny_bert_folder: Path) -> None:
+    encoder = make_encoder(tiny_bert_folder)
+    texts = ["red lamp", "blue chair of cotton " * 6, "tea", "soap and rope on a desk"]
+    assert torch.allclose(
+        encoder.encode(texts), with_shapes(encoder, True).encode(texts), atol=2e-3
+    )  # the trunk's states are float16
