@@ -21,7 +21,7 @@ WARM_UPS = 2
 
 
 class Graphs:
-    """Recorded functions, by name and by the shapes of what they are given.
+    """Recorded functions, by name and by the shapes and devices of what they are given.
 
     Args:
         kept: whether what a call returns is read after a function has been recorded or replayed that it was not `held` for;
@@ -43,7 +43,7 @@ class Graphs:
         last = (held,) if held else ()
         if inputs[0].device.type != "cuda":
             return function(*inputs, *last)
-        key = (name, id(held) if held else 0, *((one.shape, one.dtype) for one in inputs))
+        key = (name, id(held) if held else 0, *((one.shape, one.dtype, one.device) for one in inputs))
         if key not in self._graphs:
             while len(self._graphs) >= MOST:
                 self._graphs.pop(next(iter(self._graphs)))
