@@ -37,7 +37,8 @@ class Graphs:
         """`function(*inputs)`, or with `held` last. On a GPU what comes back is overwritten by the next call for the same shapes.
 
         Args:
-            inputs: tensors of any content, which are copied to where the recorded function reads them.
+            inputs: tensors of any content, which are copied to where the recorded function reads them; one that is the very
+                object of the last call is not copied again, so nobody may have written to it.
             held: whatever else the function reads, where it is: it may write to its inputs, and to nothing of this.
         """
         last = (held,) if held else ()
