@@ -13,6 +13,7 @@ from benchmarks.quality import trained
 from benchmarks.quality.central import CEILING, central_rows, sequential_rows
 from benchmarks.quality.datasets import DataSet
 from benchmarks.quality.table import write_table_of
+from fedrec.config import RunConfig
 from fedrec.data import load_central
 from fedrec.evaluation import EvaluationSet, evaluate_popularity
 from fedrec.model import Scoring
@@ -68,6 +69,15 @@ def test_clipping_at_a_norm_that_nobody_has_is_the_training_without(tmp_path: Pa
     tight = config.model_copy(update={"clip_norm": 1e-3, "server_optimizer": "average"})
     (_, first), *_ = trained._clipped_rounds(tight, merchants, encoder, public, state.trained, under)
     assert 0 < max(np.linalg.norm(first[name] - state.trained[name]) for name in first) < 2e-3
+
+
+def test_the_smallest_merchant_says_how_many_of_its_users_a_step_on_the_encoder_needs(tmp_path: Path) -> None:
+    federation, config = make_federation(tmp_path), RunConfig(encoder_sample_rate=0.1, min_lot=5)
+    least = min(one.policy.population for one in Pooled.read(federation))
+    rate = trained.for_all(config, federation).encoder_sample_rate
+    assert 5 <= rate * least < 5.1
+    assert trained.for_all(config.model_copy(update={"encoder_sample_rate": 0.9}), federation).encoder_sample_rate == 0.9
+    assert trained.for_all(config.model_copy(update={"min_lot": 1e3}), federation).encoder_sample_rate == 1.0
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -32,7 +32,7 @@ class Piece:
     Attributes:
         data: the name of the data set.
         kind: what of it.
-        config: the settings, which are kept beside what was found.
+        config: the settings, which are kept beside what was found, unless that says which it used.
     """
 
     data: str
@@ -62,8 +62,8 @@ class Piece:
         start = time.monotonic()
         found = self.compute()
         seconds = round(time.monotonic() - start, 1)
-        settings = self.config.model_dump(exclude_none=True)
-        write_atomically(self.path(out), json.dumps({**found, "seconds": seconds, "settings": settings}, indent=2).encode())
+        kept = {"settings": self.config.model_dump(exclude_none=True), **found, "seconds": seconds}
+        write_atomically(self.path(out), json.dumps(kept, indent=2).encode())
         sys.stderr.write(f"{seconds:,.0f} s\n")
 
 

@@ -8,6 +8,7 @@ calibration users of the server, whose popularity is all that is known of it.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
@@ -18,8 +19,9 @@ import numpy as np
 
 from fedrec.aggregation import apply_update, weighted_mean
 from fedrec.config import RunConfig
-from fedrec.data import CentralData, MerchantData, load_central
+from fedrec.data import CentralData, MerchantData, load_central, merchant_folders
 from fedrec.evaluation.protocol import is_calibration
+from fedrec.merchant import MERCHANT_FILE, read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, log_prior
 from fedrec.privacy import Policy, SeededNoise
 from fedrec.training import RoundTask, build_records, train_round
@@ -30,7 +32,7 @@ from simulations.at_merchants import at_merchants
 from simulations.reference import Pooled, plain_counts, reference_rounds
 from simulations.run import simulate
 
-__all__ = ["PLAIN", "federated", "plain"]
+__all__ = ["PLAIN", "federated", "for_all", "plain"]
 
 CLIPPED, UNCLIPPED, PUBLIC = "no-noise-clipped", "no-noise", "public-users"
 PLAIN = (UNCLIPPED, CLIPPED, PUBLIC)
@@ -38,9 +40,17 @@ NOTHING = 1e-12
 """A noise multiplier that changes nothing."""
 
 
+def for_all(config: RunConfig, federation: Path) -> RunConfig:
+    """The settings, `encoder_sample_rate` raised until the smallest merchant, by what it declares, is not too small for a run."""
+    least = min(read_merchant_file(folder / MERCHANT_FILE).privacy.population for folder in merchant_folders(federation))
+    rate = math.ceil(1000 * config.min_lot / least) / 1000
+    return config.model_copy(update={"encoder_sample_rate": min(1.0, max(config.encoder_sample_rate, rate))})
+
+
 def federated(federation: Path, config: RunConfig, run: Path) -> dict[str, Any]:
     """A simulated private run in the folder `run`, which is removed afterwards, and what each merchant gets of it."""
     shutil.rmtree(run, ignore_errors=True)
+    config = for_all(config, federation)
     folder = simulate(federation, config, run)
     state, lines = folder.load(), folder.metrics()
     assert state is not None
@@ -48,11 +58,12 @@ def federated(federation: Path, config: RunConfig, run: Path) -> dict[str, Any]:
     spent = max(entry["epsilon"] for line in lines for entry in line["privacy"].values())
     found = at_merchants(federation, config, load_encoder_for(config, state), state, scoring)
     shutil.rmtree(run)
-    return {**found, "epsilon": spent}
+    return {**found, "epsilon": spent, "settings": config.model_dump(exclude_none=True)}
 
 
 def plain(federation: Path, config: RunConfig, kind: str) -> dict[str, Any]:
     """The same training without noise, `kind` being one of `PLAIN`, and what each merchant gets of it."""
+    config = for_all(config, federation)
     central, encoder = load_central(federation), load_encoder_for(config)
     evaluator, state = CentralEvaluator(central, config, encoder), first_state(config, central, encoder)
     merchants = list(_public_users(central, config)) if kind == PUBLIC else Pooled.read(federation)
@@ -64,7 +75,8 @@ def plain(federation: Path, config: RunConfig, kind: str) -> dict[str, Any]:
     # What public users were trained on is no guide to how far the result is to be trusted: their scoring is the start's.
     scoring = evaluator.scoring(public, state.trained if kind == PUBLIC else trained)
     done: ServerState = replace(state, public=public, trained=trained, scoring=under)
-    return {**at_merchants(federation, config, encoder, done, scoring), "epsilon": None}
+    found = at_merchants(federation, config, encoder, done, scoring)
+    return {**found, "epsilon": None, "settings": config.model_dump(exclude_none=True)}
 
 
 def _public_users(central: CentralData, config: RunConfig) -> Iterator[Pooled]:
