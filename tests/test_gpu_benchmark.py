@@ -17,7 +17,7 @@ from benchmarks.counts import Counts, counted
 from benchmarks.gpu_pieces import PIECES, SMALL, Machine
 from fedrec.training import Examples, merged
 
-USERS, ENCODER, HEADS, CROSSINGS = 64, 800, 260, 16
+USERS, ENCODER, HEADS, CROSSINGS = 64, 700, 240, 16
 """Of a step's lot; launches that a step on the encoder and on the heads may ask for, and copies of either."""
 
 
