@@ -21,7 +21,7 @@ WARM_UPS = 2
 
 
 class Graphs:
-    """Recorded functions, by name and by the shapes of what they are given.
+    """Recorded functions, by name and by the shapes and devices of what they are given.
 
     Args:
         kept: whether what a call returns is read after a function has been recorded or replayed that it was not `held` for;
@@ -37,13 +37,14 @@ class Graphs:
         """`function(*inputs)`, or with `held` last. On a GPU what comes back is overwritten by the next call for the same shapes.
 
         Args:
-            inputs: tensors of any content, which are copied to where the recorded function reads them.
+            inputs: tensors of any content, which are copied to where the recorded function reads them; one that is the very
+                object of the last call is not copied again, so nobody may have written to it.
             held: whatever else the function reads, where it is: it may write to its inputs, and to nothing of this.
         """
         last = (held,) if held else ()
         if inputs[0].device.type != "cuda":
             return function(*inputs, *last)
-        key = (name, id(held) if held else 0, *((one.shape, one.dtype) for one in inputs))
+        key = (name, id(held) if held else 0, *((one.shape, one.dtype, one.device) for one in inputs))
         if key not in self._graphs:
             while len(self._graphs) >= MOST:
                 self._graphs.pop(next(iter(self._graphs)))
