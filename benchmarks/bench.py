@@ -23,7 +23,7 @@ from fedrec.training.heads import HeadsTrainer
 from fedrec.training.sampled import layout
 from simulations.reference import Pooled, local_round
 
-__all__ = ["SHAPE", "Bench", "Shape"]
+__all__ = ["SHAPE", "Bench", "Shape", "clipped"]
 
 HEAD_RANK, NEGATIVES, CLIP = 32, 24, 0.1
 BATCHES = (64, 256)
@@ -82,12 +82,16 @@ class Bench:
 
     def ours(self) -> Step:
         """Clipped sums of the encoder's gradients, our way."""
-        return _clipped(self.trainer())
+        return clipped(self.trainer())
+
+    def heads_trainer(self) -> HeadsTrainer:
+        """Ours, on the heads."""
+        e = centred(self.encoder.embed(self.data.catalogue), self.base)
+        return HeadsTrainer(e, self.prior, self.base, self.trained, Scoring(3.0, 0.1, 1.0), events=2 * self.history)
 
     def heads(self) -> Step:
         """Clipped sums of the heads' gradients."""
-        e = centred(self.encoder.embed(self.data.catalogue), self.base)
-        return _clipped(HeadsTrainer(e, self.prior, self.base, self.trained, Scoring(3.0, 0.1, 1.0), events=2 * self.history))
+        return clipped(self.heads_trainer())
 
     def obvious(self) -> Batched:
         """Clipped sums, the obvious way, so many users at a time."""
@@ -168,7 +172,9 @@ class Bench:
         return Obvious(shape.name, shape.layers, arrays, self.data.catalogue.texts, shape.rank, shape.max_tokens, self.device)
 
 
-def _clipped(trainer: EncoderTrainer | HeadsTrainer) -> Step:
+def clipped(trainer: EncoderTrainer | HeadsTrainer) -> Step:
+    """Clipped sums of a lot's gradients."""
+
     def step(lot: Examples) -> list[torch.Tensor]:
         total: list[torch.Tensor] = []
         for gradients in trainer.gradients(lot):
