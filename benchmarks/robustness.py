@@ -127,9 +127,9 @@ def attacked(out: Path, federation: Path, config: RunConfig, attack: str, hostil
     item, names, run = least_bought(federation), set(by_size(federation)[3 : 3 + hostile]), out / "run"
     shutil.rmtree(run, ignore_errors=True)
 
-    def engine(server: Any, client: Any, nodes: int, workers: int) -> None:
+    def engine(server: Any, client: Any, nodes: int, workers: int, device: str) -> None:
         hostile_client: Any = HostileClients(client, config, names, attack, item)
-        run_inline(server, hostile_client if names else client, nodes, workers)
+        run_inline(server, hostile_client if names else client, nodes, workers, device)
 
     ENGINES["hostile"] = engine
     folder = simulate(federation, config, run, engine="hostile")

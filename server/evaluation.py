@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedrec.config import RunConfig
-from fedrec.data import CentralData
+from fedrec.data import CentralData, CentralGroup
 from fedrec.errors import InputError
 from fedrec.evaluation import (
     FEWEST,
@@ -27,14 +27,14 @@ from fedrec.evaluation import (
     summarise,
     summarise_repeats,
 )
-from fedrec.evaluation.protocol import DECAYS, PRIOR_WEIGHTS
+from fedrec.evaluation.protocol import DECAYS, PRIOR_WEIGHTS, is_calibration
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, role_table
 
 __all__ = ["COUNTS", "FLOOR", "KEYS", "CentralEvaluator"]
 
 COUNTS, FLOOR, KEYS = "prior.counts", "prior.floor", "prior.keys"
-FITTING = 2 / 3
-"""Share of the calibration users on whom the scoring is fitted; the others judge what was trained."""
+JUDGING = 1 / 3
+"""Share of the calibration users who judge what was trained; on the others the scoring is fitted."""
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -45,7 +45,8 @@ class CentralEvaluator:
         self.central, self.config, self.encoder = central, config, encoder
         share = config.calibration_share if config.calibrate else 0.0
         self.users, self.calibration = EvaluationSet.build(central, config.history, share, config.seed)
-        self.fitting, self.judging = self.calibration.cut(FITTING)
+        calibrating = replace(central, groups=tuple(_calibrating(group, share, config.seed) for group in central.groups))
+        self.fitting, self.judging = EvaluationSet.build(calibrating, config.history, JUDGING, config.seed + 1)
 
     def tables(self, public: Arrays, trained: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """History and candidate embeddings of the central catalogue, (items, hidden) each."""
@@ -67,10 +68,10 @@ class CentralEvaluator:
         return fit_scoring(self.fitting, *tables, public[COUNTS], floor, start, decays)
 
     def kept(self, public: Arrays, trained: Arrays, under: Scoring) -> tuple[float, Arrays]:
-        """How much of what was trained is kept: no run is to end worse than its start.
+        """How much of what was trained is kept: a run is not to end worse than its start.
 
-        What the judging users bought, who have done nothing else, is most likely under this share of every `B`, each
-        with the scoring that fits it; 0 is the untrained start.
+        What the judging users bought, whose only part in the training this is, is most likely under this share of every
+        `B`, each with the scoring that fits it; 0 is the untrained start.
 
         Args:
             under: what merchants trained under last.
@@ -86,7 +87,8 @@ class CentralEvaluator:
             part = {name: np.float32(share) * value for name, value in trained.items()}
             tables = self.tables(public, part)
             scoring = fit_scoring(self.fitting, *tables, counts, floor, under, (under.decay,))
-            found.append((mean_loss(self.judging, *tables, counts, floor, scoring), share, part))
+            loss = mean_loss(self.judging, *tables, counts, floor, scoring)
+            found.append((loss if np.isfinite(loss) else np.inf, share, part))
         _, share, part = min(found, key=lambda one: one[0])
         return share, part
 
@@ -162,3 +164,8 @@ class CentralEvaluator:
 
     def _as_set(self) -> Scoring:
         return Scoring(self.config.temperature, self.config.decay, self.config.prior_weight)
+
+
+def _calibrating(group: CentralGroup, share: float, seed: int) -> CentralGroup:
+    chosen = [place for place, name in enumerate(group.histories.user_ids) if is_calibration(name, share, seed)]
+    return replace(group, histories=group.histories.take(np.array(chosen, dtype=np.int64)))

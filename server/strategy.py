@@ -25,7 +25,7 @@ from fedrec.aggregation import (
     apply_update,
     combine,
     honest_norm,
-    noise_in_mean,
+    noise_in_combined,
     noise_in_update,
     update_fault,
 )
@@ -148,7 +148,7 @@ class PrivateLora(Strategy):
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the usable updates and take the server optimizer's step.
+        """Combine the usable updates and take the server optimizer's step.
 
         Raises:
             NobodyLeft: every merchant that answered has declined.
@@ -166,7 +166,7 @@ class PrivateLora(Strategy):
             updates = Updates(arrays, self._weights(used), [norms(reply) for reply in used], self.config.byzantine)
             update = combine(self.config.aggregation, updates)
             rate = self.config.server_learning_rate if task.part == "heads" else self.config.encoder_learning_rate
-            noise = noise_in_mean([self._noise(task, reply) for reply in used], updates.weights)
+            noise = noise_in_combined(self.config.aggregation, self._noises(task, used), updates.weights)
             moved, optimizer = apply_update(self.config.server_optimizer, trained, update, optimizer, rate, noise)
             trained = {**trained, **moved}
         elif not used and self.record.declined and not self.record.refused:
@@ -261,15 +261,21 @@ class PrivateLora(Strategy):
             lot=max(expected_lot(task, reply.statement.population), self.config.min_lot),
         )
 
-    def _noise(self, task: RoundTask, reply: wire.Reply) -> float:
-        # Of rules other than the mean it is taken as if they were that.
-        return noise_in_update(
-            steps=task.local_steps,
-            learning_rate=task.learning_rate,
-            clip_norm=task.clip_norm,
-            noise_multiplier=task.noise_multiplier,
-            lot=max(expected_lot(task, reply.statement.population), self.config.min_lot),
-        )
+    def _noises(self, task: RoundTask, used: list[wire.Reply]) -> list[float]:
+        """The standard deviation of the noise in each number of the updates."""
+        lots = [max(expected_lot(task, reply.statement.population), self.config.min_lot) for reply in used]
+        # A declared population is a merchant's word: who says that it has next to nobody must not stop the others.
+        least = float(np.median(lots)) / 10
+        return [
+            noise_in_update(
+                steps=task.local_steps,
+                learning_rate=task.learning_rate,
+                clip_norm=task.clip_norm,
+                noise_multiplier=task.noise_multiplier,
+                lot=max(lot, least),
+            )
+            for lot in lots
+        ]
 
     def _usable(
         self,

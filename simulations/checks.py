@@ -16,7 +16,6 @@ from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
 from fedrec.privacy import Ledger, Policy, Release, head_file, over_budget, plan_noise
-from fedrec.privacy.planning import WIDTH
 from fedrec.privacy.secure_plan import why_no_secure_sum
 from fedrec.privacy.worth import LEAST_WORTH, worth_in_users
 
@@ -71,8 +70,12 @@ def check_run(federation: Path, config: RunConfig, ledgers: Path | None = None) 
     return _would_decline(declined) + [f"merchant {name}: {fault}" for name, fault in faults.items()]
 
 
-def not_advised(federation: Path, config: RunConfig) -> list[str]:
-    """Why these merchants had better not train the heads under this noise: at most one reason."""
+def not_advised(federation: Path, config: RunConfig, width: int) -> list[str]:
+    """Why these merchants had better not train the heads under this noise: at most one reason.
+
+    Args:
+        width: of the encoder.
+    """
     if not config.rounds_of("heads"):
         return []
     populations = [one.privacy.population for one in merchant_files(federation).values()]
@@ -81,12 +84,12 @@ def not_advised(federation: Path, config: RunConfig) -> list[str]:
         sums = many / (many - config.dropouts - config.colluders)
     worth = worth_in_users(
         steps=config.rounds_of("heads") * config.local_steps, lot=config.sample_rate * sum(populations),
-        noise_multiplier=plan_noise(config).of("heads"), numbers=2 * config.rank * WIDTH, sums=sums,
+        noise_multiplier=plan_noise(config).of("heads"), numbers=2 * config.rank * width, sums=sums,
     )  # fmt: skip
     if worth >= LEAST_WORTH:
         return []
     return [
-        f"training is not advised: under this noise the heads learn what {worth:.1f} consenting users would teach them, at most "
+        f"training is not advised: under this noise the heads learn about what {worth:.2g} consenting users would teach them "
         f"(expected: {LEAST_WORTH:g}); more users, a larger epsilon, a lower rank or secure aggregation would help"
     ]
 

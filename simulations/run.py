@@ -60,8 +60,8 @@ def simulate(
     for _ in checked(federation, config):
         pass
     config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})
-    load_encoder_for(config)
-    for what in [*check_run(federation, config, ledgers), *not_advised(federation, config)]:
+    width = load_encoder_for(config).hidden
+    for what in [*check_run(federation, config, ledgers), *not_advised(federation, config, width)]:
         notify("data", what=what)
     folder = RunFolder.create(out, config)
     site: dict[str, Any] = {

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec.aggregation import OPTIMIZERS, apply_update, honest_norm, noise_in_mean, update_fault, weighted_mean
+from fedrec.aggregation import (
+    OPTIMIZERS,
+    Updates,
+    apply_update,
+    combine,
+    honest_norm,
+    noise_in_combined,
+    update_fault,
+    weighted_mean,
+)
+from fedrec.config import Aggregation
 from fedrec.model.adapter import Arrays
 
 SHAPES = {"heads.history.B": (2, 3), "heads.candidate.B": (4,)}
@@ -215,8 +225,15 @@ def test_wiener_finds_a_direction_in_noise_better_than_adam() -> None:
     assert cosine("wiener") > cosine("adam") + 0.05
 
 
-def test_the_noise_of_a_mean_is_that_of_its_draws() -> None:
-    deviations, weights = [0.5, 2.0, 1.0], [10.0, 1.0, 4.0]
-    drawn = np.random.default_rng(0).normal(0, 1, (3, 200_000)) * np.array(deviations)[:, None]
-    mean = np.average(drawn, axis=0, weights=weights)
-    assert noise_in_mean(deviations, weights) == pytest.approx(mean.std(), rel=0.01)
+@pytest.mark.parametrize(("name", "slack"), [("mean", 0.01), ("median", 0.06), ("trimmed-mean", 0.12), ("multi-krum", 0.25)])
+def test_the_noise_of_what_a_rule_makes_is_that_of_its_draws(name: Aggregation, slack: float) -> None:
+    deviations, weights = [2.0] * 15, [1.0] * 15
+    if name == "mean":
+        deviations, weights = [0.5, 2.0, 1.0] * 5, [10.0, 1.0, 4.0] * 5
+    drawn = np.random.default_rng(0).normal(0, 1, (15, 40_000)) * np.array(deviations)[:, None]
+    updates = Updates([{"b": one.astype(np.float32)} for one in drawn], weights, [1e9] * 15, 2)
+    assert noise_in_combined(name, deviations, weights) == pytest.approx(combine(name, updates)["b"].std(), rel=slack)
+
+
+def test_krum_has_the_noise_of_one_update() -> None:
+    assert noise_in_combined("krum", [0.5, 2.0, 1.0], [10.0, 1.0, 4.0]) == 2.0

@@ -59,7 +59,7 @@ def test_who_would_decline_is_who_declines(own: Path, tiny_bert_folder: Path, tm
         lines = simulate(own, config, tmp_path / "run").metrics()
     assert lines[0]["took_part"] == ["m4", "m5"] and lines[1]["took_part"] == ["m5"]
     declined = {**lines[1]["declined"], **lines[0]["declined"]}
-    said.remove(*not_advised(own, config))
+    said.remove(*not_advised(own, config, 32))
     assert sorted(said) == [f"merchant {name} would decline: {reason}" for name, reason in sorted(declined.items())]
 
 
@@ -287,6 +287,6 @@ def test_what_to_run_next_is_what_the_policies_accept(asked: list[str], flags: s
 
 def test_a_run_that_can_learn_next_to_nothing_is_not_advised(tmp_path: Path) -> None:
     federation = make_federation(tmp_path / "federation", users=60)
-    (said,) = not_advised(federation, RunConfig(**ONCE))
+    (said,) = not_advised(federation, RunConfig(**ONCE), 384)
     assert "training is not advised" in said and "expected: 1)" in said
-    assert not_advised(federation, RunConfig(**{**ONCE, "noise_multiplier": 0.01})) == []
+    assert not_advised(federation, RunConfig(**{**ONCE, "noise_multiplier": 0.01}), 384) == []

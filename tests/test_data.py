@@ -424,7 +424,7 @@ def test_events_keep_the_order_of_the_file(tmp_path: Path) -> None:
 # Public population
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(users=st.integers(1, 10**9))
 def test_the_population_is_close_and_coarse(users: int) -> None:
     population = public_population(users)

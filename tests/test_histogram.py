@@ -34,7 +34,7 @@ def counted(rows: Events) -> np.ndarray:
 
 
 @given(events, st.integers(0, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_removing_one_user_moves_the_vector_by_exactly_one(rows: Events, user: int) -> None:
     without = [row for row in rows if row[0] != user]
     distance = np.linalg.norm(counted(rows) - counted(without))

@@ -121,7 +121,6 @@ def test_merchants_train_under_it(tmp_path: Path, tiny_bert_folder: Path, calibr
     assert (len({tuple(one.values()) for one in under}) > 1) is calibrate
 
 
-
 def test_a_run_never_ends_worse_than_its_start(tiny_bert_folder: Path, tmp_path: Path) -> None:
     federation = make_federation(tmp_path / "federation", users=400)
     central, encoder = load_central(federation), load_encoder(str(tiny_bert_folder), 0, 1, 48, "cpu")
@@ -135,21 +134,32 @@ def test_a_run_never_ends_worse_than_its_start(tiny_bert_folder: Path, tmp_path:
     *_, (_, good) = reference_rounds(config, Pooled.read(federation), encoder, public, start, START)
     share, part = evaluator.kept(public, good, START)
     assert share > 0 and all(np.array_equal(part[name], np.float32(share) * good[name]) for name in good)
-    rng = np.random.default_rng(0)
-    bad = {name: rng.normal(0, 30, value.shape).astype(np.float32) for name, value in start.items()}
+    bad = {name: np.float32(-0.25) * value for name, value in good.items()}
     share, part = evaluator.kept(public, bad, START)
     assert share == 0 and not any(value.any() for value in part.values())
     few = CentralEvaluator(central, config.model_copy(update={"calibration_share": 0.2}), encoder)
     assert few.judging.users < FEWEST and few.kept(public, bad, START) == (1.0, bad)  # nobody to judge
 
 
-def test_who_judges_has_fitted_nothing() -> None:
+def test_who_judges_has_fitted_nothing_at_any_merchant(tmp_path: Path, tiny_bert_folder: Path) -> None:
+    """The same people shop at two brands, each with a catalogue of its own."""
+    central = load_central(make_federation(tmp_path / "federation", users=400))
+    (group,) = central.groups
+    twice = replace(central, groups=(replace(group, name="a"), replace(group, name="b")))
+    encoder = load_encoder(str(tiny_bert_folder), 0, 1, 48, "cpu")
+    evaluator = CentralEvaluator(twice, RunConfig(calibration_share=0.5, encoder_layers=0), encoder)
+
+    def people(dataset: EvaluationSet) -> list[set[bytes]]:
+        return [{row.tobytes() for row in one.items} for one in dataset.groups]
+
+    fitting, judging = people(evaluator.fitting), people(evaluator.judging)
+    assert fitting[0] == fitting[1] and judging[0] == judging[1] and not fitting[0] & judging[1]
+    assert fitting[0] | judging[0] == people(evaluator.calibration)[0] and len(judging[0]) > 10
+
+
+def test_the_mean_loss_is_that_of_all_users() -> None:
     dataset = shoppers(90, START)
-    first, rest = dataset.cut(2 / 3)
-    assert (first.users, rest.users) == (60, 30)
-    whole = np.concatenate([first.groups[0].items, rest.groups[0].items])
-    assert np.array_equal(whole, dataset.groups[0].items)
-    assert rest.groups[0].relevant[:, 0].tolist() == list(range(30))
-    loss = mean_loss(rest, *tables(0), counts(), 1.0, START)
-    again = (60 * mean_loss(first, *tables(0), counts(), 1.0, START) + 30 * loss) / 90
-    assert again == pytest.approx(mean_loss(dataset, *tables(0), counts(), 1.0, START), rel=1e-5)
+    (group,) = dataset.groups
+    first, rest = (EvaluationSet((group.part(rows),), 0) for rows in (slice(0, 60), slice(60, 90)))
+    parts = [mean_loss(one, *tables(0), counts(), 1.0, START) for one in (first, rest)]
+    assert (60 * parts[0] + 30 * parts[1]) / 90 == pytest.approx(mean_loss(dataset, *tables(0), counts(), 1.0, START), rel=1e-5)

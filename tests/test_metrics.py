@@ -80,7 +80,7 @@ def test_ranks_equal_a_naive_loop_on_scores_full_of_ties(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 10**6), users=st.integers(1, 9), items=st.integers(2, 40), levels=st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_ranks_are_counted_as_a_double_loop_counts_them(seed: int, users: int, items: int, levels: int) -> None:
     """Pair by pair and not only as a set: equal relevant items take their ranks in the order in which they are given."""
     rng = np.random.default_rng(seed)

@@ -367,7 +367,7 @@ def test_no_choice_of_weights_makes_a_record_count_for_more_than_the_clip_norm(
     assert float(parameter.summed_grad.norm()) <= clip * 1.001
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(0, 40), st.floats(0, 3))
 def test_norms_from_some_of_the_items_are_never_too_small(seed: int, items: int, common: int, flat: float) -> None:
     """And exact where no item is left over; the gradient itself is the same however it is split."""
@@ -391,7 +391,7 @@ def test_norms_from_some_of_the_items_are_never_too_small(seed: int, items: int,
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.floats(-30, 3), st.floats(-20, 18), st.integers(0, 6))
 def test_norms_hold_for_factors_of_any_size(seed: int, small: float, large: float, common: int) -> None:
     """Tiny numbers along huge embeddings, in float32, where the squares of one underflow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.quality.table import write_table_of
 from fedrec.config import RunConfig
 from fedrec.data import load_central
 from fedrec.evaluation import EvaluationSet, evaluate_popularity
-from fedrec.model import Scoring
+from fedrec.model import Arrays, Scoring
 from fedrec.recommender.contest import FEDERATED, ROWS
 from server.evaluation import COUNTS, FLOOR, KEYS
 from server.start import first_state, load_encoder_for
@@ -59,15 +60,19 @@ def test_clipping_at_a_norm_that_nobody_has_is_the_training_without(tmp_path: Pa
     state, keys = first_state(config, central, encoder), central.catalogue.keys
     public = {**state.public, KEYS: keys, COUNTS: plain_counts(merchants, keys), FLOOR: np.ones(1, dtype=np.float32)}
     under = Scoring(2.0, 0.3, 0.7)
+
+    def sharper(_: Arrays, scoring: Scoring) -> Scoring:
+        return replace(scoring, temperature=1.2 * scoring.temperature)
+
     ways = [
-        list(rounds(config, merchants, encoder, public, state.trained, under))
+        list(rounds(config, merchants, encoder, public, state.trained, under, sharper))
         for rounds in (trained._clipped_rounds, reference_rounds)
     ]
     clipped, plain = (one[-1][1] for one in ways)
     for name, value in plain.items():
         assert np.linalg.norm(clipped[name] - value) <= 1e-3 * np.linalg.norm(value), name
     tight = config.model_copy(update={"clip_norm": 1e-3, "server_optimizer": "average"})
-    (_, first), *_ = trained._clipped_rounds(tight, merchants, encoder, public, state.trained, under)
+    (_, first), *_ = trained._clipped_rounds(tight, merchants, encoder, public, state.trained, under, sharper)
     assert 0 < max(np.linalg.norm(first[name] - state.trained[name]) for name in first) < 2e-3
 
 

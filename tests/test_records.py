@@ -73,7 +73,7 @@ def same(found: Examples, wanted: Examples) -> None:
 
 
 @given(histories_, shapes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_arrays_are_to_the_bit_those_of_a_user_at_a_time(histories: Histories, shape: dict) -> None:
     wanted = one_at_a_time(histories, **shape)
     same(build_examples(histories, **shape), wanted)

@@ -43,7 +43,7 @@ def held(one: UserShares, secret: bytes) -> HeldBack:
 
 
 @given(st.lists(settings_, max_size=5), settings_)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_it_is_noticed_exactly_where_somebody_has_trained(
     tmp_path_factory: pytest.TempPathFactory, released: list[tuple[UserShares, bytes]], now: tuple[UserShares, bytes]
 ) -> None:

@@ -117,7 +117,7 @@ def drop_outs(draw: st.DrawFn) -> tuple[int, int, int, tuple[frozenset[str], ...
 # -- what is opened ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(drop_outs())
 def test_the_opened_sum_is_the_plain_sum_whoever_drops_out(case: tuple[int, int, int, tuple[frozenset[str], ...]]) -> None:
     members, dropouts, colluders, away = case

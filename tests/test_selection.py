@@ -48,7 +48,7 @@ filters = st.builds(Filter, names, names, price, price, st.none() | ids, ids)
 
 
 @given(seed=st.integers(0, 10**6), items=st.integers(1, 12), wanted=filters)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_filter_lets_through_what_passes_all_of_it(seed: int, items: int, wanted: Filter) -> None:
     catalogue, table = shop(np.random.default_rng(seed), items)
     found = wanted.mask(catalogue, ItemDetails.from_table(table))
@@ -100,7 +100,7 @@ def naive(
     seed=st.integers(0, 10**6), users=st.integers(0, 4), items=st.integers(1, 70), k=st.integers(1, 12),
     diversity=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
 )  # fmt: skip
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_lists_are_those_of_a_search_through_everything(seed: int, users: int, items: int, k: int, diversity: float) -> None:
     rng = np.random.default_rng(seed)
     # Vectors of length one and scores whose sums are exact, so that equal values are equal on both sides.

@@ -96,7 +96,7 @@ def test_heads_in_a_gpus_sizes_have_the_same_gradients_in_every_lot(monkeypatch:
                 assert np.array_equal(one[lot], other, equal_nan=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 9), st.booleans())
 def test_batches_hold_every_text_once_at_a_length_of_its_own(lengths: list[int], texts_per_batch: int, fixed: bool) -> None:
     shapes = Shapes(texts_per_batch, 512, fixed)

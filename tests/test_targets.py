@@ -120,7 +120,7 @@ def records_of(histories: Histories, history: int, most: int, decay: float) -> l
 
 
 @given(users_, st.integers(1, 4), st.sampled_from([0.0, 0.3]), st.sampled_from([1, 2, 4, 30]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_records_are_those_of_a_loop_over_users(users: Users, most: int, decay: float, history: int) -> None:
     found = records_of(histories_of(users), history, most, decay)
     for events, mine in zip(users, found, strict=True):
@@ -177,7 +177,7 @@ def evaluated(group: Group | None, user: int) -> tuple[list[tuple[int, int]], se
 
 
 @given(users_, st.booleans(), st.integers(1, 20))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_truth_is_the_last_basket_with_targets(users: Users, repeats: bool, length: int) -> None:
     histories, wanted = histories_of(users), []
     for events in users:

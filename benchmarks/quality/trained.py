@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def plain(federation: Path, config: RunConfig, kind: str) -> dict[str, Any]:
     public = {**state.public, KEYS: keys, COUNTS: plain_counts(merchants, keys), FLOOR: np.ones(1, dtype=np.float32)}
     under = evaluator.trains_under(public, state.trained)
     rounds = _clipped_rounds if kind == CLIPPED else reference_rounds
-    *_, (_, trained) = rounds(config, merchants, encoder, public, state.trained, under)
+    refit = partial(evaluator.trains_under, public)
+    *_, (_, trained) = rounds(config, merchants, encoder, public, state.trained, under, refit)
     # What public users were trained on is no guide to how far the result is to be trusted: their scoring is the start's.
     scoring = evaluator.scoring(public, state.trained if kind == PUBLIC else trained)
     done: ServerState = replace(state, public=public, trained=trained, scoring=under)
@@ -93,7 +95,13 @@ def _public_users(central: CentralData, config: RunConfig) -> Iterator[Pooled]:
 
 
 def _clipped_rounds(
-    config: RunConfig, merchants: list[Pooled], encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring
+    config: RunConfig,
+    merchants: list[Pooled],
+    encoder: TextEncoder,
+    public: Arrays,
+    trained: Arrays,
+    scoring: Scoring,
+    refit: Callable[[Arrays, Scoring], Scoring],
 ) -> Iterator[tuple[int, Arrays]]:
     """`reference_rounds` with each user's gradient clipped: the private step and next to no noise."""
     state: Arrays = {}
@@ -121,8 +129,9 @@ def _clipped_rounds(
         ]  # fmt: skip
         rate = config.server_learning_rate if task.part == "heads" else config.encoder_learning_rate
         update = weighted_mean(updates, [float(one.policy.population) for one in merchants])
-        moved, state = apply_update(config.server_optimizer, trained, update, state, rate)
+        moved, state = apply_update(config.server_optimizer, trained, update, state, rate, 0.0)
         trained = {**trained, **moved}
+        scoring = refit(trained, scoring)
         yield number, trained
 
 

@@ -7,13 +7,13 @@ from fedrec.aggregation.rules import (
     Updates,
     combine,
     honest_norm,
-    noise_in_mean,
+    noise_in_combined,
     noise_in_update,
     update_fault,
     weighted_mean,
 )
 
 __all__ = [
-    "OPTIMIZERS", "RULES", "SLACK", "Updates", "apply_update", "combine", "honest_norm", "noise_in_mean", "noise_in_update",
+    "OPTIMIZERS", "RULES", "SLACK", "Updates", "apply_update", "combine", "honest_norm", "noise_in_combined", "noise_in_update",
     "update_fault", "weighted_mean",
 ]  # fmt: skip

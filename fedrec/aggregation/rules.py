@@ -15,7 +15,8 @@ from fedrec.config import Aggregation, least_updates
 from fedrec.model.adapter import Arrays, flat, norm
 
 __all__ = [
-    "RULES", "SLACK", "Updates", "combine", "honest_norm", "noise_in_mean", "noise_in_update", "update_fault", "weighted_mean",
+    "RULES", "SLACK", "Updates", "combine", "honest_norm", "noise_in_combined", "noise_in_update", "update_fault",
+    "weighted_mean",
 ]  # fmt: skip
 
 SLACK = 10.0
@@ -92,9 +93,18 @@ def noise_in_update(*, steps: int, learning_rate: float, clip_norm: float, noise
     return float(np.sqrt(steps) * learning_rate * clip_norm * noise_multiplier / lot)
 
 
-def noise_in_mean(deviations: Sequence[float], weights: Sequence[float]) -> float:
-    """The same of the weighted mean of updates with such noise, drawn independently."""
-    return float(np.linalg.norm(np.multiply(deviations, weights)) / sum(weights))
+def noise_in_combined(name: Aggregation, deviations: Sequence[float], weights: Sequence[float]) -> float:
+    """The same of what a rule makes of updates with such noise, drawn independently.
+
+    Exact for `mean` and `norm-bound`; of many merchants of one size for `median` (asymptotic variance pi / 2 of the mean's),
+    `trimmed-mean` and `multi-krum`, where it is taken as the mean's; an upper bound for `krum`, which takes one update as it is.
+    """
+    if name == "krum":
+        return float(max(deviations))
+    if name not in ("mean", "norm-bound"):
+        weights = [1.0] * len(deviations)
+    mean = float(np.linalg.norm(np.multiply(deviations, weights)) / sum(weights))
+    return mean * (np.pi / 2) ** 0.5 if name == "median" else mean
 
 
 def weighted_mean(updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> Arrays:

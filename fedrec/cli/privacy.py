@@ -24,7 +24,7 @@ app = typer.Typer(help="Plan a privacy budget, and report on what was spent.", n
 
 DEFAULTS = RunConfig()
 PICTURES = (".svg", ".png")
-LEARNED = "the run can learn what so many consenting users would teach, at most"
+LEARNED = "the run learns about what so many consenting users would teach"
 
 
 @app.callback()
@@ -126,7 +126,7 @@ def _print(plan: Plan, delta_given: bool) -> None:
     ]
     best = max(plan.worth_in_users, plan.secure_aggregation.worth_in_users if plan.secure_aggregation else 0.0)
     if best < LEAST_WORTH:
-        notes.append(f"training is not advised: it learns what fewer than {LEAST_WORTH:g} consenting users would teach, at most")
+        notes.append(f"training is not advised: it learns less than {LEAST_WORTH:g} consenting user would teach")
     if not delta_given:
         notes.append("delta is 1/(10 users): a delta near 1/users would allow publishing one user's record outright")
     if plan.solved == "rounds" and plan.rounds == _most_rounds():

@@ -108,13 +108,6 @@ class EvaluationSet:
                     parts[calibration].append(built)
         return (cls(tuple(parts[False]), left_out[False]), cls(tuple(parts[True]), left_out[True]))
 
-    def cut(self, share: float) -> tuple[EvaluationSet, EvaluationSet]:
-        """The first `share` of each group's users, and the others."""
-        at = [(group, int(share * len(group.items))) for group in self.groups]
-        first = tuple(group.part(slice(0, place)) for group, place in at if place)
-        rest = tuple(group.part(slice(place, len(group.items))) for group, place in at if place < len(group.items))
-        return EvaluationSet(first, self.left_out), EvaluationSet(rest, 0)
-
 
 def evaluate(
     dataset: EvaluationSet, history: np.ndarray, candidate: np.ndarray, scoring: Scoring, counts: np.ndarray, floor: float, k: int

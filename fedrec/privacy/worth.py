@@ -1,4 +1,4 @@
-"""How much a private run can learn at most, in consenting users: a bound from public numbers alone.
+"""How much a private run can learn, in consenting users, from public numbers alone.
 
 A step opens the sum of `lot` clipped gradients (norm at most C) of d numbers with noise of `sums` times (sigma C)^2 in each,
 and `steps` of them tell as much as one with that over `steps`. The mean gradient of K consenting users, whom no noise covers,
@@ -7,7 +7,8 @@ has a total variance of at most C^2 / K. Both are alike where
     K = steps lot^2 / (sigma^2 d sums),
 
 which is the squared signal to noise of the whole run. Under local noise every merchant adds all of it, so `sums` is the
-number of merchants M; in a secure sum of M at least h are honest, and it is M / h.
+number of merchants M; in a secure sum of M at least h are honest, and it is M / h. It takes the signal for spread over all
+numbers; a server that knows where it lies (`wiener`) learns more.
 """
 
 from __future__ import annotations
