@@ -251,7 +251,7 @@ class PrivateLora(Strategy):
         return [min(one, 10 * float(np.median(declared))) for one in declared]
 
     def _honest_norm(self, task: RoundTask, numbers: int, reply: wire.Reply) -> float:
-        # By the population that the merchant declares: who declares few is allowed the noise of few, but then weighs little.
+        # By the population that the merchant declares: who declares few is allowed the noise of few, and weighs little by population.
         return honest_norm(
             steps=task.local_steps,
             learning_rate=task.learning_rate,
@@ -264,15 +264,13 @@ class PrivateLora(Strategy):
     def _noises(self, task: RoundTask, used: list[wire.Reply]) -> list[float]:
         """The standard deviation of the noise in each number of the updates."""
         lots = [max(expected_lot(task, reply.statement.population), self.config.min_lot) for reply in used]
-        # A declared population is a merchant's word: who says that it has next to nobody must not stop the others.
-        least = float(np.median(lots)) / 10
         return [
             noise_in_update(
                 steps=task.local_steps,
                 learning_rate=task.learning_rate,
                 clip_norm=task.clip_norm,
                 noise_multiplier=task.noise_multiplier,
-                lot=max(lot, least),
+                lot=lot,
             )
             for lot in lots
         ]
