@@ -251,7 +251,7 @@ class PrivateLora(Strategy):
         return [min(one, 10 * float(np.median(declared))) for one in declared]
 
     def _honest_norm(self, task: RoundTask, numbers: int, reply: wire.Reply) -> float:
-        # By the population that the merchant declares: who declares few is allowed the noise of few, and weighs little by population.
+        # By the population that the merchant declares: who declares few is allowed the noise of few.
         return honest_norm(
             steps=task.local_steps,
             learning_rate=task.learning_rate,
