@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from fedrec.model.cache import States, TrunkCache
 from fedrec.model.devices import Resident
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.shapes import LEAST_ROWS, Shapes
-from fedrec.training import Examples, build_examples, merged
-from fedrec.training.encoder import EncoderTrainer
+from fedrec.training import Examples, build_examples, merged, sampled
+from fedrec.training.encoder import EncoderTrainer, _top_layers
+from fedrec.training.sampled import Shape
+from fedrec.training.top_layers import Kept
 
 from .conftest import make_catalogue, make_encoder, make_histories
 from .test_per_user_gradients import factors_of, flat_gradients, hostile_heads, setup
@@ -26,8 +30,8 @@ def with_shapes(encoder: TextEncoder, fixed: bool, texts_per_batch: int = 1) -> 
     return encoder
 
 
-def trainer_of(folder: Path, seed: int, fixed: bool) -> tuple[EncoderTrainer, Examples]:
-    rng, encoder, states, base, trained, scoring, prior, _, examples, (history, _, _) = setup(folder, seed)
+def trainer_of(folder: Path, seed: int, fixed: bool, items: int | None = None) -> tuple[EncoderTrainer, Examples]:
+    rng, encoder, states, base, trained, scoring, prior, _, examples, (history, _, _) = setup(folder, seed, items)
     trainer = EncoderTrainer(with_shapes(encoder, fixed), states, prior, base, trained, scoring, history=2 * history)
     trainer.negatives = rng.integers(0, len(prior), 9)
     return trainer, examples
@@ -56,6 +60,47 @@ def test_where_the_way_back_needs_much_memory_few_records_are_taken_at_once(
     monkeypatch.setattr("fedrec.training.encoder.FLOATS_AHEAD", 1)
     assert len(list(trainer.chunks(examples))) == len(examples) > 1
     assert torch.equal(flat_gradients(trainer, examples), whole)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_large_basket_needs_no_more_memory_and_rounds_no_other_gradient(
+    tiny_bert_folder: Path, fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two records of 150 targets each among small ones: what is kept stays below a public size and a batch."""
+    trainer, small = trainer_of(tiny_bert_folder, 0, fixed, items=200)
+    rng, first = np.random.default_rng(0), len(small) - 2
+    rows = np.array([(record, 0, item) for record in (first, first + 1) for item in rng.permutation(200)[:150]])
+    before = small.target[:, 0] < first
+    weight = np.append(small.target_weight[before], np.full(len(rows), 1 / 150, np.float32))
+    lot = dataclasses.replace(small, target=np.concatenate([small.target[before], rows]), target_weight=weight)
+    whole, alone = flat_gradients(trainer, lot), flat_gradients(trainer, lot.take(np.array([0, first])))
+    assert torch.equal(whole[[0, first]], alone) and whole[first].norm() > 0
+
+    top = _top_layers(trainer.encoder)
+    bound = 20 * top.numbers(32)
+    kept: list[tuple[int, weakref.ref[torch.Tensor]]] = []
+    most, rooms, forward = [0], [], top.forward
+
+    def watched(hidden: torch.Tensor, mask: torch.Tensor, batch: int) -> tuple[torch.Tensor, Kept]:
+        means, found = forward(hidden, mask, batch)
+        kept.append((top.numbers(hidden.shape[1]) * len(hidden), weakref.ref(found.share)))
+        most[0] = max(most[0], sum(size for size, share in kept if share() is not None))
+        return means, found
+
+    def noted(own: torch.Tensor, *rest: torch.Tensor, shape: Shape) -> torch.Tensor:
+        rooms.append((shape.records, shape.own))
+        return derivatives(own, *rest, shape=shape)
+
+    derivatives = sampled._derivatives
+    monkeypatch.setattr(top, "forward", watched)
+    monkeypatch.setattr(sampled, "_derivatives", noted)
+    monkeypatch.setattr("fedrec.training.encoder.FLOATS_AHEAD", bound // trainer.shapes.times)
+    monkeypatch.setattr("fedrec.training.encoder.FLOATS_PER_RECORD", 30 * sum(one.numel() for one in trainer.parameters()))
+    again = flat_gradients(trainer, lot)
+    batches = [trainer.shapes.texts(int(tokens)) * top.numbers(int(tokens)) for tokens in (16, 24, 32)]
+    assert 0 < most[0] <= 2 * bound + 2 * max(batches)
+    assert max(own for _, own in rooms) >= 256 and all(records * own <= 4096 for records, own in rooms)
+    assert torch.equal(again, whole)
 
 
 def test_every_batch_of_fixed_sizes_has_one_shape(tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
