@@ -18,6 +18,7 @@ from fedrec.model.encoder import TextEncoder
 from fedrec.model.shapes import LEAST_ROWS, Shapes
 from fedrec.training import Examples, build_examples, merged, sampled
 from fedrec.training.encoder import EncoderTrainer, _top_layers
+from fedrec.training.heads import _targets
 from fedrec.training.sampled import Shape
 from fedrec.training.top_layers import Kept
 
@@ -139,6 +140,18 @@ def test_heads_in_a_gpus_sizes_have_the_same_gradients_in_every_lot(monkeypatch:
         for lot in (np.array([5]), np.array([5, 400]), np.arange(1, 600)):
             for one, other in zip(whole, factors_of(trainer, examples.take(lot)), strict=True):
                 assert np.array_equal(one[lot], other, equal_nan=True)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_room_for_targets_has_few_sizes(counts: list[int]) -> None:
+    """How many a user has in a basket is private, and a size is one that shapes on a GPU are made of."""
+    record = np.repeat(np.arange(len(counts)), counts)
+    target = np.column_stack([record, np.zeros_like(record), np.arange(len(record))])
+    empty = np.zeros((len(counts), 1, 1))
+    found = _targets(Examples(empty[:, 0], empty, target, np.ones(len(record)), target[:0]))
+    assert found.shape == (len(counts), 16 if max(counts) <= 16 else 32 if max(counts) <= 32 else 64)
+    for own, row in enumerate(found):
+        assert row[: counts[own]].tolist() == target[record == own, 2].tolist() and (row[counts[own] :] == -1).all()
 
 
 @settings(max_examples=100, deadline=None)
