@@ -31,7 +31,7 @@ from fedrec.training.records import Records
 from fedrec.training.sampled import SampledSoftmax, layout
 from fedrec.training.top_layers import Kept, TopLayers
 
-__all__ = ["EncoderTrainer"]
+__all__ = ["EncoderTrainer", "forget_top_layers"]
 
 FLOATS_SHARED, FLOATS_PER_RECORD, FLOATS_AHEAD = 4_000_000, 24_000_000, 128_000_000
 """Most numbers of a chunk's copies of the negatives, of anything else that a server or a record can make large, and of what
@@ -197,6 +197,11 @@ def _top_layers(encoder: TextEncoder) -> TopLayers:
     if dtype not in known:
         known[dtype] = TopLayers(encoder.top, dtype)
     return known[dtype]
+
+
+def forget_top_layers() -> None:
+    """Nothing of them is kept on a device any more; the next step makes them anew."""
+    _TOPS.clear()
 
 
 class _Pieces(NamedTuple):
