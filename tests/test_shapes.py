@@ -189,6 +189,13 @@ def test_states_on_a_device_are_those_of_the_cache(tmp_path: Path) -> None:
     assert mask.sum(1).tolist() == lengths.tolist()
 
 
+def test_states_live_on_a_gpu_where_they_take_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may have taken the rest: what it has in all says nothing."""
+    states = States((np.zeros((100, 6), np.float16),), np.zeros(10, np.int64), np.arange(0, 100, 10), np.full(10, 10))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * 1200 - 1, 10**9))
+    assert Resident.of(states, torch.device("cuda"), 0) is None
+
+
 def test_a_catalogue_is_looked_up_in_the_shards_once(tmp_path: Path) -> None:
     cache, keys = TrunkCache(tmp_path, "f"), np.arange(3, dtype=np.uint64)
     compute = lambda texts: iter([np.zeros((2, 6), np.float16)] * len(texts))
