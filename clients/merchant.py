@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from clients.interrupts import put_off
 from clients.losses import SUFFIX, open_ledger, refusal
-from clients.memory import advice, is_out_of_memory, paid
+from clients.memory import advice, is_out_of_memory, paid, release
 from clients.public_part import FLOOR, PRIOR_COUNTS, PRIOR_KEYS, check_adapter
 from clients.site import Site, site_of
 from fedrec import wire
@@ -89,11 +89,15 @@ def safely(context: Context, answer: Callable[[Merchant], Reply]) -> Reply:
             raise lost
         return answer(merchant)
     except Exception as error:
-        if site is not None and is_out_of_memory(error):
+        exhausted = is_out_of_memory(error)
+        if site is not None and exhausted:
             log.error("merchant %s: %s", name, advice(error, site.model))
         else:
             log.exception("merchant %s: the request failed", name)
-        return Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
+        declined = Reply({}, Statement(name, "declined", f"failed: {type(error).__name__}"))
+    if exhausted:  # here, since the error held all that its frames did
+        release()
+    return declined
 
 
 _open: dict[Site, Merchant] = {}

@@ -157,7 +157,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     """`auto`, `cpu`, or a torch device."""
     texts_per_batch: int = Field(128, ge=1)
-    """Most texts in flight in the encoder."""
+    """Most texts that go through the encoder at once."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -40,7 +40,7 @@ class ModelSettings(BaseModel):
     device: str = "auto"
     """`auto`, `cpu`, or a torch device."""
     texts_per_batch: int = Field(128, ge=1)
-    """Most texts in flight in the encoder: what bounds memory."""
+    """Most texts that go through the encoder at once; what a private step keeps has fixed bounds."""
 
 
 class RecommenderSettings(BaseModel):

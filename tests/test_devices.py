@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from flwr.app import Context, RecordDict
 from typer.testing import CliRunner
 
+from clients.memory import is_out_of_memory
 from clients.merchant import safely
 from clients.site import SITE_VARIABLE
 from fedrec.cli.main import app
 from fedrec.errors import InputError
+from fedrec.model import graphs
 from fedrec.model.encoder import resolve_device
 from fedrec.privacy import Ledger
+from fedrec.training.encoder import _TOPS, _top_layers
 from fedrec.training.heads import HeadsTrainer
 from fedrec.wire import Reply
 from simulations import workers
 from simulations.engines import client_resources
 from simulations.run import simulate
 
+from .conftest import make_encoder
 from .helpers import settings_of
 from .merchants import open_shop, public_and_trained, task, write_merchant
 
@@ -95,7 +102,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
     "limit",
     [on_the_processor, pytest.param(on_a_gpu, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))],
 )
-def test_a_round_that_does_not_fit_is_paid_for_and_one_line_says_what_to_lower(
+def test_a_round_that_does_not_fit_is_paid_for_and_one_line_says_what_helps(
     tiny_bert_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -109,16 +116,67 @@ def test_a_round_that_does_not_fit_is_paid_for_and_one_line_says_what_to_lower(
     assert [release.mechanism for release in ledger.releases()] == ["dp-sgd"] and ledger.spent().value > 0
     [line] = [record for record in caplog.records if record.name == "fedrec.merchant"]
     assert line.exc_info is None and "\n" not in line.getMessage()
-    for said in ("merchant shop: out of memory", "paid for", "lower texts_per_batch, which is 64"):
+    for said in ("merchant shop: out of memory", "paid for", "fewer workers", "texts_per_batch, which is 64"):
         assert said in line.getMessage()
 
 
-def test_a_simulation_that_does_not_fit_stops_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublas"])
+def test_what_a_round_that_did_not_fit_held_is_free_for_the_next(
+    tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str
+) -> None:
+    """What the failing frames held is gone, and what is kept between rounds, before the allocator gives back what is free."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    left: list[tuple[int, int]] = []
+    encoder = make_encoder(tiny_bert_folder)
+    _top_layers(encoder)
+
+    def parts(*_: object) -> None:
+        large = torch.zeros(9)
+        held.append(weakref.ref(large))
+        raise RuntimeError(f"{said}\nSee the documentation")
+
+    monkeypatch.setattr(HeadsTrainer, "_parts", parts)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append((sum(one() is not None for one in held), len(_TOPS))))
+    shop = write_merchant(tmp_path / "federation" / "merchants" / "shop", epsilon=50.0)
+    with caplog.at_level(logging.ERROR):
+        reply, _ = asked(shop, tiny_bert_folder, tmp_path, "cpu", monkeypatch)
+    assert reply.statement.status == "declined" and len(held) == 1 and left == [(0, 0)]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "fedrec.merchant"]
+    assert "out of memory on device 'cpu'" in line and said in line
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    assert not any(map(is_out_of_memory, (RuntimeError("CUDA error: an illegal access"), ValueError("out of memory"))))
+
+
+def test_graphs_keep_those_that_were_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as that goes without a GPU: recording is left out."""
+    recorded: list[int] = []
+
+    def record(_: object, inputs: list[Any], *__: object) -> Callable[..., None]:
+        recorded.append(inputs[0].shape)
+        return lambda _: None
+
+    monkeypatch.setattr(graphs, "_Graph", record)
+    monkeypatch.setattr(graphs, "MOST", 2)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    ours = graphs.Graphs(kept=True)
+    for shape in (1, 2, 1, 3, 1, 2):
+        ours("f", abs, [SimpleNamespace(shape=shape, dtype=torch.float32, device=torch.device("cuda"))])  # type: ignore[list-item]
+    assert recorded == [1, 2, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("CUDA error: out of memory"), MemoryError("2 GB")]
+)
+def test_a_simulation_that_does_not_fit_stops_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def encode(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+        raise type(error)(f"{error}\nSee the documentation")
 
     monkeypatch.setattr("simulations.run.simulate", encode)
     done = CliRunner().invoke(app, ["simulate", str(tmp_path), "--out", str(tmp_path / "run")])
     assert done.exit_code == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("stopped")]
-    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in line and "lower texts_per_batch" in line
+    assert str(error) in line and "fewer workers" in line

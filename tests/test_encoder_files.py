@@ -209,6 +209,8 @@ SAME: dict[str, Callable[[Path], object]] = {
         },
     ),
     "the vocabulary in tokenizer.json alone": lambda f: (f / "vocab.txt").unlink(),
+    "plain attention asked for": lambda f: reconfigure(f, attn_implementation="eager"),
+    "its weights asked for": lambda f: reconfigure(f, output_attentions=True),
     "a README beside it": lambda f: (f / "README.md").write_text(POINTER),
 }
 

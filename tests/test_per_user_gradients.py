@@ -28,12 +28,12 @@ from .conftest import WORDS, make_catalogue, make_encoder, make_histories
 from .helpers import last_positions
 
 
-def setup(folder: Path, seed: int):
+def setup(folder: Path, seed: int, items: int | None = None):
     """A random configuration: rank, layers, history lengths, positions, catalogue, adapter."""
     rng = np.random.default_rng(seed)
     layers, rank, head_rank = int(rng.integers(1, 4)), int(rng.integers(1, 6)), int(rng.integers(1, 9))
     history, positions = int(rng.integers(1, 12)), int(rng.integers(1, 4))
-    catalogue = make_catalogue(int(rng.integers(8, 30)), seed)
+    catalogue = make_catalogue(items or int(rng.integers(8, 30)), seed)
     encoder = make_encoder(folder, layers, rank)
     states = encoder.states(catalogue)
     base = init_base(encoder, states, True, head_rank, "random" if seed % 2 else "principal", seed)

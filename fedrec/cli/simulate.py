@@ -131,8 +131,7 @@ def _run(
         raise InputError(f"found {workers}", where="--workers", expected="--engine inline", hint="Ray has one for each core")
     folder_path = target or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     quiet_libraries()
-    from torch import OutOfMemoryError
-
+    from clients.memory import is_out_of_memory
     from fedrec.report.privacy_report import write_privacy_report
     from fedrec.report.run_report import write_report
     from server.strategy import TooFewMerchants
@@ -160,9 +159,11 @@ def _run(
     except TooFewMerchants as reason:
         err.print(f"stopped: {reason}; go on with: fedrec simulate --resume --out {folder_path}", soft_wrap=True)
         raise typer.Exit(1) from None
-    except OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         first = str(error).partition("\n")[0]
-        err.print(f"stopped: out of memory ({first}); lower texts_per_batch, or choose another device", soft_wrap=True)
+        err.print(f'stopped: out of memory ({first}); use device = "cpu" or fewer workers', soft_wrap=True)
         raise typer.Exit(1) from None
     report = write_report(folder.path, folder.config, folder.metrics(), results)
     privacy_report = write_privacy_report(folder.path)[1]

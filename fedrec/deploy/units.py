@@ -68,7 +68,7 @@ _DATA = {
 _MODEL = {
     "encoder": 'The text encoder: "minilm-l6" (packaged), a folder, or "hf:NAME"; weights and tokenizer are the server\'s.',
     "device": '"auto", "cpu", or a torch device.',
-    "texts_per_batch": "Most texts in flight in the encoder: what bounds memory.",
+    "texts_per_batch": "Most texts that go through the encoder at once; with a large encoder fewer need less memory.",
 }
 _USERS = {
     "choose": "Share of your users on whom parts are weighed and adapters compared; they are in no round of training.",

@@ -13,7 +13,7 @@ from fedrec.model.cache import States
 __all__ = ["Resident", "moved"]
 
 SHARE = 4
-"""Catalogues' states live on a GPU as long as they take at most one part in so many of it."""
+"""Catalogues' states live on a GPU where together they take at most one part in so many of what would be free without them."""
 TEXTS_AT_ONCE = 8192
 """How many texts' states are copied at once."""
 
@@ -41,7 +41,7 @@ class Resident:
     def of(cls, states: States, device: torch.device, held: int) -> Resident | None:
         """All of them, or None where with the `held` bytes of others they take too much. Either way leads to the same numbers."""
         tokens, hidden = int(states.length.sum()), states.shards[0].shape[1]
-        if device.type == "cuda" and held + 2 * tokens * hidden > torch.cuda.mem_get_info(device)[1] // SHARE:
+        if device.type == "cuda" and held + 2 * tokens * hidden > (held + torch.cuda.mem_get_info(device)[0]) // SHARE:
             return None
         rows = torch.zeros(tokens + 1, hidden, dtype=torch.float16, device=device)
         ends = np.cumsum(states.length)

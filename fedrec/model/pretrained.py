@@ -80,6 +80,8 @@ def _config(folder: Path) -> BertConfig:
         raise _refused(path, f"describes no model ({first_line(error)})") from None
     # PEFT writes this beside the adapter, and asks a hub about a name; the file may hold the name of who made the model.
     config.name_or_path = str(folder)
+    # The file may ask for another, and not all take the masks of real tokens that the layers are given here.
+    config._attn_implementation = "sdpa"
     return config
 
 

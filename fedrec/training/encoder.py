@@ -3,8 +3,8 @@
 A user expands to several texts: recent history, targets, and negatives drawn from the
 public catalogue. Per-user gradients need three passes: the distinct texts go forward once; each user's loss is
 differentiated with respect to its own copies of the embeddings; and those derivatives are sent back through the top
-layers for each (user, text), a user's texts of one length together. The result is exact, and memory is bounded by the
-number of records in a chunk and of texts in a batch.
+layers for each (user, text), a user's texts of one length together. The result is exact. How many records are in a chunk
+and how much is kept between the passes are public sizes; what would be more is computed again.
 
 Who else is in a lot must not change how a user's gradient is rounded, which in bf16 matters: on some processors by a
 five-hundredth of it. So a processor computes in float32, batches have the sizes of `Shapes`, what is between the passes is
@@ -31,19 +31,26 @@ from fedrec.training.records import Records
 from fedrec.training.sampled import SampledSoftmax, layout
 from fedrec.training.top_layers import Kept, TopLayers
 
-__all__ = ["EncoderTrainer"]
+__all__ = ["EncoderTrainer", "forget_top_layers"]
 
 FLOATS_SHARED, FLOATS_PER_RECORD, FLOATS_AHEAD = 4_000_000, 24_000_000, 128_000_000
-"""Most numbers of a chunk's copies of the negatives, of anything else that a server can make large, and of what the way back
-of its texts needs, `Shapes.times` as many on a GPU: public sizes, so that no lot needs more memory than another."""
+"""Most numbers of a chunk's copies of the negatives, of anything else that a server or a record can make large, and of what
+is kept for the way back of its texts, `Shapes.times` as many on a GPU: public sizes, whatever a record holds."""
 
 
 class _Group(NamedTuple):
-    """The distinct texts of one padded length."""
+    """The distinct texts of one padded length.
 
-    texts: np.ndarray  # which of the distinct texts
+    Attributes:
+        texts: (texts,) which of the distinct texts.
+        items: (texts,) where they are in the catalogue.
+        kept: what their way back needs; None where that is too much and they go forward again.
+    """
+
+    texts: np.ndarray
+    items: np.ndarray
     tokens: int
-    kept: Kept
+    kept: Kept | None
 
 
 class EncoderTrainer:
@@ -86,12 +93,16 @@ class EncoderTrainer:
         bounds = [FLOATS_SHARED // max(1, negatives * hidden), FLOATS_PER_RECORD // max(padded, scored, trained)]
         tokens = int(self.shapes.padded(self.states.length).max())
         texts = times * FLOATS_AHEAD // _top_layers(self.encoder).numbers(tokens)
+        targets = max(1, times * FLOATS_PER_RECORD // hidden)
         most = min(self.shapes.records_per_chunk, *(times * bound for bound in bounds))
         if texts < len(self.states):
             most = min(most, (texts - negatives) // (self.history + lot.positions))
         most = max(1, most)
         for start in range(0, len(lot), most):
-            yield lot.take(np.arange(start, min(start + most, len(lot)))).padded()
+            chunk = lot.take(np.arange(start, min(start + most, len(lot)))).padded()
+            sums = np.cumsum(np.bincount(chunk.target[:, 0], minlength=len(chunk)))
+            for records in np.split(np.arange(len(chunk)), np.flatnonzero(np.diff(sums // targets)) + 1):
+                yield chunk.take(records)
 
     def gradients(self, lot: Examples | Records) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
@@ -118,37 +129,63 @@ class EncoderTrainer:
         """The pooled vectors of distinct texts, (texts, hidden), and what their way back needs."""
         padded = self.shapes.padded(self.states.length[distinct])
         pooled = torch.empty(len(distinct), self.encoder.hidden, device=self.encoder.device)
-        groups = []
-        for tokens in np.unique(padded):
-            texts, size = np.flatnonzero(padded == tokens), self.shapes.texts(int(tokens))
-            filled = self.shapes.filled(texts, int(tokens))
-            means, kept = top.forward(*self.encoder.gather(self.states, distinct[filled]), size)
-            pooled.index_copy_(0, self.encoder.moved(texts), means[: len(texts)])
-            groups.append(_Group(texts, int(tokens), kept))
+        groups, room = [], self.shapes.times * FLOATS_AHEAD
+        for tokens in map(int, np.unique(padded)):
+            texts, size, needed = np.flatnonzero(padded == tokens), self.shapes.texts(tokens), top.numbers(tokens)
+            keep = len(texts) * needed <= room
+            room -= len(texts) * needed if keep else 0
+            for start in range(0, len(texts), len(texts) if keep else size):
+                some = texts[start:] if keep else texts[start : start + size]
+                filled = distinct[self.shapes.filled(some, tokens)]
+                means, kept = top.forward(*self.encoder.gather(self.states, filled), size)
+                pooled.index_copy_(0, self.encoder.moved(some), means[: len(some)])
+            groups.append(_Group(texts, distinct[texts], tokens, kept if keep else None))
         return pooled, groups
 
     def _backward(self, at: Tensor, used: _Used, groups: list[_Group], top: TopLayers) -> list[Tensor]:
         """Each record's gradients, one tensor (records, *shape) a parameter, from derivatives by the pooled vectors."""
-        texts, parameters = self.shapes.texts_per_piece, self.parameters()
+        texts, parameters, records = self.shapes.texts_per_piece, self.parameters(), used.records
+        sizes = [one.numel() for one in parameters]
         planned = [used.pieces(group.texts, texts) for group in groups]
-        owner = np.concatenate([pieces.record for pieces in planned])
-        if not len(owner):
-            return [torch.zeros(used.records, *one.shape, device=one.device) for one in parameters]
-        found = torch.empty(len(owner), sum(one.numel() for one in parameters), device=self.encoder.device)
-        start = 0
+        if not len(used.record):
+            return [torch.zeros(records, *one.shape, device=one.device) for one in parameters]
+        room = max(self.shapes.texts(group.tokens) // texts for group in groups)
+        room = max(room, self.shapes.times * FLOATS_PER_RECORD // sum(sizes))
+        rows = records + min(room, sum(len(pieces.record) for pieces in planned))
+        found = torch.empty(rows, sum(sizes), device=self.encoder.device)
+        # The sums so far come first: they are added to as if all pieces were there at once.
+        found[:records].zero_()
+        owner = np.arange(records)
         for group, pieces in zip(groups, planned, strict=True):
-            if not len(pieces.record):
-                continue
-            size = self.shapes.texts(group.tokens)
-            index = [self.shapes.filled(one, group.tokens, capacity=False) for one in (pieces.row, pieces.source)]
-            rows = found[start : start + len(pieces.record)].split(size // texts)
-            for some, own in zip(self.encoder.moved(np.stack(index)).split(size, dim=1), rows, strict=True):
-                own.copy_(top.backward(group.kept, at, some, texts)[: len(own)])
-            start += len(pieces.record)
-        order, counts = np.argsort(owner, kind="stable"), np.bincount(owner, minlength=used.records)
-        sums = _summed(found, self.encoder.moved(order), self.encoder.moved(counts))
-        parts = sums.split([one.numel() for one in parameters], dim=1)
+            for record, own in self._pieces(at, group, pieces, top):
+                if len(owner) + len(record) > rows:
+                    found[:records] = self._summed(found, owner, records)
+                    owner = np.arange(records)
+                found[len(owner) : len(owner) + len(record)].copy_(own)
+                owner = np.append(owner, record)
+        parts = self._summed(found, owner, records).split(sizes, dim=1)
         return [part.reshape(-1, *one.shape) for part, one in zip(parts, parameters, strict=True)]
+
+    def _pieces(self, at: Tensor, group: _Group, pieces: _Pieces, top: TopLayers) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Whose each piece is and its gradients, a batch at a time, each until the next."""
+        if not len(pieces.record):
+            return
+        size, texts = self.shapes.texts(group.tokens), self.shapes.texts_per_piece
+        row, source = (self.shapes.filled(one, group.tokens, capacity=False) for one in (pieces.row, pieces.source))
+        place = row if group.kept is not None else np.arange(len(row)) % size
+        for number, index in enumerate(self.encoder.moved(np.stack([place, source])).split(size, dim=1)):
+            kept, start = group.kept, number * size
+            if kept is None:
+                again = group.items[row[start : start + size]]
+                kept = top.forward(*self.encoder.gather(self.states, again), size)[1]
+            record = pieces.record[start // texts : (start + size) // texts]
+            yield record, top.backward(kept, at, index, texts)[: len(record)]
+
+    def _summed(self, found: Tensor, owner: np.ndarray, records: int) -> Tensor:
+        """Sums of each record's rows of `found`, one after the other: (records, numbers)."""
+        order, counts = np.argsort(owner, kind="stable"), np.bincount(owner, minlength=records)
+        rows = found.index_select(0, self.encoder.moved(order))
+        return torch.segment_reduce(rows, "sum", lengths=self.encoder.moved(counts), axis=0, unsafe=True, initial=0.0)
 
 
 _TOPS: WeakKeyDictionary[TextEncoder, dict[torch.dtype, TopLayers]] = WeakKeyDictionary()
@@ -160,6 +197,11 @@ def _top_layers(encoder: TextEncoder) -> TopLayers:
     if dtype not in known:
         known[dtype] = TopLayers(encoder.top, dtype)
     return known[dtype]
+
+
+def forget_top_layers() -> None:
+    """Nothing of them is kept on a device any more; the next step makes them anew."""
+    _TOPS.clear()
 
 
 class _Pieces(NamedTuple):
@@ -201,9 +243,3 @@ class _Used(NamedTuple):
         rows, source = np.repeat(own[first], size), np.full(int(first.sum()) * size, self.zero)
         rows[slot], source[slot] = own, self.source[here]
         return _Pieces(record[first], rows, source)
-
-
-def _summed(pieces: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """Sums of each record's pieces, one after the other: (records, numbers)."""
-    rows = pieces.index_select(0, order)
-    return torch.segment_reduce(rows, "sum", lengths=counts, axis=0, unsafe=True, initial=0.0)

@@ -16,7 +16,7 @@ from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
 from fedrec.training.examples import Examples
-from fedrec.training.factors import OWN, HeadGradients, RecordGradients, Table, common_items, strongest
+from fedrec.training.factors import HeadGradients, RecordGradients, Table, common_items, strongest
 from fedrec.training.records import Records
 
 __all__ = ["Head", "HeadsTrainer", "masked_loss"]
@@ -32,6 +32,8 @@ LEAST_RECORDS, WIDTH = 128, 8
 items, which is doubled until they fit. On a GPU there is room for as many events as a record may pool."""
 TIMES, RECORDS = 64, 1024
 """On a GPU the bounds are so many times as large, and so many records are computed at once, or what the bounds allow."""
+LEAST_TARGETS = 16
+"""The least room for a record's targets, which is doubled until they fit."""
 MOST_RANK = 1000
 """Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
 _GRAPHS = Graphs(kept=False)
@@ -264,10 +266,16 @@ def _factors(targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: f
 
 
 def _targets(chunk: Examples) -> np.ndarray:
-    """Each record's targets, (records, most of any record, or `OWN`), -1 after the last."""
+    """Each record's targets, (records, K), -1 after the last.
+
+    K is the first of a few sizes that the most of any record fit: it sets the shapes that are recorded on a GPU.
+    """
     record, item = chunk.target[:, 0], chunk.target[:, 2]
     count = np.bincount(record, minlength=len(chunk))
-    out = np.full((len(chunk), max(OWN, int(count.max(initial=0)))), -1, dtype=np.int64)
+    width = LEAST_TARGETS
+    while width < count.max(initial=0):
+        width *= 2
+    out = np.full((len(chunk), width), -1, dtype=np.int64)
     out[record, np.arange(len(record)) - (np.cumsum(count) - count)[record]] = item
     return out
 

@@ -30,6 +30,8 @@ __all__ = ["Pairs", "SampledSoftmax", "layout"]
 
 WIDTH = 32
 """The least room for a record's own texts, which is doubled until they fit."""
+PLACES, BATCHES = 4096, 8
+"""Most room for texts in a batch of more than one record, and most batches that are planned at once."""
 _GRAPHS = Graphs(kept=False)
 
 
@@ -51,7 +53,8 @@ class SampledSoftmax:
         prior: (items,) log popularity.
         base: the centre, and the heads' `A`.
         trained: the heads' `B`; without them both roles are the embedding itself.
-        records: how many records' derivatives are computed at once, empty ones included; 0 for those that there are.
+        records: how many records' derivatives are computed at once, empty ones included, where `PLACES` allows it; 0 for
+            those that there are.
     """
 
     def __init__(
@@ -112,16 +115,20 @@ class SampledSoftmax:
         return torch.cat([*found, pooled.new_zeros(1, pooled.shape[1])]), at_own, at_shared
 
     def _slots(self, pairs: Pairs, chunk: Examples, negatives: np.ndarray, size: int) -> Iterator[_Slots]:
-        """The records by the room that their own texts need, `size` of them in a batch, or all where it is 0."""
+        """The records by the room that their own texts need, up to `size` in a batch, or those that there are where it is 0."""
         counts = np.bincount(pairs.record, minlength=len(chunk))
         # A record has room for its own texts by their number alone: how a product is rounded depends on its shape.
         widths = WIDTH << np.ceil(np.log2(np.maximum(counts, WIDTH) / WIDTH)).astype(np.int64)
         place = np.arange(len(pairs.text)) - np.repeat(np.cumsum(counts) - counts, counts)
         masked = _masked(chunk, negatives, pairs.weights.shape[1])
         for width in np.unique(widths):
-            records = np.flatnonzero(widths == width)
-            shape = Shape(size or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature)
-            yield _slots(pairs, chunk, records, place, masked, self.prior, negatives, shape)
+            same, most = np.flatnonzero(widths == width), max(1, PLACES // int(width))
+            batch = min(size, most)
+            planned = BATCHES * batch if size else most
+            for start in range(0, len(same), planned):
+                records = same[start : start + planned]
+                shape = Shape(batch or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature)
+                yield _slots(pairs, chunk, records, place, masked, self.prior, negatives, shape)
 
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.device)
