@@ -15,9 +15,9 @@ from fedrec.privacy.noise_plan import between, gaussian_mu, plan_noise
 from fedrec.privacy.secure_plan import SecurePlan, plan_secure_sum, why_no_secure_sum
 from fedrec.privacy.worth import worth_in_users
 
-__all__ = ["WIDTH", "Plan", "default_delta", "solve"]
+__all__ = ["Plan", "default_delta", "solve"]
 
-WIDTH = 384
+HIDDEN = 384
 """Width of the packaged encoder."""
 FREE = ("noise_multiplier", "rounds", "sample_rate")
 """What `solve` can solve for."""
@@ -153,8 +153,8 @@ def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None
     sigma, rate, steps = config.noise_multiplier or math.nan, config.sample_rate, config.rounds * config.local_steps
     events = _events(histogram, sigma, rate, steps)
     spent = epsilon(events, config.delta)
-    lot, trainable = rate * users, 2 * config.rank * WIDTH
-    encoder = 2 * config.encoder_layers * config.encoder_rank * WIDTH
+    lot, trainable = rate * users, 2 * config.rank * HIDDEN
+    encoder = 2 * config.encoder_layers * config.encoder_rank * HIDDEN
     signal_to_noise = lot / (sigma * math.sqrt(trainable))
     reason = why_no_secure_sum(config, merchants)
     return Plan(
