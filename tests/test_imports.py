@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +125,20 @@ def test_only_the_wire_of_fedrec_knows_flower(module: str) -> None:
 def test_fedrec_itself_imports_its_rooms_only_when_asked() -> None:
     at_import = [node for node in tree_of("fedrec/__init__.py").body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not [node for node in at_import if (getattr(node, "module", None) or "").startswith("fedrec")]
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("fedrec.cli.main", ("numpy", "pandas", "torch", "flwr")),
+        ("fedrec.deploy.layout", ("torch", "scipy", "opacus", "dp_accounting", "flwr")),
+        ("clients.node", ("torch", "opacus")),
+    ],
+)
+def test_what_many_processes_start_with_is_quick_to_import(module: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([name for name in {unwanted!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -31,7 +31,7 @@ SECURE: dict[str, Any] = {
     "colluders": 1,
     "noise_multiplier": 1.0,
     "histogram_noise_multiplier": 1.0,
-    "round_timeout": 20.0,
+    "round_timeout": 30.0,
 }
 
 
@@ -71,7 +71,7 @@ def all_have(step: str, shop: Deployed, run: RunFolder) -> tuple[int, list[str]]
     Returns:
         The round, and the merchants in the order of their answers: those of the first two have left.
     """
-    until(lambda: lines_of(run), 120, "round 0")
+    until(lambda: lines_of(run), 240, "round 0")
     state = run.load()
     assert state is not None
     known: tuple[int, str] = (0, "")

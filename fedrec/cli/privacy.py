@@ -13,7 +13,6 @@ import typer
 from fedrec.cli.terminal import err, out, print_json, table
 from fedrec.config import RunConfig, write_atomically
 from fedrec.errors import InputError
-from fedrec.privacy.worth import LEAST_WORTH
 
 if TYPE_CHECKING:
     from fedrec.privacy.planning import Plan
@@ -91,6 +90,8 @@ def plan(
 
 
 def _print(plan: Plan, delta_given: bool) -> None:
+    from fedrec.privacy.worth import LEAST_WORTH
+
     histogram = plan.histogram_noise_multiplier
     settings = {
         "noise_multiplier": f"{plan.noise_multiplier:.4g}",
