@@ -24,6 +24,7 @@ from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_ve
 from fedrec.recommender.index import ItemIndex
 from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.of_run import RunRanker
+from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending
 from fedrec.recommender.shelf import Ranked, Shelf, look_up, with_prior
 
@@ -174,10 +175,17 @@ class Recommender(Recommending):
 
     def _said(self, query: str) -> np.ndarray:
         """Words as one more item of a history, (1, hidden)."""
+        return self._read([query], "history")
+
+    def _read(self, texts: Sequence[str], role: str) -> np.ndarray:
+        """Passing texts in a role, (texts, hidden)."""
         self.encoder.load(self.arrays)
-        e = centred(self.encoder.encode([query]), self.arrays)
-        said: np.ndarray = role_table(e, self.arrays, self.arrays, "history").cpu().numpy()
-        return said
+        e = centred(self.encoder.encode(texts), self.arrays)
+        found: np.ndarray = role_table(e, self.arrays, self.arrays, role).cpu().numpy()
+        return found
+
+    def _reader(self) -> Reader:
+        return Reader(self.encoder.read_until, lambda texts: self._read(texts, "candidate") * self.scoring.temperature)
 
     def _shelf(self, merchant: str | None) -> Shelf:
         """The run's catalogue, or a merchant's part of it; made once."""
