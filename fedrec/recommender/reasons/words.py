@@ -17,7 +17,7 @@ import numpy as np
 
 __all__ = ["Reader", "Words", "split_words", "without", "words_of"]
 
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+(?:[-'\u2019.,/_][^\W_]+)*")
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+(?:[-'\u2019._][^\W_]+)*")
 """A word, with what it is joined by inside; of scripts that write without spaces a character is one."""
 
 
