@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,19 +87,29 @@ class Told:
 
 @dataclass(frozen=True)
 class Reasons:
-    """Why an item is in a list.
+    """Why an item is in a list. The numbers are there; they are put in words when they are looked at.
 
     Attributes:
-        shares: they add up to the score; the largest first, the base last.
-        direction: (hidden,) see `Shares`.
+        teller: the shares of the list.
+        column: whose they are of it.
         words: what the words of its text carry, where that was asked for.
     """
 
     item_id: str
     score: float
-    shares: tuple[Share, ...]
-    direction: np.ndarray = field(repr=False, compare=False)
+    teller: Teller = field(repr=False, compare=False)
+    column: int = field(repr=False)
     words: Words | None = None
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """They add up to the score; the largest first, the base last. Items of the history that add nothing are left out."""
+        return self.teller.shares_of(self.column)
+
+    @property
+    def direction(self) -> np.ndarray:
+        """(hidden,) see `Shares`."""
+        return self.teller.shares.direction
 
     @property
     def sentence(self) -> str | None:
@@ -151,16 +162,13 @@ def reasons_of(
     shares = ranker.shares(past, query, items)
     if repeats and not query and len(past.items):
         shares = shares.with_frequency(ranker.frequency, past, items, len(ranker.catalogue))
-    teller = _Teller(ranker, past, shares, items, query, now or datetime.now(UTC))
-    return tuple(
-        Reasons(ranker.catalogue.item_ids[item], score, teller.shares_of(column), shares.direction)
-        for column, (item, score) in enumerate(found)
-    )
+    teller = Teller(ranker, past, shares, items, query, now or datetime.now(UTC))
+    return tuple(Reasons(ranker.catalogue.item_ids[item], score, teller, column) for column, (item, score) in enumerate(found))
 
 
 @dataclass(frozen=True)
-class _Teller:
-    """Shares of one list in words."""
+class Teller:
+    """The shares of a list, and how they are put in words."""
 
     ranker: Ranker
     past: Past
@@ -172,14 +180,12 @@ class _Teller:
     def shares_of(self, column: int) -> tuple[Share, ...]:
         """Of one item, the largest first and the base last."""
         shares, behind = self.shares, self.shares.customers
-        named = np.ones(len(shares.held), dtype=bool)
-        if behind is not None:
-            named = behind.pairs[:, column] >= FEWEST_CUSTOMERS
-        found = [self._of_history(row, column, bool(named[row])) for row in range(len(shares.held))]
+        named = np.ones(len(shares.held), dtype=bool) if behind is None else behind.pairs[:, column] >= FEWEST_CUSTOMERS
+        found = self._of_history(column, named)
         if self.query:
             through = {f"{TEXT} {decay:g}": float(value[column]) for decay, value in shares.query.items()}
             found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}"))
-        if behind is not None and shares.own.any():
+        if behind is not None and shares.own[:, column].any():
             enough = behind.rest[column] >= FEWEST_CUSTOMERS and OWN not in shares.opposite
             rest = float(shares.own[~named, column].sum())
             found.append(Share(OWN, "", rest, sentence="Often bought together here" if enough else None))
@@ -188,20 +194,36 @@ class _Teller:
         found.sort(key=lambda share: -share.value)
         return (*found, Share(BASE, "", shares.base))
 
-    def _of_history(self, row: int, column: int, named: bool) -> Share:
-        shares, item = self.shares, int(self.shares.held[row])
-        through = {f"{TEXT} {decay:g}": float(value[row, column]) for decay, value in shares.text.items()}
-        through[OWN] = float(shares.own[row, column]) if named else 0.0
-        through[FREQUENCY] = float(shares.frequency[row, column])
-        through = {name: value for name, value in through.items() if value}
-        events = np.flatnonzero(self.past.items == item)
-        bought = events if self.past.target is None else events[self.past.target[events]]
-        did = "bought" if len(bought) else "looked at"
-        last = bought[-1] if len(bought) else events[-1]
-        when = "" if self.past.times is None else ago(self.past.times[last], self.now)
-        what = "this" if item == self.items[column] else quoted(self.ranker.catalogue.texts[item])
-        name = self.ranker.catalogue.item_ids[item]
-        return Share(HISTORY, name, sum(through.values()), through, f"Because you {did} {what}{when}")
+    def _of_history(self, column: int, named: np.ndarray) -> list[Share]:
+        shares = self.shares
+        parts = {f"{TEXT} {decay:g}": value[:, column] for decay, value in shares.text.items()}
+        parts |= {OWN: np.where(named, shares.own[:, column], 0.0), FREQUENCY: shares.frequency[:, column]}
+        parts = {name: part for name, part in parts.items() if part.any()}
+        if not parts:
+            return []
+        table = np.stack(list(parts.values()))
+        totals, found = table.sum(0), []
+        for row in np.flatnonzero(table.any(0)).tolist():
+            name, did, what, when = self._phrases[row]
+            what = "this" if shares.held[row] == self.items[column] else what
+            through = dict(zip(parts, table[:, row].tolist(), strict=True))
+            found.append(Share(HISTORY, name, float(totals[row]), through, f"Because you {did} {what}{when}"))
+        return found
+
+    @cached_property
+    def _phrases(self) -> list[tuple[str, str, str, str]]:
+        """Of each held item its id, what the person did with it, what it is called, and when that was."""
+        catalogue, past = self.ranker.catalogue, self.past
+        bought = np.ones(len(past.items), dtype=bool) if past.target is None else past.target
+        last = {item: event for event, item in enumerate(past.items.tolist())}
+        last |= {item: event for event, item in enumerate(past.items.tolist()) if bought[event]}
+        found = []
+        for item in self.shares.held.tolist():
+            event = last[item]
+            did = "bought" if bought[event] else "looked at"
+            when = "" if past.times is None else ago(past.times[event], self.now)
+            found.append((catalogue.item_ids[item], did, quoted(catalogue.texts[item]), when))
+        return found
 
     def _popular(self, name: str, column: int) -> str | None:
         if name in self.shares.opposite:

@@ -187,13 +187,14 @@ def count_customers(by_item: csr_array, past: Past, held: np.ndarray, items: np.
             bought the item they count as one, and are taken off.
     """
     of_held = by_item[held].T.tocsr()  # (users, held)
+    starts, counts = by_item.indptr[items], np.diff(by_item.indptr)[items]
+    column = np.repeat(np.arange(len(items)), counts)  # (buyers of any,) whose buyers they are
+    place = np.arange(len(column)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    both = of_held[by_item.indices[place]]  # (buyers of any, held)
+    row = np.repeat(np.arange(len(column)), np.diff(both.indptr))
     asking = np.isin(items, past.bought).astype(np.int64)
-    pairs, rest = np.zeros((len(held), len(items)), dtype=np.int64), np.zeros(len(items), dtype=np.int64)
-    for column, item in enumerate(items.tolist()):
-        buyers = by_item.indices[by_item.indptr[item] : by_item.indptr[item + 1]]
-        both = of_held[buyers]  # (buyers, held)
-        pairs[:, column] = np.maximum(np.bincount(both.indices, minlength=len(held)) - asking[column], 0)
-        few = pairs[both.indices, column] < FEWEST_CUSTOMERS
-        user = np.repeat(np.arange(len(buyers)), np.diff(both.indptr))
-        rest[column] = max(len(np.unique(user[few])) - int(asking[column]), 0)
-    return Customers(pairs, rest, np.maximum(np.diff(by_item.indptr)[items] - asking, 0))
+    cells = np.bincount(both.indices * len(items) + column[row], minlength=len(held) * len(items))
+    pairs = np.maximum(cells.reshape(len(held), len(items)) - asking, 0)
+    few = np.unique(row[pairs[both.indices, column[row]] < FEWEST_CUSTOMERS])
+    rest = np.maximum(np.bincount(column[few], minlength=len(items)) - asking, 0)
+    return Customers(pairs, rest, np.maximum(counts - asking, 0))
