@@ -1,16 +1,16 @@
 """Are the reasons true? What is named is taken away, and what is left is ranked again.
 
-    python -m benchmarks.reasons OUT RUN=FOLDER... [--users 300] [--pairs 200]
+    python -m benchmarks.reasons OUT NAME=FOLDER... [--users 300] [--pairs 200]
 
 Each NAME=FOLDER is a run of a simulation, whose central users are asked for, or a merchant's folder, with its own users. For
-each user the best new item is explained; then the named items of the history are deleted, the 1 to 5 with the largest shares,
-against as many at random and the nearest to the item by cosine, and the item's score, its rank (everything is ranked that the whole history does
-not hold) and its probability (the softmax over these) are read again. Comprehensiveness is what the probability loses without
-what was named, sufficiency what it loses with nothing else (DeYoung et al., ACL 2020, section 4), so large and small are good.
-The same for the words of the item's text: left out one by one, as `fedrec explain --words` does, against integrated gradients,
-each word's own likeness to the person, and random ones. With the adapter's trained part replaced by noise of the same norm the
-reasons must change (Adebayo et al., NeurIPS 2018): rank correlation of the shares before and after. Writes OUT/reasons.md and
-OUT/reasons.json; intervals are 95% bootstrap intervals over users.
+each user the best five new items are explained; then the items of the history that are named are deleted, the 1 to 5 with the
+largest shares, against as many at random and the nearest to the item by cosine, and the item's score, its rank (among all that
+the whole history does not hold) and its probability (the softmax over these) are read again. Comprehensiveness is what the
+probability loses without what was named, sufficiency what it loses with nothing else (DeYoung et al., ACL 2020, section 4), so
+the first should be large and the second small. The same for the words of the best item's text: left out one by one, as `fedrec
+explain --words` does, against integrated gradients, each word's own likeness to the person, and random ones. With the trained
+part of a run's adapter replaced by noise the reasons must change (Adebayo et al., NeurIPS 2018): rank correlation of the shares
+before and after. Writes OUT/reasons.md and OUT/reasons.json; intervals are 95% bootstrap intervals over users.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ __all__ = ["main"]
 
 MOST = 5
 """Items and words that are deleted."""
+BEST = 5
+"""Items of a user's list that are explained."""
 FEWEST = 6
 """Of a history and of a text, so that something is left."""
 WAYS = ("named", "random", "nearest")
@@ -99,30 +101,33 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """A user and the best new item.
+    """A user and the best new items.
 
     Attributes:
         scores: (catalogue,) -inf for what the history holds.
-        named: the items of the history, largest share first.
+        items: the best, best first.
+        named: for each of them the items of the history, largest share first.
     """
 
     past: Past
     scores: np.ndarray
-    item: int
-    named: np.ndarray
+    items: list[int]
+    named: list[np.ndarray]
     direction: np.ndarray
 
 
 def cases_of(subject: Subject, pasts: Sequence[Past]) -> list[Case]:
-    """The best new item of each user, and its reasons as staff and shopper have them."""
+    """The best new items of each user, and the reasons that are shown of them."""
     ranker, found = subject.ranker, []
     for past in pasts:
         scores = ranker.scores([past], None)[0]
         scores[past.items] = -np.inf
-        item = int(scores.argmax())
-        (reasons,) = reasons_of(ranker, past, [(item, float(scores[item]))], None, False)
-        ids = [share.name for share in reasons.shares if share.kind == HISTORY]
-        found.append(Case(past, scores, item, ranker.catalogue.index.get_indexer(ids), reasons.direction))
+        best = [(int(item), float(scores[item])) for item in np.argsort(-scores, kind="stable")[:BEST]]
+        reasons = reasons_of(ranker, past, best, None, False)
+        ids = [[share.name for share in one.shares if share.kind == HISTORY] for one in reasons]
+        named = [ranker.catalogue.index.get_indexer(names) for names in ids]
+        if all(len(items) > MOST for items in named):
+            found.append(Case(past, scores, [item for item, _ in best], named, reasons[0].direction))
     return found
 
 
@@ -149,14 +154,16 @@ def deletion(subject: Subject, cases: Sequence[Case]) -> np.ndarray:
     unit = ranker.vectors / np.maximum(np.linalg.norm(ranker.vectors, axis=1, keepdims=True), 1e-12)
     found = np.zeros((len(cases), len(WAYS), MOST, 2, 3))
     for user, case in enumerate(cases):
-        nearest = case.named[np.argsort(-(unit[case.named] @ unit[case.item]), kind="stable")]
-        orders = (case.named, random.permutation(case.named), nearest)
-        pasts = [deleted(case.past, order[:k], keep) for order in orders for k in range(1, MOST + 1) for keep in (False, True)]
-        scores = ranker.scores(pasts, None)
-        scores[:, case.past.items] = -np.inf
-        before = seen(case.scores, case.item)
-        after = np.array([seen(row, case.item) for row in scores]).reshape(len(WAYS), MOST, 2, 3)
-        found[user] = before - after
+        for item, named in zip(case.items, case.named, strict=True):
+            nearest = named[np.argsort(-(unit[named] @ unit[item]), kind="stable")]
+            orders = (named, random.permutation(named), nearest)
+            pasts = [
+                deleted(case.past, order[:k], keep) for order in orders for k in range(1, MOST + 1) for keep in (False, True)
+            ]
+            scores = ranker.scores(pasts, None)
+            scores[:, case.past.items] = -np.inf
+            after = np.array([seen(row, item) for row in scores]).reshape(len(WAYS), MOST, 2, 3)
+            found[user] += (seen(case.scores, item) - after) / len(case.items)
     found[..., 1] *= -1  # a rank is worse the larger it is
     return found
 
@@ -182,7 +189,7 @@ def word_deletion(subject: Subject, cases: Sequence[Case]) -> dict[str, Any]:
     random, reader = np.random.default_rng(2), subject.recommender._reader()
     rows, gaps, errors, seconds = [], [], [], dict.fromkeys(WORD_WAYS, 0.0)
     for case in cases:
-        text = subject.ranker.catalogue.texts[case.item]
+        text = subject.ranker.catalogue.texts[case.items[0]]
         text = text[: reader.until(text)]
         spans = split_words(text)
         if len(spans) < FEWEST:
@@ -221,9 +228,9 @@ def word_deletion(subject: Subject, cases: Sequence[Case]) -> dict[str, Any]:
         changed = []
         for lost in values[0] - values[1:]:
             scores = case.scores.copy()
-            scores[case.item] -= lost
-            changed.append(seen(scores, case.item))
-        rows.append(np.array(seen(case.scores, case.item)) - np.array(changed).reshape(len(WORD_WAYS), MOST, 2, 3))
+            scores[case.items[0]] -= lost
+            changed.append(seen(scores, case.items[0]))
+        rows.append(np.array(seen(case.scores, case.items[0])) - np.array(changed).reshape(len(WORD_WAYS), MOST, 2, 3))
     found = np.stack(rows)
     found[..., 1] *= -1
     return {
@@ -248,9 +255,9 @@ def randomised(subject: Subject, cases: Sequence[Case], words: int) -> dict[str,
         ranker = other._ranker(None)
         items, of_words = [], []
         for number, case in enumerate(cases):
-            shares = [who.shares(case.past, None, np.array([case.item])) for who in (subject.ranker, ranker)]
+            shares = [who.shares(case.past, None, np.array(case.items[:1])) for who in (subject.ranker, ranker)]
             items.append(spearmanr(*(each.history[:, 0] for each in shares)).statistic)
-            text = one.catalogue.texts[case.item]
+            text = one.catalogue.texts[case.items[0]]
             if number < words and len(spans := split_words(text)) >= FEWEST:
                 asked = [text, *(without(text, [span]) for span in spans)]
                 values = [who._reader().vectors(asked) @ each.direction for who, each in zip((one, other), shares, strict=True)]
@@ -267,17 +274,19 @@ def interval(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def cost(subject: Subject, pasts: Sequence[Past], repeats: int) -> dict[str, float]:
-    """Seconds a person of a list of ten, without and with reasons."""
+def cost(subject: Subject, cases: Sequence[Case], repeats: int) -> dict[str, float]:
+    """Seconds a person of a list of ten: without reasons, with them, and with them put in words for staff."""
     ids = subject.ranker.catalogue.item_ids
-    people = [Person([ids[item] for item in past.items]) for past in pasts[:50]]
+    people = [Person([ids[item] for item in case.past.items]) for case in cases[:50]]
 
-    def each(explain: bool) -> None:
+    def each(explain: bool, told: bool) -> None:
         for person in people:
-            answer_many(subject.ranker, [person], Wish(explain=explain))
+            (answer,) = answer_many(subject.ranker, [person], Wish(explain=explain))
+            if told:
+                [one.for_staff() for one in answer.reasons]
 
-    seconds = alternate({"ranking": partial(each, False), "with reasons": partial(each, True)}, repeats)
-    return {name: took / len(people) for name, took in seconds.items()}
+    ways = {"without": partial(each, False, False), "with": partial(each, True, False), "in words": partial(each, True, True)}
+    return {name: took / len(people) for name, took in alternate(ways, repeats).items()}
 
 
 def table(name: str, lost: np.ndarray, ways: Sequence[str]) -> list[str]:
@@ -308,7 +317,7 @@ def measure(subject: Subject, users: int, pairs: int, repeats: int) -> tuple[dic
     """All figures of one subject, and their tables."""
     cases = cases_of(subject, subject.pasts(users))
     lost, words = deletion(subject, cases), word_deletion(subject, cases[:pairs])
-    changed, seconds = randomised(subject, cases, pairs), cost(subject, [case.past for case in cases], repeats)
+    changed, seconds = randomised(subject, cases, pairs), cost(subject, cases, repeats)
     lines = [f"## {subject.name}", "", f"{len(cases)} users, {len(subject.ranker.catalogue):,} items.", ""]
     lines += [*table("items of the history", lost, WAYS), "", f"{words['pairs']} texts.", ""]
     lines += [*table("words of the text", words.pop("lost"), WORD_WAYS), ""]
@@ -318,8 +327,9 @@ def measure(subject: Subject, users: int, pairs: int, repeats: int) -> tuple[dic
     for times, found in changed.items():
         said = [f"{what} {one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for what, one in found.items()]
         lines.append(f"Rank correlation with a random adapter of {times} times the norm: {', '.join(said)}.")
-    lines += [f"A list of ten takes {1000 * seconds['ranking']:.2f} ms, with reasons {1000 * seconds['with reasons']:.2f} ms: "
-              f"{seconds['with reasons'] / seconds['ranking']:.2f} times.", ""]  # fmt: skip
+    plain, full, told = (1000 * seconds[name] for name in ("without", "with", "in words"))
+    lines += [f"A list of ten takes {plain:.2f} ms, with reasons {full:.2f} ms ({full / plain:.2f} times), in words for staff "
+              f"{told:.2f} ms.", ""]  # fmt: skip
     return {"users": len(cases), "words": words, "randomised": changed, "seconds": seconds}, lines
 
 
