@@ -7,145 +7,36 @@ each user the best five new items are explained; then the items of the history t
 largest shares, against as many at random and the nearest to the item by cosine, and the item's score, its rank (among all that
 the whole history does not hold) and its probability (the softmax over these) are read again. Comprehensiveness is what the
 probability loses without what was named, sufficiency what it loses with nothing else (DeYoung et al., ACL 2020, section 4), so
-the first should be large and the second small. The same for the words of the best item's text: left out one by one, as `fedrec
-explain --words` does, against integrated gradients, each word's own likeness to the person, and random ones. With the trained
-part of a run's adapter replaced by noise the reasons must change (Adebayo et al., NeurIPS 2018): rank correlation of the shares
-before and after. Writes OUT/reasons.md and OUT/reasons.json; intervals are 95% bootstrap intervals over users.
+the first should be large and the second small. The same for the words of the best item's text: as `fedrec explain --words`
+shows them, by what the score loses without each word, by each word alone, by integrated gradients, and at random. With the
+trained part of a run's adapter replaced by noise the reasons must change (Adebayo et al., NeurIPS 2018): rank correlation of the
+shares before and after. Writes OUT/reasons.md and OUT/reasons.json; intervals are 95% bootstrap intervals over users.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.measure import alternate, environment, timed
-from benchmarks.reasons_words import Gradients
+from benchmarks.measure import alternate, environment
+from benchmarks.reasons_cases import FEWEST, MOST, Case, Subject, cases_of, deleted, seen
+from benchmarks.reasons_words import WORD_WAYS, word_deletion
 from fedrec.cli.terminal import quiet_libraries, quiet_models
-from fedrec.data import Histories, load_central
-from fedrec.errors import InputError
-from fedrec.merchant import MERCHANT_FILE
-from fedrec.model.adapter import Arrays
-from fedrec.model.towers import centred, role_table
-from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish
-from fedrec.recommender.answers import Ranker, answer_many
-from fedrec.recommender.past import Past
-from fedrec.recommender.reasons import reasons_of
-from fedrec.recommender.reasons.reasons import HISTORY
-from fedrec.recommender.reasons.words import split_words, without
+from fedrec.recommender import Person, Recommender, Wish
+from fedrec.recommender.answers import answer_many
+from fedrec.recommender.reasons.words import split_words, words_of
 
 __all__ = ["main"]
 
-MOST = 5
-"""Items and words that are deleted."""
-BEST = 5
-"""Items of a user's list that are explained."""
-FEWEST = 6
-"""Of a history and of a text, so that something is left."""
 WAYS = ("named", "random", "nearest")
-WORD_WAYS = ("left out", "gradients", "alone", "random")
 REPLICATES = 1000
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Who ranks, and for whom.
-
-    Attributes:
-        histories: users, items as positions in the ranker's catalogue.
-    """
-
-    name: str
-    recommender: Recommender | MerchantRecommender
-    histories: Histories
-
-    @classmethod
-    def parse(cls, text: str) -> Subject:
-        """From NAME=FOLDER."""
-        name, _, folder = text.partition("=")
-        if not folder:
-            raise InputError(f"found {text!r}", where="SUBJECT", expected="NAME=FOLDER")
-        recommender = Recommender.load(folder)
-        if (Path(folder) / MERCHANT_FILE).is_file():
-            assert isinstance(recommender, MerchantRecommender)
-            return cls(name, recommender, recommender.place.data().histories)
-        central = load_central(Path(json.loads((Path(folder) / "site.json").read_text())["federation"]))
-        if central.catalogue.item_ids != recommender.catalogue.item_ids:
-            raise InputError("its catalogue is not that of its federation", where=folder)
-        (histories, *_) = sorted((group.histories for group in central.groups), key=len, reverse=True)
-        return cls(name, recommender, histories)
-
-    @cached_property
-    def ranker(self) -> Ranker:
-        """Who scores."""
-        return self.recommender._ranker(None)
-
-    def pasts(self, users: int) -> list[Past]:
-        """Of some users who have `FEWEST` items at least."""
-        found = []
-        for user in np.random.default_rng(0).permutation(len(self.histories)).tolist():
-            one = self.histories.take(np.array([user]))
-            if len(np.unique(one.items)) >= FEWEST:
-                found.append(Past(one.items, one.baskets, one.target, one.times))
-            if len(found) == users:
-                break
-        return found
-
-
-@dataclass(frozen=True)
-class Case:
-    """A user and the best new items.
-
-    Attributes:
-        scores: (catalogue,) -inf for what the history holds.
-        items: the best, best first.
-        named: for each of them the items of the history, largest share first.
-    """
-
-    past: Past
-    scores: np.ndarray
-    items: list[int]
-    named: list[np.ndarray]
-    direction: np.ndarray
-
-
-def cases_of(subject: Subject, pasts: Sequence[Past]) -> list[Case]:
-    """The best new items of each user, and the reasons that are shown of them."""
-    ranker, found = subject.ranker, []
-    for past in pasts:
-        scores = ranker.scores([past], None)[0]
-        scores[past.items] = -np.inf
-        best = [(int(item), float(scores[item])) for item in np.argsort(-scores, kind="stable")[:BEST]]
-        reasons = reasons_of(ranker, past, best, None, False)
-        ids = [[share.name for share in one.shares if share.kind == HISTORY] for one in reasons]
-        named = [ranker.catalogue.index.get_indexer(names) for names in ids]
-        if all(len(items) > MOST for items in named):
-            found.append(Case(past, scores, [item for item, _ in best], named, reasons[0].direction))
-    return found
-
-
-def probability(scores: np.ndarray, item: int) -> float:
-    """Softmax over what is offered."""
-    shifted = np.exp(scores.astype(np.float64) - scores.max())
-    return float(shifted[item] / shifted.sum())
-
-
-def seen(scores: np.ndarray, item: int) -> tuple[float, float, float]:
-    """Score, rank from 1, probability."""
-    return float(scores[item]), float((scores > scores[item]).sum() + 1), probability(scores, item)
-
-
-def deleted(past: Past, items: np.ndarray, keep: bool) -> Past:
-    """The past without these items, or with them alone."""
-    kept = np.isin(past.items, items) == keep
-    return Past(past.items[kept], past.baskets[kept], None if past.target is None else past.target[kept])
 
 
 def deletion(subject: Subject, cases: Sequence[Case]) -> np.ndarray:
@@ -168,77 +59,6 @@ def deletion(subject: Subject, cases: Sequence[Case]) -> np.ndarray:
     return found
 
 
-def reading(subject: Subject) -> tuple[Gradients, Callable[[Sequence[str]], np.ndarray]]:
-    """Integrated gradients, and texts to their vectors."""
-    one, reader = subject.recommender, subject.recommender._reader()
-    reader.vectors(["so that the adapter is loaded"])
-    if isinstance(one, Recommender):
-        return Gradients(one.encoder, partial(_head, one.arrays, one.scoring.temperature)), reader.vectors
-    encoder = one.place.encoder(one.adapter)
-    arrays = {"centre": one._centre.numpy()} if one.adapter is None else one.adapter.arrays
-    return Gradients(encoder, partial(_head, arrays, 1.0)), reader.vectors
-
-
-def _head(arrays: Arrays, temperature: float, pooled: Any) -> Any:
-    return role_table(centred(pooled, arrays), arrays, arrays, "candidate") * temperature
-
-
-def word_deletion(subject: Subject, cases: Sequence[Case]) -> dict[str, Any]:
-    """The words of the explained items' texts by several ways."""
-    gradients, vectors = reading(subject)
-    random, reader = np.random.default_rng(2), subject.recommender._reader()
-    rows, gaps, errors, seconds = [], [], [], dict.fromkeys(WORD_WAYS, 0.0)
-    for case in cases:
-        text = subject.ranker.catalogue.texts[case.items[0]]
-        text = text[: reader.until(text)]
-        spans = split_words(text)
-        if len(spans) < FEWEST:
-            continue
-
-        def value(texts: Sequence[str], direction: np.ndarray = case.direction) -> np.ndarray:
-            return vectors(texts).astype(np.float64) @ direction
-
-        shares: dict[str, np.ndarray] = {}
-
-        def left_out(text: str = text, spans: Any = spans, value: Any = value) -> tuple[np.ndarray, float]:
-            values = value(["", text, *(without(text, [span]) for span in spans)])
-            found = values[1] - values[2:]
-            return found, float(values[1] - values[0] - found.sum())
-
-        made: dict[str, Callable[[], Any]] = {
-            "left out": left_out,
-            "gradients": partial(gradients.shares, text, spans, case.direction),
-            "alone": partial(value, [text[start:end] for start, end in spans]),
-            "random": partial(random.random, len(spans)),
-        }
-        for way, make in made.items():
-            box: list[Any] = []
-            seconds[way] += timed(lambda make=make, box=box: box.append(make()))  # type: ignore[misc]
-            shares[way] = box[0][0] if isinstance(box[0], tuple) else box[0]
-            if way == "left out":
-                gaps.append(box[0][1])
-            elif way == "gradients":
-                errors.append(box[0][1])
-        asked = [text]
-        for way in WORD_WAYS:
-            order = np.argsort(-shares[way], kind="stable").tolist()
-            for k in range(1, MOST + 1):
-                asked += [without(text, [spans[word] for word in order[:k]]), without(text, [spans[word] for word in order[k:]])]
-        values = value(asked)
-        changed = []
-        for lost in values[0] - values[1:]:
-            scores = case.scores.copy()
-            scores[case.items[0]] -= lost
-            changed.append(seen(scores, case.items[0]))
-        rows.append(np.array(seen(case.scores, case.items[0])) - np.array(changed).reshape(len(WORD_WAYS), MOST, 2, 3))
-    found = np.stack(rows)
-    found[..., 1] *= -1
-    return {
-        "lost": found, "pairs": len(rows), "gap": float(np.abs(gaps).mean()), "completeness": float(np.abs(errors).mean()),
-        "seconds": {way: took / len(rows) for way, took in seconds.items()},
-    }  # fmt: skip
-
-
 def randomised(subject: Subject, cases: Sequence[Case], words: int) -> dict[str, Any]:
     """Rank correlation of the shares with those under a random adapter of the same norm, and of ten times it."""
     one = subject.recommender
@@ -258,10 +78,11 @@ def randomised(subject: Subject, cases: Sequence[Case], words: int) -> dict[str,
             shares = [who.shares(case.past, None, np.array(case.items[:1])) for who in (subject.ranker, ranker)]
             items.append(spearmanr(*(each.history[:, 0] for each in shares)).statistic)
             text = one.catalogue.texts[case.items[0]]
-            if number < words and len(spans := split_words(text)) >= FEWEST:
-                asked = [text, *(without(text, [span]) for span in spans)]
-                values = [who._reader().vectors(asked) @ each.direction for who, each in zip((one, other), shares, strict=True)]
-                of_words.append(spearmanr(*(value[0] - value[1:] for value in values)).statistic)
+            if number < words and len(split_words(text)) >= FEWEST:
+                told = [
+                    words_of([text], each.direction, who._reader())[0] for who, each in zip((one, other), shares, strict=True)
+                ]
+                of_words.append(spearmanr(*(each.shares for each in told)).statistic)
         found[str(times)] = {"items": interval(np.array(items)), "words": interval(np.array(of_words))}
     return found
 
@@ -322,7 +143,7 @@ def measure(subject: Subject, users: int, pairs: int, repeats: int) -> tuple[dic
     lines += [*table("items of the history", lost, WAYS), "", f"{words['pairs']} texts.", ""]
     lines += [*table("words of the text", words.pop("lost"), WORD_WAYS), ""]
     took = ", ".join(f"{way} {1000 * value:.0f} ms" for way, value in words["seconds"].items())
-    lines += [f"A text takes: {took}. Left by the shares: {words['gap']:.3f} by leaving out, {words['completeness']:.4f} by "
+    lines += [f"A text takes: {took}. Left by the shares: {words['gap']:.3f} as shown, {words['completeness']:.4f} by "
               "gradients (mean of the absolute value)."]  # fmt: skip
     for times, found in changed.items():
         said = [f"{what} {one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for what, one in found.items()]

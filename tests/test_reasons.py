@@ -318,7 +318,7 @@ def test_the_documented_examples_hold() -> None:
 # Words
 
 
-def test_words_are_what_the_score_loses_without_each(recommender: Recommender) -> None:
+def test_words_are_what_each_adds_as_the_first_and_as_the_last(recommender: Recommender) -> None:
     answer = recommender.explain(RUN_HISTORY, k=6, words=True)
     for reasons in answer.reasons:
         found = reasons.words
@@ -326,17 +326,19 @@ def test_words_are_what_the_score_loses_without_each(recommender: Recommender) -
         text = recommender.catalogue.texts[recommender.catalogue.index.get_loc(reasons.item_id)]
         assert found.text == text and [text[a:b] for a, b in found.spans] == text.split()
         assert found.score == pytest.approx(sum(one.value for one in reasons.shares if one.kind == HISTORY), abs=2e-3)
+        nothing = _text_score(recommender, "", reasons)
         for (start, end), share in zip(found.spans, found.shares, strict=True):
-            left = Catalogue(("x",), (text[:start] + text[end:],))
-            again = 3.0 * recommender._tables(left)[1][0] @ reasons.direction
-            assert share == pytest.approx(found.score - again, abs=2e-3)
-        assert found.score == pytest.approx(found.gap + sum(found.shares) + _of_nothing(recommender, reasons), abs=2e-3)
+            last = found.score - _text_score(recommender, text[:start] + text[end:], reasons)
+            first = _text_score(recommender, text[start:end], reasons) - nothing
+            assert share == pytest.approx((last + first) / 2, abs=2e-3)
+        assert found.score == pytest.approx(found.gap + sum(found.shares) + nothing, abs=2e-3)
         assert set(found.marked) <= set(found.spans)
     assert recommender.explain(words=True).reasons[0].words is None, "a popularity list has no text to read"
 
 
-def _of_nothing(recommender: Recommender, reasons: Reasons) -> float:
-    return float(3.0 * recommender._tables(Catalogue(("x",), ("",)))[1][0] @ reasons.direction)
+def _text_score(recommender: Recommender, text: str, reasons: Reasons) -> float:
+    """The text's part of the score of an item that has this text, the way a catalogue goes."""
+    return float(3.0 * recommender._tables(Catalogue(("x",), (text,)))[1][0] @ reasons.direction)
 
 
 def test_a_text_counts_as_far_as_it_is_read(recommender: Recommender) -> None:
