@@ -251,6 +251,13 @@ def test_a_part_of_negative_weight_is_not_told_by_its_name() -> None:
         assert not any(one.kind == OWN or (one.kind, one.name) == (POPULARITY, THEIRS) for one in reasons.told)
 
 
+def test_without_an_own_layer_nothing_is_said_of_other_customers() -> None:
+    who = replace(merchant(), layer=None, blend=Blend({0.0: 3.0}, {THEIRS: 1.0}, 0.0, 0.0))
+    found = of_item(who, Past(np.array([3]), np.array([0])), 8)
+    assert found.teller.shares.customers is None
+    assert {(share.kind, share.name) for share in found.shares} == {(HISTORY, "i3"), (POPULARITY, THEIRS), (BASE, "")}
+
+
 def test_the_sentence_names_the_largest_share_that_may_be_told(ranker: Ranker) -> None:
     rng, kinds = np.random.default_rng(6), set()
     for number in range(80):
