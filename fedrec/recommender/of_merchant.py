@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -122,6 +123,7 @@ class MerchantRecommender(Recommending):
     def __init__(self, place: MerchantPlace) -> None:
         self.place, self.settings, self._data = place, place.settings, place.data()
         self.catalogue, self.details = self._data.catalogue, self._data.details
+        self.language = self.settings.recommender.language
         on, version = self.settings.recommender.own_layer, place.versions.current
         own = OwnModel.read(place.own) if on else None
         self.adapter = place.adapter(version)
@@ -204,14 +206,28 @@ class MerchantRecommender(Recommending):
 
     def _said(self, query: str) -> np.ndarray:
         """Words as one more item of a history, (1, hidden)."""
-        encoder = self.place.encoder(self.adapter)
+        e = self._query(query)
         if self.adapter is None:
-            found: np.ndarray = normalize(encoder.encode([query]) - self._centre, dim=-1).cpu().numpy()
-            return found
-        arrays = self.adapter.arrays
-        encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
-        said: np.ndarray = role_table(centred(encoder.encode([query]), arrays), arrays, arrays, "history").cpu().numpy()
+            return e
+        said: np.ndarray = role_table(torch.from_numpy(e), self.adapter.arrays, self.adapter.arrays, "history").numpy()
         return said
+
+    def _query(self, query: str) -> np.ndarray:
+        """See `Recommending`."""
+        encoder = self.place.encoder(self.adapter)
+        if self.adapter is not None:
+            encoder.load({name: value for name, value in self.adapter.arrays.items() if "lora_" in name})
+        return self._unit(encoder.encode([query]))
+
+    def _text(self) -> np.ndarray:
+        """See `Recommending`: without the heads, which know what is bought together."""
+        return self._unit(self.place.pooled(self.catalogue, self.adapter))
+
+    def _unit(self, pooled: Tensor) -> np.ndarray:
+        """Pooled vectors without what all texts have in common."""
+        e = normalize(pooled - self._centre, dim=-1) if self.adapter is None else centred(pooled, self.adapter.arrays)
+        found: np.ndarray = e.cpu().numpy()
+        return found
 
     def _strange(self, catalogue: Catalogue | pd.DataFrame) -> MerchantRanker:
         """Items that are not the merchant's, by their texts alone."""

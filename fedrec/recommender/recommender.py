@@ -174,10 +174,20 @@ class Recommender(Recommending):
 
     def _said(self, query: str) -> np.ndarray:
         """Words as one more item of a history, (1, hidden)."""
-        self.encoder.load(self.arrays)
-        e = centred(self.encoder.encode([query]), self.arrays)
-        said: np.ndarray = role_table(e, self.arrays, self.arrays, "history").cpu().numpy()
+        e = torch.from_numpy(self._query(query))
+        said: np.ndarray = role_table(e, self.arrays, self.arrays, "history").numpy()
         return said
+
+    def _query(self, query: str) -> np.ndarray:
+        """See `Recommending`."""
+        self.encoder.load(self.arrays)
+        found: np.ndarray = centred(self.encoder.encode([query]), self.arrays).cpu().numpy()
+        return found
+
+    def _text(self) -> np.ndarray:
+        """See `Recommending`: without the heads, which know what is bought together."""
+        found: np.ndarray = centred(self._embedded(self.catalogue), self.arrays).cpu().numpy()
+        return found
 
     def _shelf(self, merchant: str | None) -> Shelf:
         """The run's catalogue, or a merchant's part of it; made once."""

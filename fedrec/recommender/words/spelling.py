@@ -1,0 +1,51 @@
+"""The word of a catalogue that a misspelt one most likely is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from rapidfuzz.distance import OSA
+from rapidfuzz.process import extract
+
+__all__ = ["Speller"]
+
+SHORTEST = 3
+"""Letters; of a shorter word every other one is a neighbour."""
+EDITS = ((4, 1), (8, 2))
+"""Up to how many letters there may be how many edits; longer words may have `MOST_EDITS`."""
+MOST_EDITS = 3
+OF_IDENTIFIERS = 1
+"""Edits where there are digits: two away is another product."""
+CANDIDATES = 32
+
+
+class Speller:
+    """Looks for the word with the fewest edits: insertions, deletions, substitutions and transpositions of neighbours.
+
+    Args:
+        words: the vocabulary, and how many items hold each word.
+    """
+
+    def __init__(self, words: Mapping[str, int]) -> None:
+        self._held = words
+        self._groups: dict[tuple[bool, int], list[str]] = defaultdict(list)
+        for word in words:
+            self._groups[word.isalpha(), len(word)].append(word)
+
+    def nearest(self, word: str) -> str | None:
+        """The nearest word; None where none is near enough, or the word is too short to tell.
+
+        Of words at the same distance, one with the same first letter comes before the others, and then what more items hold.
+        """
+        if len(word) < SHORTEST:
+            return None
+        edits = next((most for letters, most in EDITS if len(word) <= letters), MOST_EDITS)
+        if not word.isalpha():
+            edits = OF_IDENTIFIERS
+        found: list[tuple[str, float, int]] = []
+        for length in range(len(word) - edits, len(word) + edits + 1):
+            words = self._groups.get((word.isalpha(), length), [])
+            found += extract(word, words, scorer=OSA.distance, score_cutoff=edits, limit=CANDIDATES)
+        nearest = min(found, key=lambda one: (one[1], one[0][0] != word[0], -self._held[one[0]]), default=None)
+        return None if nearest is None else nearest[0]

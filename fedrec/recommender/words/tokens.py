@@ -1,0 +1,95 @@
+"""From a text to the terms that an index counts: words by their stem, identifiers whole and by their parts.
+
+    "HP-CE285A toners"     hpce285a  hp  ce285a  ~ce  ~285  ~a  toner
+    "juice 1,5l"           juic  1.5l  ~1.5  ~l
+
+A run of letters and digits that punctuation holds together is one term without that punctuation, so that `TN-2110` and `TN2110`
+are the same, and each of its pieces is one too; a point or comma between digits is a decimal point and stays. A piece of letters and digits gives its *fragments* beside them, marked so that
+an index can let them count less: `ce285a` is the better match for `ce285a`. Scripts that are written without spaces are
+taken in pairs of characters, as Lucene's CJK analyzer does.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Any
+
+import Stemmer
+
+from fedrec.errors import InputError
+
+__all__ = ["FRAGMENT", "LANGUAGE", "LANGUAGES", "NO_LANGUAGE", "Tokeniser", "normalised"]
+
+LANGUAGE = "english"
+NO_LANGUAGE = "none"
+LANGUAGES = (NO_LANGUAGE, *Stemmer.algorithms())
+"""Snowball's stemmers, and none."""
+FRAGMENT = "~"
+"""Before a term that is only a part of what was written."""
+LONGEST = 64
+"""Characters of a term: what is longer is no word, and would cost a speller seconds."""
+
+RUN = re.compile(r"[^\W_]+(?:[.,'’\-/+&_]+[^\W_]+)*")
+PIECE = re.compile(r"[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*")
+FRAGMENTS = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)*")
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+
+def normalised(text: str) -> str:
+    """One form for what looks the same: compatibility characters, case, accents on Latin letters, and runs of blanks."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    if not decomposed.isascii():
+        decomposed = re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", decomposed)
+    return " ".join(unicodedata.normalize("NFKC", decomposed).split())
+
+
+class Tokeniser:
+    """Terms of texts in one language.
+
+    Raises:
+        InputError: there is no stemmer for the language.
+    """
+
+    def __init__(self, language: str = LANGUAGE) -> None:
+        if language not in LANGUAGES:
+            raise InputError(f"found {language!r}", where="language", expected=f"one of {', '.join(LANGUAGES)}")
+        self.language = language
+        self._stemmer: Any = None if language == NO_LANGUAGE else Stemmer.Stemmer(language)
+        self._piece = lru_cache(maxsize=2**18)(self._terms_of_piece)
+
+    def terms(self, text: str) -> list[str]:
+        """The terms of a text in its order, repeated as they are."""
+        found: list[str] = []
+        for run in RUN.findall(normalised(text)):
+            pieces = [piece.replace(",", ".") for piece in PIECE.findall(run)]
+            if len(pieces) > 1 and len(whole := "".join(pieces)) <= LONGEST:
+                found.append(whole)
+            for piece in pieces:
+                found.extend(self._piece(piece[:LONGEST]))
+        return found
+
+    def stem(self, word: str) -> str:
+        """A word of letters as the index has it."""
+        return word if self._stemmer is None else str(self._stemmer.stemWord(word))
+
+    def _terms_of_piece(self, piece: str) -> tuple[str, ...]:
+        if UNSPACED.search(piece):
+            return tuple(term for part in _scripts(piece) for term in part)
+        if piece.isalpha():
+            return (self.stem(piece),)
+        fragments = FRAGMENTS.findall(piece)
+        return (piece, *(FRAGMENT + fragment for fragment in fragments if len(fragments) > 1))
+
+
+def _scripts(piece: str) -> list[list[str]]:
+    """Pairs of characters where there are no spaces between words, the rest as it is."""
+    parts: list[list[str]] = []
+    end = 0
+    for match in UNSPACED.finditer(piece):
+        run = match.group()
+        parts += [[piece[end : match.start()]]] if match.start() > end else []
+        parts.append([run[at : at + 2] for at in range(max(len(run) - 1, 1))])
+        end = match.end()
+    return parts + ([[piece[end:]]] if end < len(piece) else [])
