@@ -17,8 +17,9 @@ from fedrec.model import log_prior
 from fedrec.model.saved import COUNT, table_of_run
 from fedrec.model.towers import init_base, init_trained, user_vectors
 from fedrec.recommender import Answer, Filter, Person, Recommender, Wish
-from fedrec.recommender.answers import Past, answer_many
+from fedrec.recommender.answers import answer_many
 from fedrec.recommender.of_run import RunRanker
+from fedrec.recommender.past import Past
 
 from .conftest import make_catalogue, make_encoder
 

@@ -25,7 +25,6 @@ from fedrec.evaluation.protocol import metrics_of
 from fedrec.model import ranking
 from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish, answers, measuring
 from fedrec.recommender import frequency as module
-from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, choose_blend, scores
 from fedrec.recommender.contest import ALONE, HERE, Contender, folds_of, popularity_here, users_as_group
 from fedrec.recommender.ease import Ease
@@ -35,6 +34,7 @@ from fedrec.recommender.measuring import GLOBAL, PERSONAL, measure_merchant
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.own_layer import bought_by, choose_kind
 from fedrec.recommender.own_model import FILE, OwnModel
+from fedrec.recommender.past import Past
 
 from .conftest import make_catalogue
 from .helpers import naive_ranks

@@ -28,13 +28,13 @@ from fedrec.model.adapter import Arrays
 from fedrec.model.encoder import load_encoder
 from fedrec.model.versions import Versions
 from fedrec.recommender import MerchantRecommender, Recommender, contest
-from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import scores
 from fedrec.recommender.contest import ALONE, FEDERATED, HERE, LAYER, POPULARITY, ROWS, TEXT, THEIRS, users_as_group
 from fedrec.recommender.fitting import Fit, fit_merchant, up_to_date
 from fedrec.recommender.measuring import measure_merchant
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.own_model import FILE, OwnModel
+from fedrec.recommender.past import Past
 from simulations.run import simulate
 
 from .conftest import WORDS, make_catalogue

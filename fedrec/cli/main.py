@@ -11,6 +11,7 @@ import sys
 import typer
 
 from fedrec.cli import data, deploy, merchant, privacy, results, server, simulate
+from fedrec.cli.explain import explain
 from fedrec.cli.privacy_audit import audit
 from fedrec.cli.privacy_report import report
 from fedrec.cli.privacy_wire import wire
@@ -40,6 +41,7 @@ app.command()(simulate.demo)
 app.command("simulate")(simulate.simulate_command)
 app.command()(results.evaluate)
 app.command()(recommend)
+app.command()(explain)
 
 
 @app.callback(invoke_without_command=True)

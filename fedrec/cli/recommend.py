@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedrec.cli.asking import Folder, History, Json, K, Merchant, Query, Repeats, Times, User, comma_separated, times_of
 from fedrec.cli.console import progress_bars
 from fedrec.cli.terminal import out, print_json, quiet_models, table
 from fedrec.errors import InputError
@@ -30,22 +30,20 @@ FILES = (".csv", ".parquet")
 
 
 def recommend(
-    path: Annotated[Path, typer.Argument(help="A run folder, or a merchant's folder.")],
-    history: Annotated[str | None, typer.Option(help="Item ids, most recent last, separated by commas.")] = None,
-    times: Annotated[
-        str | None, typer.Option(help="A time for each of them, ISO 8601 or whole numbers; items of one time are one basket.")
-    ] = None,
-    user: Annotated[str | None, typer.Option(help="A user whose events are known here.")] = None,
-    query: Annotated[str | None, typer.Option(help="Words that count as one more item.")] = None,
-    merchant: Annotated[str | None, typer.Option(help="Rank only this merchant's items.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    path: Folder,
+    history: History = None,
+    times: Times = None,
+    user: User = None,
+    query: Query = None,
+    merchant: Merchant = None,
+    k: K = 10,
     category: Annotated[list[str] | None, typer.Option(help="Only items of this category; may be given again.")] = None,
     brand: Annotated[list[str] | None, typer.Option(help="Only items of this brand; may be given again.")] = None,
     price_min: Annotated[float | None, typer.Option(help="Only items that cost at least this.")] = None,
     price_max: Annotated[float | None, typer.Option(help="Only items that cost at most this.")] = None,
     stock: Annotated[Path | None, typer.Option(help="Only the items in this file: an id a line, or a table.")] = None,
     exclude: Annotated[str, typer.Option(help="None of these: such a file, or ids separated by commas.")] = "",
-    repeats: Annotated[bool, typer.Option("--repeats", help="The list may hold what is in the history.")] = False,
+    repeats: Repeats = False,
     diversity: Annotated[
         float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, items that are least alike.")
     ] = 0.0,
@@ -53,7 +51,7 @@ def recommend(
         Path | None, typer.Option(help="CSV or Parquet with user_id, and item_id and timestamp where histories are given.")
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="CSV or Parquet to write the lists of --users to.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Recommend items for a history, a known user or words; or for all users of a file."""
     _check_batch(users, to, history or times or user)
@@ -61,14 +59,14 @@ def recommend(
     from fedrec.recommender import Filter, Person, Recommender, Wish
 
     only = None if stock is None else _ids_in(stock)
-    without = _ids_in(Path(exclude)) if _is_file(exclude) else _listed(exclude)
+    without = _ids_in(Path(exclude)) if _is_file(exclude) else comma_separated(exclude)
     wanted = Filter(category or (), brand or (), price_min, price_max, only, without)
     wish = Wish(k, query, wanted, repeats=repeats, diversity=diversity)
     if users is not None and to is not None:
         people = _people(users)
         _answer_all(Recommender.load(path), people, wish, merchant, to, json)
         return
-    person = Person(None if history is None else _listed(history), user, None if times is None else _times(times))
+    person = Person(None if history is None else comma_separated(history), user, None if times is None else times_of(times))
     recommender = Recommender.load(path)
     (answer,) = recommender.recommend_many([person], wish, merchant)
     _show(answer, dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True)), json)
@@ -95,15 +93,6 @@ def _is_file(text: str) -> bool:
         return bool(text) and Path(text).is_file()
     except OSError:  # ids in a row are soon too long for a name
         return False
-
-
-def _listed(text: str) -> list[str]:
-    return [part for part in (one.strip() for one in text.split(",")) if part]
-
-
-def _times(text: str) -> list[object]:
-    given = _listed(text)
-    return [int(one) for one in given] if all(re.fullmatch(r"-?\d{1,18}", one) for one in given) else list(given)
 
 
 def _ids_in(path: Path) -> list[str]:

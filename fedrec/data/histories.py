@@ -27,6 +27,7 @@ class Histories:
         items: (events,) index of the item in the catalogue.
         baskets: (events,) number of the basket within its user, from 0, ascending.
         target: (events,) whether each is a target or history alone, such as a view; None where all are targets.
+        times: (events,) datetime64 of each, for people to read; None where that is not kept.
     """
 
     user_ids: tuple[str, ...]
@@ -34,6 +35,7 @@ class Histories:
     items: np.ndarray
     baskets: np.ndarray
     target: np.ndarray | None = None
+    times: np.ndarray | None = None
 
     @classmethod
     def from_table(cls, events: pd.DataFrame, catalogue: Catalogue, target: pd.Series | None = None) -> Histories:
@@ -64,6 +66,7 @@ class Histories:
             items=frame["item"].to_numpy(np.int64),
             baskets=(basket - basket[starts][user_of_event]).astype(np.int64),
             target=~frame["other"].to_numpy() if frame["other"].any() else None,
+            times=frame["time"].to_numpy(),
         )
 
     def __len__(self) -> int:
@@ -75,7 +78,9 @@ class Histories:
         offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], counts)
         target = None if self.target is None else self.target[rows]
-        return Histories(tuple(self.user_ids[user] for user in users), offsets, self.items[rows], self.baskets[rows], target)
+        times = None if self.times is None else self.times[rows]
+        names = tuple(self.user_ids[user] for user in users)
+        return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times)
 
     @property
     def is_target(self) -> np.ndarray:
@@ -87,7 +92,9 @@ class Histories:
         if self.target is None:
             return self
         offsets = np.append(0, np.cumsum(self.target))[self.offsets].astype(np.int64)
-        return replace(self, offsets=offsets, items=self.items[self.target], baskets=self.baskets[self.target], target=None)
+        times = None if self.times is None else self.times[self.target]
+        kept = self.items[self.target], self.baskets[self.target]
+        return replace(self, offsets=offsets, items=kept[0], baskets=kept[1], target=None, times=times)
 
     def of(self, user: int) -> tuple[np.ndarray, np.ndarray]:
         """Items and basket numbers of user number `user`, in time order."""

@@ -224,6 +224,13 @@ class TextEncoder(nn.Module):
         starts = np.cumsum(lengths) - lengths
         return self.pooled(States((np.concatenate(rows),), np.zeros(len(rows), dtype=np.int64), starts, lengths))
 
+    def read_until(self, text: str) -> int:
+        """How many characters of a text are taken in before it is cut at `max_tokens`."""
+        if not self.tokenizer.is_fast:  # type: ignore[attr-defined]
+            return len(text)  # one of Python's own does not say which characters a token is
+        encoded = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_offsets_mapping=True)  # type: ignore[operator]
+        return max((end for _, end in encoded["offset_mapping"]), default=0)
+
     def embed(self, catalogue: Catalogue) -> Tensor:
         """`pooled` for a whole catalogue; remembered until the LoRA changes, for the last catalogues used."""
         key = (catalogue.digest, digest({**self.frozen(), **self.trained()}))

@@ -13,22 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from fedrec.data import Catalogue, ItemDetails
 from fedrec.errors import InputError
-from fedrec.evaluation.protocol import baskets_ago
 from fedrec.model.ranking import blocks
 from fedrec.recommender.frequency import PersonalFrequency
+from fedrec.recommender.past import Past, bought_events
+from fedrec.recommender.reasons import Reasons, Shares, reasons_of
 from fedrec.recommender.selection import Filter, choose, intra_list_distance
 from fedrec.recommender.words.searcher import Searcher
 
 __all__ = [
-    "NOTHING", "POPULARITY", "SEARCH", "Answer", "Past", "Person", "Ranker", "Wish", "answer_many", "answer_search",
-    "time_numbers",
+    "NOTHING", "POPULARITY", "SEARCH", "Answer", "Person", "Ranker", "Wish", "answer_many", "answer_search", "time_numbers",
 ]  # fmt: skip
 
 POPULARITY, SEARCH, NOTHING = "popularity", "search", "none"
@@ -36,25 +36,6 @@ POPULARITY, SEARCH, NOTHING = "popularity", "search", "none"
 NAMED = 3
 """Items that a note names before it counts the others."""
 DATE = r"\s*\d{4}-\d"
-
-
-class Past(NamedTuple):
-    """What somebody did, in time order, as `Histories.of` gives it.
-
-    Attributes:
-        items: (events,) positions in the catalogue.
-        baskets: (events,) numbers of baskets, ascending.
-        target: (events,) whether each was bought, or is history alone, such as a view; None where all were bought.
-    """
-
-    items: np.ndarray
-    baskets: np.ndarray
-    target: np.ndarray | None = None
-
-    @property
-    def bought(self) -> np.ndarray:
-        """Each item that was bought, once, ascending."""
-        return np.unique(self.items if self.target is None else self.items[self.target])
 
 
 class Ranker(Protocol):
@@ -82,6 +63,11 @@ class Ranker(Protocol):
 
     def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
         """(users, items) float32, -inf for what it does not offer. Without a query no past is empty."""
+
+    def shares(self, past: Past, query: str | None, items: np.ndarray) -> Shares:
+        """What each part adds to the scores of these items (positions of what it offers), frequency left out. Without a query
+        an empty past has shares of the popularity list.
+        """
 
     def popularity(self) -> np.ndarray:
         """(items,) float32, -inf for what it does not offer."""
@@ -118,6 +104,7 @@ class Wish:
         repeats: whether it may hold what is in the history; without words, how often and how recently that was bought then
             counts too.
         diversity: from 0, the best items, to 1, items that are least alike.
+        explain: whether the answer has the reasons of each item.
     """
 
     k: int = 10
@@ -126,6 +113,7 @@ class Wish:
     exclude: Sequence[str] = ()
     repeats: bool = False
     diversity: float = 0.0
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,12 +125,14 @@ class Answer:
         source: what made it: the ranker's `source`, `popularity` (scores are counts), `search` or `none`.
         notes: what was ignored, missing or fallen back on, each a sentence.
         distance: mean of one minus the cosine over the pairs of the list; None for fewer than two items.
+        reasons: of each item, in the same order; empty where they were not asked for.
     """
 
     items: list[tuple[str, float]]
     source: str
     notes: tuple[str, ...] = ()
     distance: float | None = None
+    reasons: tuple[Reasons, ...] = ()
 
 
 def answer_many(ranker: Ranker, people: Sequence[Person], wish: Wish) -> list[Answer]:
@@ -195,14 +185,14 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
         known = [past for past, some in zip(pasts, going, strict=True) if some]
         scores[going] = ranker.scores(known, wish.query)
         if wish.repeats and not wish.query:  # who uses words says what is wanted, and that is not the usual
-            scores[going] += ranker.frequency.scores(_events(known), (len(known), len(allowed)))
+            scores[going] += ranker.frequency.scores(bought_events(known), (len(known), len(allowed)))
     if not all(going):
         scores[~np.array(going)] = ranker.popularity()
     masked = [(user, item) for user, past in enumerate(pasts) for item in past.bought.tolist() if not wish.repeats]
     pairs = np.array(masked, dtype=np.int64).reshape(-1, 2)
     lists = choose(scores, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
     answers = []
-    for found, some, said in zip(lists, going, notes, strict=True):
+    for past, found, some, said in zip(pasts, lists, going, notes, strict=True):
         rows = [item for item, _ in found]
         source = ranker.source if some else POPULARITY
         if not some:
@@ -210,7 +200,8 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
         short = _shortness(len(found), wish, allowed)
         items = [(ranker.catalogue.item_ids[item], score) for item, score in found]
         distance = intra_list_distance(ranker.vectors, rows) if len(rows) > 1 else None
-        answers.append(Answer(items, source if items else NOTHING, (*said, *about, *short), distance))
+        reasons = reasons_of(ranker, past, found, wish.query, wish.repeats) if wish.explain and found else ()
+        answers.append(Answer(items, source if items else NOTHING, (*said, *about, *short), distance, reasons))
     return answers
 
 
@@ -238,19 +229,14 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
     if times is None:
         return Past(positions[kept], np.arange(int(kept.sum()))), notes
     # As `Histories` has it: a basket holds an item once, in the catalogue's order.
-    _, basket = np.unique(time_numbers(times)[kept], return_inverse=True)
+    moments, basket = np.unique(time_numbers(times)[kept], return_inverse=True)
     pairs = np.unique(np.stack([basket, positions[kept]], axis=1), axis=0)
-    return Past(pairs[:, 1], pairs[:, 0]), notes
+    dates = None if _numbers(times) else moments.astype("datetime64[us]")[pairs[:, 0]]
+    return Past(pairs[:, 1], pairs[:, 0], None, dates), notes
 
 
-def _events(pasts: Sequence[Past]) -> np.ndarray:
-    """(events, 3) user, item and `baskets_ago` of what was bought."""
-    parts = []
-    for user, (items, baskets, target) in enumerate(pasts):
-        rows = np.stack([np.full(len(items), user), items, baskets], 1)
-        parts.append(rows if target is None else rows[target])
-    user, item, basket = np.concatenate(parts).T
-    return np.stack([user, item, baskets_ago(user, basket)], 1)
+def _numbers(times: Sequence[object]) -> bool:
+    return all(isinstance(time, int | float | np.integer | np.floating) and np.isfinite(time) for time in times)
 
 
 def time_numbers(times: Sequence[object], place: Callable[[int], str] = "times[{}]".format) -> np.ndarray:
@@ -262,7 +248,7 @@ def time_numbers(times: Sequence[object], place: Callable[[int], str] = "times[{
     Raises:
         InputError: one of them is no time.
     """
-    if all(isinstance(time, int | float | np.integer | np.floating) and np.isfinite(time) for time in times):
+    if _numbers(times):
         return np.array(times, dtype=np.float64)
     texts = pd.Series([str(time) for time in times], dtype=object)
     # As in a table of events: a number could be seconds or a date, and pandas would also read `now`.

@@ -25,7 +25,7 @@ from fedrec.model.ranking import products
 from fedrec.model.towers import user_vectors
 from fedrec.recommender.own_layer import OwnLayer, Scores
 
-__all__ = ["Blend", "Fold", "TextPart", "choose_blend", "held_items", "measure", "own_scores", "scores"]
+__all__ = ["Blend", "Fold", "TextPart", "choose_blend", "held_items", "measure", "own_scores", "scores", "spread_of"]
 
 DECAYS = (0.0, 0.1, 1.0)
 """Pooling decays that are joined: all of the history, the last ten baskets or so, the last one."""
@@ -108,10 +108,15 @@ def held_items(users: Group) -> csr_array:
 def own_scores(layer: Scores, histories: csr_array) -> np.ndarray:
     """(users, items) of `own / s`; zero for a user for whom the layer tells no item from another."""
     found = layer.scores(histories)
+    found /= spread_of(found)
+    return found
+
+
+def spread_of(found: np.ndarray) -> np.ndarray:
+    """(users, 1) `s` of the own layer's scores (users, items); infinite for a user whose items it does not tell apart."""
     spread = found.std(axis=1, keepdims=True)
     # Below this the items differ by rounding alone, which must not be blown up.
-    found /= np.where(spread > 1e-6 * np.abs(found).max(axis=1, keepdims=True, initial=0.0), spread, np.inf)
-    return found
+    return np.where(spread > 1e-6 * np.abs(found).max(axis=1, keepdims=True, initial=0.0), spread, np.inf)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from fedrec.recommender.blend import Blend, Fold, TextPart, choose_blend, held_i
 from fedrec.recommender.own_layer import OwnLayer, bought_by, choose_kind
 
 __all__ = [
-    "ALONE", "FEDERATED", "HERE", "HERE_ROWS", "ROWS", "SERVED", "TEXT", "WITH_COUNTS", "Contender", "Entry", "Received",
-    "choices", "contenders", "folds_of", "plain_part", "popularity_here", "run_contest", "trained_part", "users_as_group",
+    "ALONE", "FEDERATED", "HERE", "HERE_ROWS", "ROWS", "SERVED", "TEXT", "THEIRS", "WITH_COUNTS", "Contender", "Entry",
+    "Received", "choices", "contenders", "folds_of", "plain_part", "popularity_here", "run_contest", "trained_part",
+    "users_as_group",
 ]  # fmt: skip
 
 HERE, THEIRS = "own", "federation"

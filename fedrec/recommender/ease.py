@@ -55,6 +55,15 @@ class Ease:
         out[:, self.rows] = histories[:, self.rows] @ self.weights
         return out
 
+    def between(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """See `Scores.between`."""
+        place = np.full(self.items, -1)
+        place[self.rows] = np.arange(len(self.rows))
+        of_held, of_items = place[held], place[items]
+        found, known = np.zeros((len(held), len(items)), dtype=np.float32), (of_held >= 0, of_items >= 0)
+        found[np.ix_(*known)] = self.weights[np.ix_(of_held[known[0]], of_items[known[1]])]
+        return found
+
     def arrays(self) -> Arrays:
         """See `OwnLayer.arrays`."""
         return {"items": np.array([self.items]), "rows": self.rows, "weights": self.weights}

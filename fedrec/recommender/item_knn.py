@@ -58,6 +58,11 @@ class ItemKnn:
         found: np.ndarray = (histories @ self.similar).toarray()
         return found.astype(np.float32, copy=False)
 
+    def between(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """See `Scores.between`."""
+        found: np.ndarray = self.similar[held][:, items].toarray()
+        return found
+
     def arrays(self) -> Arrays:
         """See `OwnLayer.arrays`."""
         found = self.similar

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,13 +18,14 @@ from fedrec.data import Catalogue, ItemDetails, MerchantData
 from fedrec.errors import InputError
 from fedrec.model.ranking import blocks, pairs_of, products
 from fedrec.model.towers import centred, role_table
-from fedrec.recommender.answers import Past
 from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import (
     ALONE,
     FEDERATED,
+    HERE,
     SERVED,
     TEXT,
+    THEIRS,
     contenders,
     plain_part,
     popularity_here,
@@ -33,8 +33,20 @@ from fedrec.recommender.contest import (
 )  # fmt: skip
 from fedrec.recommender.frequency import SHARED, PersonalFrequency
 from fedrec.recommender.merchant_text import Adapter, MerchantPlace
+from fedrec.recommender.own_layer import bought_by
 from fedrec.recommender.own_model import OwnModel, Placed
+from fedrec.recommender.past import Past
 from fedrec.recommender.pooled import Pooled
+from fedrec.recommender.reasons.shares import (
+    OWN,
+    Shares,
+    count_customers,
+    held_items_of,
+    own_shares,
+    prior_shares,
+    text_shares,
+)
+from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending
 from fedrec.recommender.selection import choose
 from fedrec.recommender.shelf import Ranked, look_up
@@ -96,6 +108,25 @@ class MerchantRanker:
             out += np.float32(self.blend.own) * own_scores(self.layer, _bought(pasts, len(self.catalogue)))
         return out
 
+    def shares(self, past: Past, query: str | None, items: np.ndarray) -> Shares:
+        """See `Ranker`."""
+        held, own = held_items_of(past), HERE in self.blend.priors or bool(self.blend.own)
+        nothing = np.zeros((len(held), len(items)))
+        customers = count_customers(self._buyers, past, held, items) if own else None
+        if not len(held) and not query:
+            counts = {HERE if own else THEIRS: self.counts[items].astype(np.float64)}
+            return Shares(held, {}, nothing, nothing, {}, counts, 0.0, np.zeros(0), customers=customers)
+        said, candidate = self.said(query) if query else None, self.part.candidate[items]
+        text = text_shares(past, held, said, self.part.history, candidate, self.length, self.blend.pooling)
+        popularity, base = prior_shares(self.part.priors, {} if query else self.blend.priors, items)
+        together = nothing
+        if self.layer is not None and self.blend.own:
+            together = own_shares(self.layer, past, held, items, self.blend.own, len(self.catalogue))
+        opposite = {name for name, weight in self.blend.priors.items() if weight < 0} | ({OWN} if self.blend.own < 0 else set())
+        return Shares(
+            held, text.text, together, nothing, text.query, popularity, base, text.direction, frozenset(opposite), customers
+        )
+
     def popularity(self) -> np.ndarray:
         """See `Ranker`."""
         return self.counts
@@ -106,7 +137,12 @@ class MerchantRanker:
         if number is None:
             return None
         alone = self.data.histories.take(np.array([number]))
-        return Past(alone.items, alone.baskets, alone.target)
+        return Past(alone.items, alone.baskets, alone.target, alone.times)
+
+    @cached_property
+    def _buyers(self) -> csr_array:
+        """(items, users) of ones, who bought what here."""
+        return bought_by(self.data.histories, len(self.catalogue)).T.tocsr()
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -206,28 +242,37 @@ class MerchantRecommender(Recommending):
 
     def _said(self, query: str) -> np.ndarray:
         """Words as one more item of a history, (1, hidden)."""
-        e = self._query(query)
-        if self.adapter is None:
-            return e
-        said: np.ndarray = role_table(torch.from_numpy(e), self.adapter.arrays, self.adapter.arrays, "history").numpy()
-        return said
+        return self._read([query], "history")
+
+    def _read(self, texts: Sequence[str], role: str) -> np.ndarray:
+        """Passing texts in a role, (texts, hidden)."""
+        arrays = {} if self.adapter is None else self.adapter.arrays
+        found: np.ndarray = role_table(self._encoded(texts), arrays, arrays, role).cpu().numpy()
+        return found
+
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        """(texts, hidden) of texts that are not the catalogue's."""
+        encoder = self.place.encoder(self.adapter)
+        arrays = {} if self.adapter is None else self.adapter.arrays
+        encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
+        return self._unit(encoder.encode(texts))
+
+    def _reader(self) -> Reader:
+        return Reader(self.place.encoder(self.adapter).read_until, lambda texts: self._read(texts, "candidate"))
 
     def _query(self, query: str) -> np.ndarray:
         """See `Recommending`."""
-        encoder = self.place.encoder(self.adapter)
-        if self.adapter is not None:
-            encoder.load({name: value for name, value in self.adapter.arrays.items() if "lora_" in name})
-        return self._unit(encoder.encode([query]))
+        found: np.ndarray = self._encoded([query]).cpu().numpy()
+        return found
 
     def _text(self) -> np.ndarray:
         """See `Recommending`: without the heads, which know what is bought together."""
-        return self._unit(self.place.pooled(self.catalogue, self.adapter))
-
-    def _unit(self, pooled: Tensor) -> np.ndarray:
-        """Pooled vectors without what all texts have in common."""
-        e = normalize(pooled - self._centre, dim=-1) if self.adapter is None else centred(pooled, self.adapter.arrays)
-        found: np.ndarray = e.cpu().numpy()
+        found: np.ndarray = self._unit(self.place.pooled(self.catalogue, self.adapter)).cpu().numpy()
         return found
+
+    def _unit(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors without what all texts have in common."""
+        return normalize(pooled - self._centre, dim=-1) if self.adapter is None else centred(pooled, self.adapter.arrays)
 
     def _strange(self, catalogue: Catalogue | pd.DataFrame) -> MerchantRanker:
         """Items that are not the merchant's, by their texts alone."""

@@ -9,9 +9,11 @@ import numpy as np
 
 from fedrec.data import Catalogue, ItemDetails
 from fedrec.model.ranking import products
-from fedrec.recommender.answers import Past
+from fedrec.recommender.contest import THEIRS
 from fedrec.recommender.frequency import SHARED, PersonalFrequency
+from fedrec.recommender.past import Past
 from fedrec.recommender.pooled import Pooled
+from fedrec.recommender.reasons.shares import Shares, held_items_of, prior_shares, text_shares
 from fedrec.recommender.shelf import Shelf, with_prior
 
 __all__ = ["RunRanker"]
@@ -53,6 +55,19 @@ class RunRanker:
         users = events.users(self.decay)
         found = products(with_prior(users, 0.0 if query else 1.0), self.shelf.table)
         return self._on_the_shelf(found)
+
+    def shares(self, past: Past, query: str | None, items: np.ndarray) -> Shares:
+        """See `Ranker`."""
+        held, place = held_items_of(past), np.searchsorted(self.shelf.positions, items)
+        nothing = np.zeros((len(held), len(items)))
+        if not len(held) and not query:
+            return Shares(held, {}, nothing, nothing, {}, {THEIRS: self.counts[items].astype(np.float64)}, 0.0, np.zeros(0))
+        said = self.said(query) if query else None
+        offered = self.shelf.table[place, :-1]  # tau c
+        text = text_shares(past, held, said, self.shelf.history, offered, self.length, {self.decay: 1.0})
+        prior = {} if query else {THEIRS: 1.0}
+        popularity, base = prior_shares({THEIRS: self.shelf.table[:, -1]}, prior, place)
+        return Shares(held, text.text, nothing, nothing, text.query, popularity, base, text.direction)
 
     def popularity(self) -> np.ndarray:
         """See `Ranker`: the counts that the run's merchants gave, with noise."""

@@ -29,6 +29,10 @@ class Scores(Protocol):
         """(users, items) float32 for histories (users, items); an item without a buyer has and gives none."""
         ...
 
+    def between(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(held, items) what each item of a history adds to the score of each of some items; their sum is the score."""
+        ...
+
 
 class OwnLayer(Scores, Protocol):
     """An item-item model. Its scores are linear in a history, so that each item of it has an exact share of a score."""

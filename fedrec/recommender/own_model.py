@@ -113,8 +113,7 @@ class Placed:
 
     def scores(self, histories: csr_array) -> np.ndarray:
         """(users, items) float32 for histories (users, items) of the catalogue as it is now."""
-        then = np.full(self.items, -1)
-        then[self.places] = self.kept
+        then = self._then
         rows = np.repeat(np.arange(histories.shape[0]), np.diff(histories.indptr))
         columns = then[histories.indices]
         held = columns >= 0
@@ -123,3 +122,18 @@ class Placed:
         out = np.zeros((histories.shape[0], self.items), dtype=np.float32)
         out[:, self.places] = self.layer.scores(past)[:, self.kept]
         return out
+
+    def between(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(held, items) of the catalogue as it is now; see `Scores.between`."""
+        of_held, of_items = self._then[held], self._then[items]
+        found = np.zeros((len(held), len(items)), dtype=np.float32)
+        known = np.ix_(of_held >= 0, of_items >= 0)
+        found[known] = self.layer.between(of_held[of_held >= 0], of_items[of_items >= 0])
+        return found
+
+    @property
+    def _then(self) -> np.ndarray:
+        """(items,) where each item was when the layer was fitted, -1 for a new one."""
+        then = np.full(self.items, -1)
+        then[self.places] = self.kept
+        return then

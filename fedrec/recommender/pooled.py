@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedrec.model.towers import user_vectors
-from fedrec.recommender.answers import Past
+from fedrec.recommender.past import Past
 
 __all__ = ["Pooled"]
 

@@ -24,6 +24,7 @@ from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_ve
 from fedrec.recommender.index import ItemIndex
 from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.of_run import RunRanker
+from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending
 from fedrec.recommender.shelf import Ranked, Shelf, look_up, with_prior
 
@@ -174,14 +175,24 @@ class Recommender(Recommending):
 
     def _said(self, query: str) -> np.ndarray:
         """Words as one more item of a history, (1, hidden)."""
-        e = torch.from_numpy(self._query(query))
-        said: np.ndarray = role_table(e, self.arrays, self.arrays, "history").numpy()
-        return said
+        return self._read([query], "history")
+
+    def _read(self, texts: Sequence[str], role: str) -> np.ndarray:
+        """Passing texts in a role, (texts, hidden)."""
+        found: np.ndarray = role_table(self._encoded(texts), self.arrays, self.arrays, role).cpu().numpy()
+        return found
+
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        """(texts, hidden) of texts that are not the catalogue's."""
+        self.encoder.load(self.arrays)
+        return centred(self.encoder.encode(texts), self.arrays)
+
+    def _reader(self) -> Reader:
+        return Reader(self.encoder.read_until, lambda texts: self._read(texts, "candidate") * self.scoring.temperature)
 
     def _query(self, query: str) -> np.ndarray:
         """See `Recommending`."""
-        self.encoder.load(self.arrays)
-        found: np.ndarray = centred(self.encoder.encode([query]), self.arrays).cpu().numpy()
+        found: np.ndarray = self._encoded([query]).cpu().numpy()
         return found
 
     def _text(self) -> np.ndarray:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from fedrec.data import Catalogue
 from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many, answer_search
+from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
 from fedrec.recommender.words import LANGUAGE, BM25Index, Searcher, Tokeniser
 
@@ -32,6 +34,10 @@ class Recommending(ABC):
         """Who ranks."""
 
     @abstractmethod
+    def _reader(self) -> Reader:
+        """How texts are read that are not the catalogue's; it needs the encoder."""
+
+    @abstractmethod
     def _text(self) -> np.ndarray:
         """(items, hidden) unit vectors of the catalogue's texts, as the encoder has them."""
 
@@ -51,6 +57,7 @@ class Recommending(ABC):
         repeats: bool = False,
         diversity: float = 0.0,
         merchant: str | None = None,
+        explain: bool = False,
     ) -> Answer:
         """A list for a person, and why it is as it is; see `Person` and `Wish` for the arguments.
 
@@ -64,12 +71,52 @@ class Recommending(ABC):
         Raises:
             InputError: an argument that means nothing, an unknown merchant, or a filter on a column that the catalogue lacks.
         """
-        wish = Wish(k, query, filter or Filter(), exclude, repeats, diversity)
+        wish = Wish(k, query, filter or Filter(), exclude, repeats, diversity, explain)
         return self.recommend_many([Person(history, user_id, times)], wish, merchant)[0]
 
     def recommend_many(self, people: Sequence[Person], wish: Wish, merchant: str | None = None) -> list[Answer]:
         """`recommend` for many people, in their order."""
         return answer_many(self._ranker(merchant), people, wish)
+
+    def explain(
+        self,
+        history: Sequence[str] | None = None,
+        user_id: str | None = None,
+        times: Sequence[object] | None = None,
+        k: int = 10,
+        query: str | None = None,
+        items: Sequence[str] | None = None,
+        repeats: bool = False,
+        merchant: str | None = None,
+        words: bool = False,
+    ) -> Answer:
+        """`recommend` with the reasons of each item, which `Reasons` and `docs/reasons.md` describe.
+
+        Args:
+            items: explain these and no others, best first, however many they are; what is in the history is not among them
+                unless there are `repeats`.
+            words: also which words of each item's text carry its score: this loads the encoder.
+
+        Raises:
+            InputError: as `recommend`; or the encoder cannot be loaded.
+        """
+        only = Filter() if items is None else Filter(only=items)
+        wish = Wish(k if items is None else max(len(items), 1), query, only, repeats=repeats, explain=True)
+        (answer,) = self.recommend_many([Person(history, user_id, times)], wish, merchant)
+        return self.with_words(answer) if words else answer
+
+    def with_words(self, answer: Answer) -> Answer:
+        """The same with the words of each item's text; a popularity list has no text to read.
+
+        Raises:
+            InputError: the encoder cannot be loaded.
+        """
+        explained = [one for one in answer.reasons if len(one.direction)]
+        if not explained:
+            return answer
+        places = self.catalogue.index.get_indexer([one.item_id for one in explained])
+        found = words_of([self.catalogue.texts[place] for place in places], explained[0].direction, self._reader())
+        return replace(answer, reasons=tuple(replace(one, words=said) for one, said in zip(explained, found, strict=True)))
 
     def search(
         self,

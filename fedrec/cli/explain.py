@@ -1,0 +1,133 @@
+"""`fedrec explain`: why these items are in a list, as bars, as JSON, or as a page."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedrec.cli.asking import Folder, History, Json, K, Merchant, Query, Repeats, Times, User, comma_separated, times_of
+from fedrec.cli.terminal import out, print_json, quiet_models, styled
+
+if TYPE_CHECKING:
+    from fedrec.recommender import Answer
+    from fedrec.recommender.reasons import Reasons
+
+__all__ = ["View", "explain"]
+
+BAR = 24
+"""Columns of the longest bar."""
+BLOCKS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+NAME = 54
+"""Characters of a share's name."""
+LONGEST = 12
+"""Shares of an item that the terminal shows, the largest by size."""
+COLOURS = {"history": "cyan", "query": "magenta", "popularity": "yellow", "own layer": "green", "base": "dim"}
+HOW = {"strong": 3, "some": 2, "slight": 1}
+
+
+class View(StrEnum):
+    """Who is to read it."""
+
+    staff = "staff"
+    shopper = "shopper"
+
+
+def explain(
+    path: Folder,
+    history: History = None,
+    times: Times = None,
+    user: User = None,
+    query: Query = None,
+    items: Annotated[str | None, typer.Option(help="Explain these item ids, separated by commas, and not the best.")] = None,
+    merchant: Merchant = None,
+    k: K = 10,
+    repeats: Repeats = False,
+    words: Annotated[bool, typer.Option("--words", help="Also which words of each item's text carry it.")] = False,
+    view: Annotated[View, typer.Option(help="Exact numbers for staff, or what a shopper may see.")] = View.staff,
+    html: Annotated[Path | None, typer.Option(help="Write a page there.")] = None,
+    json: Json = False,
+) -> None:
+    """Say why items are recommended: the share of each item of the history, of words and of popularity in the score."""
+    quiet_models()
+    from fedrec.recommender import Recommender
+
+    recommender = Recommender.load(path)
+    answer = recommender.explain(
+        None if history is None else comma_separated(history), user, None if times is None else times_of(times), k, query,
+        None if items is None else comma_separated(items), repeats, merchant, words,
+    )  # fmt: skip
+    texts = dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True))
+    if html is not None:
+        from fedrec.report.reasons_report import write_reasons
+
+        write_reasons(html, explained(answer, view, texts))
+    if json:
+        print_json(explained(answer, view, texts))
+        return
+    for one in answer.reasons:
+        _show(one, view, texts)
+    out.print(f"source: {answer.source}", style="dim", soft_wrap=True)
+    for note in answer.notes:
+        out.print(note, style="yellow", soft_wrap=True)
+    if html is not None:
+        out.print(f"page: {html}", soft_wrap=True)
+
+
+def explained(answer: Answer, view: View, texts: dict[str, str]) -> dict[str, Any]:
+    """An answer's reasons for JSON and for the page; every share that names an item has its text."""
+    found = []
+    for one in answer.reasons:
+        said = one.for_staff() if view is View.staff else one.for_shopper()
+        shares = [{**share, "text": texts.get(share["name"], "")} for share in said["shares"]]
+        found.append({**said, "text": texts[one.item_id], "shares": shares})
+    return {"items": found, "source": answer.source, "notes": list(answer.notes), "view": view.value}
+
+
+def _show(one: Reasons, view: View, texts: dict[str, str]) -> None:
+    score = f"  {one.score:.3f}" if view is View.staff else ""
+    out.print(styled((one.item_id, "bold"), (score, "dim"), "  ", *_marked(one, texts)), soft_wrap=True)
+    if one.sentence:
+        out.print(styled("  ", (one.sentence, "italic")), soft_wrap=True)
+    if view is View.shopper:
+        for told in one.told:
+            bar = "■" * HOW[told.how]
+            out.print(
+                styled("  ", (f"{bar:<4}", COLOURS[told.kind]), f"{told.how:<7}", _name(told.kind, told.name, texts)),
+                soft_wrap=True,
+            )
+        return
+    sizes = sorted(one.shares, key=lambda share: -abs(share.value))
+    most, shown = max((abs(share.value) for share in sizes), default=0.0), set(map(id, sizes[:LONGEST]))
+    for share in one.shares:
+        if id(share) in shown:
+            bar, colour = _bar(share.value, most), "red" if share.value < 0 else COLOURS[share.kind]
+            out.print(
+                styled(f"  {share.value:>9.4f} ", (f"{bar:<{BAR}}", colour), " ", _name(share.kind, share.name, texts)),
+                soft_wrap=True,
+            )
+    if rest := [share.value for share in one.shares if id(share) not in shown]:
+        out.print(styled(f"  {sum(rest):>9.4f} ", " " * BAR, (f" {len(rest)} smaller shares together", "dim")), soft_wrap=True)
+
+
+def _marked(one: Reasons, texts: dict[str, str]) -> list[str | tuple[str, str]]:
+    """Its text, the words that carry it underlined."""
+    if one.words is None:
+        return [texts[one.item_id]]
+    text, parts, last = texts[one.item_id], list[str | tuple[str, str]](), 0
+    for start, end in one.words.marked:
+        parts += [text[last:start], (text[start:end], "bold underline")]
+        last = end
+    return [*parts, text[last:]]
+
+
+def _bar(value: float, most: float) -> str:
+    eighths = round(8 * BAR * abs(value) / most) if most else 0
+    return "█" * (eighths // 8) + BLOCKS[eighths % 8]
+
+
+def _name(kind: str, name: str, texts: dict[str, str]) -> str:
+    text = texts.get(name, name) if kind == "history" else f"{kind} {name}".strip()
+    return text if len(text) <= NAME else f"{text[: NAME - 1]}…"

@@ -1,0 +1,234 @@
+"""The reasons of an item, as the merchant's people see them and as a shopper may.
+
+Staff see every share to its last digit. A shopper gets one sentence, which names the largest of the shares that may be told, and
+coarse classes of these; no number that was computed from other customers, and not a score either. What may not be told:
+
+    a pair in the own layer      with under `FEWEST_CUSTOMERS` customers behind it is not named, to staff neither: all such
+                                 pairs are one undivided share, which is told where as many stand behind all of it
+    what is popular here         where as few ever bought the item
+    a part of negative weight    since its name would say the opposite
+
+The sentence and the classes are functions of what may be told alone: they do not show that something else was larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedrec.recommender.contest import HERE
+from fedrec.recommender.past import Past
+from fedrec.recommender.reasons.sentences import ago, quoted
+from fedrec.recommender.reasons.shares import FEWEST_CUSTOMERS, OWN, Shares
+from fedrec.recommender.reasons.words import Words
+
+if TYPE_CHECKING:
+    from fedrec.recommender.answers import Ranker
+
+__all__ = [
+    "BASE",
+    "CLASSES",
+    "FREQUENCY",
+    "HISTORY",
+    "POPULARITY",
+    "QUERY",
+    "TEXT",
+    "Reasons",
+    "Share",
+    "Told",
+    "class_of",
+    "reasons_of",
+]
+
+HISTORY, QUERY, POPULARITY, BASE = "history", "query", "popularity", "base"
+"""Kinds of shares, beside the own layer's."""
+TEXT, FREQUENCY = "text", "frequency"
+"""Through what an item of the history adds, beside the own layer."""
+CLASSES = (("strong", 1 / 2), ("some", 1 / 5), ("slight", 1 / 20))
+"""A share's class by what it is of the largest; what is smaller is not worth telling."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a score.
+
+    Attributes:
+        kind: `history`, `query`, `popularity`, `own layer` or `base`.
+        name: the history's item, or the popularity (`own`, `federation`); empty for others.
+        value: what it adds.
+        through: what `value` is the sum of: the text by pooling decay, the own layer, frequency.
+        sentence: how a shopper is told of it; None where a shopper is not.
+    """
+
+    kind: str
+    name: str
+    value: float
+    through: Mapping[str, float] = field(default_factory=dict)
+    sentence: str | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """A share as a shopper may see it.
+
+    Attributes:
+        how: its class: `strong`, `some` or `slight`.
+    """
+
+    kind: str
+    name: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why an item is in a list. The numbers are there; they are put in words when they are looked at.
+
+    Attributes:
+        teller: the shares of the list.
+        column: whose they are of it.
+        words: what the words of its text carry, where that was asked for.
+    """
+
+    item_id: str
+    score: float
+    teller: Teller = field(repr=False, compare=False)
+    column: int = field(repr=False)
+    words: Words | None = None
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """They add up to the score; the largest first, the base last. Items of the history that add nothing are left out."""
+        return self.teller.shares_of(self.column)
+
+    @property
+    def direction(self) -> np.ndarray:
+        """(hidden,) see `Shares`."""
+        return self.teller.shares.direction
+
+    @property
+    def sentence(self) -> str | None:
+        """Names the largest of the shares that may be told; None where there is none."""
+        told = self._may_be_told
+        return max(told, key=lambda share: share.value).sentence if told else None
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """The shares that may be told, by class; those of one class in an order that says nothing about their size."""
+        most = max((share.value for share in self._may_be_told), default=0.0)
+        found = [Told(one.kind, one.name, how) for one in self._may_be_told if (how := class_of(one.value, most))]
+        places = [name for name, _ in CLASSES]
+        return tuple(sorted(found, key=lambda one: (places.index(one.how), one.kind, one.name)))
+
+    @property
+    def _may_be_told(self) -> list[Share]:
+        return [share for share in self.shares if share.sentence is not None and share.value > 0]
+
+    def for_staff(self) -> dict[str, Any]:
+        """For JSON: exact."""
+        shares = [
+            {"kind": one.kind, "name": one.name, "share": one.value, "through": dict(one.through)} for one in self.shares
+        ]  # fmt: skip
+        words = None if self.words is None else self.words.for_staff()
+        return {"item_id": self.item_id, "score": self.score, "because": self.sentence, "shares": shares, "words": words}
+
+    def for_shopper(self) -> dict[str, Any]:
+        """For JSON: nothing that was computed from other customers but the choice of words."""
+        shares = [{"kind": one.kind, "name": one.name, "how": one.how} for one in self.told]
+        words = None if self.words is None else self.words.for_shopper()
+        return {"item_id": self.item_id, "because": self.sentence, "shares": shares, "words": words}
+
+
+def class_of(value: float, most: float) -> str | None:
+    """The class of a share beside the largest; None for one that is too small to be told."""
+    return next((name for name, least in CLASSES if most > 0 and value >= least * most), None)
+
+
+def reasons_of(
+    ranker: Ranker, past: Past, found: Sequence[tuple[int, float]], query: str | None, repeats: bool, now: datetime | None = None
+) -> tuple[Reasons, ...]:
+    """The reasons of a list.
+
+    Args:
+        found: positions in the catalogue and scores, in the list's order.
+        now: what the sentences count time from; the present by default.
+    """
+    items = np.array([item for item, _ in found], dtype=np.int64)
+    shares = ranker.shares(past, query, items)
+    if repeats and not query and len(past.items):
+        shares = shares.with_frequency(ranker.frequency, past, items, len(ranker.catalogue))
+    teller = Teller(ranker, past, shares, items, query, now or datetime.now(UTC))
+    return tuple(Reasons(ranker.catalogue.item_ids[item], score, teller, column) for column, (item, score) in enumerate(found))
+
+
+@dataclass(frozen=True)
+class Teller:
+    """The shares of a list, and how they are put in words."""
+
+    ranker: Ranker
+    past: Past
+    shares: Shares
+    items: np.ndarray
+    query: str | None
+    now: datetime
+
+    def shares_of(self, column: int) -> tuple[Share, ...]:
+        """Of one item, the largest first and the base last."""
+        shares, behind = self.shares, self.shares.customers
+        named = np.ones(len(shares.held), dtype=bool) if behind is None else behind.pairs[:, column] >= FEWEST_CUSTOMERS
+        found = self._of_history(column, named)
+        if self.query:
+            through = {f"{TEXT} {decay:g}": float(value[column]) for decay, value in shares.query.items()}
+            found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}"))
+        if behind is not None and shares.own[:, column].any():
+            enough = behind.rest[column] >= FEWEST_CUSTOMERS and OWN not in shares.opposite
+            rest = float(shares.own[~named, column].sum())
+            found.append(Share(OWN, "", rest, sentence="Often bought together here" if enough else None))
+        for name, values in shares.popularity.items():
+            found.append(Share(POPULARITY, name, float(values[column]), sentence=self._popular(name, column)))
+        found.sort(key=lambda share: -share.value)
+        return (*found, Share(BASE, "", shares.base))
+
+    def _of_history(self, column: int, named: np.ndarray) -> list[Share]:
+        shares = self.shares
+        parts = {f"{TEXT} {decay:g}": value[:, column] for decay, value in shares.text.items()}
+        parts |= {OWN: np.where(named, shares.own[:, column], 0.0), FREQUENCY: shares.frequency[:, column]}
+        parts = {name: part for name, part in parts.items() if part.any()}
+        if not parts:
+            return []
+        table = np.stack(list(parts.values()))
+        totals, found = table.sum(0), []
+        for row in np.flatnonzero(table.any(0)).tolist():
+            name, did, what, when = self._phrases[row]
+            what = "this" if shares.held[row] == self.items[column] else what
+            through = dict(zip(parts, table[:, row].tolist(), strict=True))
+            found.append(Share(HISTORY, name, float(totals[row]), through, f"Because you {did} {what}{when}"))
+        return found
+
+    @cached_property
+    def _phrases(self) -> list[tuple[str, str, str, str]]:
+        """Of each held item its id, what the person did with it, what it is called, and when that was."""
+        catalogue, past = self.ranker.catalogue, self.past
+        bought = np.ones(len(past.items), dtype=bool) if past.target is None else past.target
+        last = {item: event for event, item in enumerate(past.items.tolist())}
+        last |= {item: event for event, item in enumerate(past.items.tolist()) if bought[event]}
+        found = []
+        for item in self.shares.held.tolist():
+            event = last[item]
+            did = "bought" if bought[event] else "looked at"
+            when = "" if past.times is None else ago(past.times[event], self.now)
+            found.append((catalogue.item_ids[item], did, quoted(catalogue.texts[item]), when))
+        return found
+
+    def _popular(self, name: str, column: int) -> str | None:
+        if name in self.shares.opposite:
+            return None
+        if name != HERE:
+            return "Popular"
+        behind = self.shares.customers
+        return "Popular here" if behind is not None and behind.buyers[column] >= FEWEST_CUSTOMERS else None

@@ -1,0 +1,200 @@
+"""The exact share of a score that each item of a history, the words, and popularity have.
+
+    <u_d, c_j> = sum over events e of  w_e <h_e, c_j> / |sum_e w_e h_e|        w = softmax(-decay * age)
+    own(j) / s = sum over held items i of  B_ij / s
+
+Given the weights `w`, the norm and the spread `s`, which are the person's and the same for all items, a score is a sum over the
+history. So the terms are the shares: nothing is approximated, and they add up to the score but for its rounding.
+
+A popularity is the logarithm of a probability, which is negative for every item. What all items have in common explains none
+of them, so a popularity's share is counted from the mean over the catalogue, and the mean is `base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from fedrec.model.towers import recency_weights
+from fedrec.recommender.blend import spread_of
+from fedrec.recommender.frequency import PersonalFrequency
+from fedrec.recommender.own_layer import Scores
+from fedrec.recommender.past import Past, bought_events
+from fedrec.recommender.pooled import Pooled
+
+__all__ = [
+    "FEWEST_CUSTOMERS", "OWN", "Customers", "Shares", "TextShares", "count_customers", "held_items_of", "own_shares",
+    "prior_shares", "text_shares",
+]  # fmt: skip
+
+OWN = "own layer"
+FEWEST_CUSTOMERS = 10
+"""Customers who stand behind what a shopper may be told of other customers, at least."""
+
+
+@dataclass(frozen=True)
+class Customers:
+    """How many other customers stand behind what the own layer and the popularity here say; each counts once.
+
+    Attributes:
+        pairs: (held, items) who bought both.
+        rest: (items,) who bought the item and one of those held items with which fewer than `FEWEST_CUSTOMERS` bought it.
+        buyers: (items,) who bought the item.
+    """
+
+    pairs: np.ndarray
+    rest: np.ndarray
+    buyers: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What each part adds to the scores of some items; their sum is the scores. All are float64.
+
+    Attributes:
+        held: (held,) the distinct items of the history, the latest last.
+        text: by pooling decay, (held, items) through the text.
+        own: (held, items) through the own layer.
+        frequency: (held, items) through how often and how recently it was bought.
+        query: by pooling decay, (items,) of the words.
+        popularity: (items,) by name, counted from the mean over the catalogue.
+        base: what every item has.
+        direction: (hidden,) whose product with an item's vector, as `Recommending` reads texts, is the text's part of its score.
+        opposite: popularities, and `OWN`, whose weight is negative: a share of theirs says the opposite of their name.
+        customers: None where no part was computed from customers without noise.
+    """
+
+    held: np.ndarray
+    text: Mapping[float, np.ndarray]
+    own: np.ndarray
+    frequency: np.ndarray
+    query: Mapping[float, np.ndarray]
+    popularity: Mapping[str, np.ndarray]
+    base: float
+    direction: np.ndarray
+    opposite: frozenset[str] = frozenset()
+    customers: Customers | None = None
+
+    @property
+    def history(self) -> np.ndarray:
+        """(held, items) all that each item of the history adds."""
+        return sum(self.text.values(), self.own + self.frequency)
+
+    @property
+    def words(self) -> np.ndarray:
+        """(items,) all that the words of the query add."""
+        return sum(self.query.values(), np.zeros(self.own.shape[1]))
+
+    @property
+    def total(self) -> np.ndarray:
+        """(items,) the scores."""
+        return self.history.sum(0) + self.words + sum(self.popularity.values(), np.zeros(self.own.shape[1])) + self.base
+
+    def with_frequency(self, frequency: PersonalFrequency, past: Past, items: np.ndarray, size: int) -> Shares:
+        """Where a list may hold what was bought: what that adds to these items of a catalogue of `size`."""
+        added = frequency.scores(bought_events([past]), (1, size))[0, items].astype(np.float64)
+        return replace(self, frequency=np.where(self.held[:, None] == items, added, 0.0))
+
+
+@dataclass(frozen=True)
+class TextShares:
+    """The text's part of `Shares`; its attributes are theirs."""
+
+    text: Mapping[float, np.ndarray] = field(default_factory=dict)
+    query: Mapping[float, np.ndarray] = field(default_factory=dict)
+    direction: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+def held_items_of(past: Past) -> np.ndarray:
+    """(held,) the distinct items of a history, the latest last."""
+    backwards = past.items[::-1]
+    items, first = np.unique(backwards, return_index=True)
+    return items[np.argsort(-first)]
+
+
+def text_shares(
+    past: Past, held: np.ndarray, said: np.ndarray | None, history: np.ndarray, candidate: np.ndarray, length: int,
+    pooling: Mapping[float, float],
+) -> TextShares:  # fmt: skip
+    """Through each pooling of the history.
+
+    Args:
+        said: (1, hidden) the words as one more item; None for no words.
+        history: (catalogue, hidden).
+        candidate: (items, hidden) the items that are explained.
+        length: how many of the latest events count.
+        pooling: a decay's weight.
+    """
+    events = Pooled.of([past], history, length, said)
+    vectors = events.vectors[events.rows[0]].astype(np.float64)  # (L, hidden)
+    words = 0 if said is None else 1
+    place = np.argsort(held)[np.searchsorted(np.sort(held), past.items[-length:][::-1])]  # (L - words,)
+    cosines = vectors @ candidate.astype(np.float64).T  # (L, items)
+    text, query, direction = {}, {}, np.zeros(history.shape[1])
+    for decay, weight in pooling.items():
+        weights = recency_weights(events.ages, events.valid, decay)[0].astype(np.float64)
+        pooled = weights @ vectors
+        weights *= weight / max(float(np.linalg.norm(pooled)), 1e-12)
+        terms = weights[:, None] * cosines
+        text[decay] = np.zeros((len(held), len(candidate)))
+        np.add.at(text[decay], place, terms[words:])
+        if words:
+            query[decay] = terms[0]
+        direction += weights @ vectors
+    return TextShares(text, query, direction)
+
+
+def own_shares(layer: Scores, past: Past, held: np.ndarray, items: np.ndarray, weight: float, size: int) -> np.ndarray:
+    """(held, items) through the own layer; zero for what was only looked at.
+
+    Args:
+        weight: v.
+        size: of the catalogue.
+    """
+    bought = past.bought
+    row = csr_array((np.ones(len(bought), dtype=np.float32), bought, np.array([0, len(bought)])), shape=(1, size))
+    spread = float(spread_of(layer.scores(row))[0, 0])
+    found = np.zeros((len(held), len(items)))
+    counts = np.isin(held, bought)
+    found[counts] = layer.between(held[counts], items)
+    return found * (weight / spread)
+
+
+def prior_shares(
+    priors: Mapping[str, np.ndarray], weights: Mapping[str, float], items: np.ndarray
+) -> tuple[dict[str, np.ndarray], float]:
+    """(items,) by name what the popularities add, from their means, and the sum of the means.
+
+    Args:
+        priors: (catalogue,) log popularity by name.
+    """
+    found, base = {}, 0.0
+    for name, weight in weights.items():
+        mean = float(priors[name].mean(dtype=np.float64))
+        found[name] = weight * (priors[name][items] - mean)
+        base += weight * mean
+    return found, base
+
+
+def count_customers(by_item: csr_array, past: Past, held: np.ndarray, items: np.ndarray) -> Customers:
+    """Who stands behind the shares of these items.
+
+    Args:
+        by_item: (catalogue, users) of ones, who bought each item. The one who asks may be among the users: where they have
+            bought the item they count as one, and are taken off.
+    """
+    of_held = by_item[held].T.tocsr()  # (users, held)
+    starts, counts = by_item.indptr[items], np.diff(by_item.indptr)[items]
+    column = np.repeat(np.arange(len(items)), counts)  # (buyers of any,) whose buyers they are
+    place = np.arange(len(column)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    both = of_held[by_item.indices[place]]  # (buyers of any, held)
+    row = np.repeat(np.arange(len(column)), np.diff(both.indptr))
+    asking = np.isin(items, past.bought).astype(np.int64)
+    cells = np.bincount(both.indices * len(items) + column[row], minlength=len(held) * len(items))
+    pairs = np.maximum(cells.reshape(len(held), len(items)) - asking, 0)
+    few = np.unique(row[pairs[both.indices, column[row]] < FEWEST_CUSTOMERS])
+    rest = np.maximum(np.bincount(column[few], minlength=len(items)) - asking, 0)
+    return Customers(pairs, rest, np.maximum(counts - asking, 0))
