@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import bm25s
@@ -97,8 +98,8 @@ class BM25Index:
         unknown = tuple(word for word in words if word not in self._numbers)
         nearest = {word: self._speller.nearest(word) for word in unknown[:MOST_CORRECTED]}
         corrected = {word: found for word, found in nearest.items() if found is not None}
-        readings = {word: [word] + [corrected[word]] * (word in corrected) for word in words}
-        for first, second in zip(words, words[1:], strict=False):
+        readings = {word: [word, corrected[word]] if word in corrected else [word] for word in words}
+        for first, second in pairwise(words):
             for word in (first, second):
                 readings[word].append(first + second)
         weights = self._weights(terms, readings, corrected)

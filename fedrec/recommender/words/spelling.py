@@ -43,7 +43,7 @@ class Speller:
         edits = next((most for letters, most in EDITS if len(word) <= letters), MOST_EDITS)
         if not word.isalpha():
             edits = OF_IDENTIFIERS
-        found: list[tuple[str, float, int]] = []
+        found: list[tuple[str, int, int]] = []
         for length in range(len(word) - edits, len(word) + edits + 1):
             words = self._groups.get((word.isalpha(), length), [])
             found += extract(word, words, scorer=OSA.distance, score_cutoff=edits, limit=CANDIDATES)

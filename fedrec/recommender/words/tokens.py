@@ -3,10 +3,11 @@
     "HP-CE285A toners"     hpce285a  hp  ce285a  ~ce  ~285  ~a  toner
     "juice 1,5l"           juic  1.5l  ~1.5  ~l
 
-A run of letters and digits that punctuation holds together is one term without that punctuation, so that `TN-2110` and `TN2110`
-are the same, and each of its pieces is one too; a point or comma between digits is a decimal point and stays. A piece of letters and digits gives its *fragments* beside them, marked so that
-an index can let them count less: `ce285a` is the better match for `ce285a`. Scripts that are written without spaces are
-taken in pairs of characters, as Lucene's CJK analyzer does.
+A run of letters and digits that punctuation holds together is one term without that punctuation, so that `TN-2110` and
+`TN2110` are the same, and each of its pieces is one too; a point or comma between digits is a decimal point and stays. A
+piece of letters and digits gives its *fragments* beside them, marked so that an index can let them count less: `ce285a` is
+the better match for `ce285a`. Scripts that are written without spaces are taken in pairs of characters, as Lucene's CJK
+analyzer does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FRAGMENT = "~"
 LONGEST = 64
 """Characters of a term: what is longer is no word, and would cost a speller seconds."""
 
-RUN = re.compile(r"[^\W_]+(?:[.,'’\-/+&_]+[^\W_]+)*")
+RUN = re.compile(r"[^\W_]+(?:[.,'\u2019\-/+&_]+[^\W_]+)*")
 PIECE = re.compile(r"[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*")
 FRAGMENTS = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)*")
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
