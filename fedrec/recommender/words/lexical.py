@@ -7,7 +7,8 @@ keeps every term's share of every item's score, so that a query is a sum of a fe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -29,8 +30,8 @@ JOINED = 0.5
 """What two words written as one count beside each of them: `head set` also finds `headset`."""
 CORRECTED = 0.8
 """What the nearest word of the catalogue counts in place of one that it does not have."""
-MOST_TERMS = 64
-"""Terms of a query that count: a page of text pasted into a search box says no more after them."""
+MOST_WORDS = 64
+"""Words of a query that count: a page of text pasted into a search box says no more after them."""
 MOST_CORRECTED = 4
 """Unknown words of a query that a neighbour is looked for, which takes a millisecond each."""
 
@@ -43,7 +44,7 @@ class Lexical:
         scores: (items,) float32, 0 for an item that holds none of the words.
         coverage: (items,) float32 from 0 to 1: the share of the words that an item holds, the rarer a word the larger its part.
         words: how many words were asked for, each counted once.
-        unknown: those that the catalogue does not have, in the form in which it would be kept.
+        unknown: those that the catalogue does not have.
         corrected: what was read in place of an unknown word.
     """
 
@@ -78,12 +79,21 @@ class BM25Index:
 
     def __init__(self, texts: Sequence[str], tokeniser: Tokeniser) -> None:
         numbers: dict[str, int] = {}
-        rows = [[numbers.setdefault(term, len(numbers)) for term in tokeniser.terms(text)] for text in texts]
+        known: dict[str, list[int]] = {}
+        self._held: Counter[str] = Counter()
+        rows = []
+        for text in texts:
+            words = tokeniser.words(text)
+            for word in set(words):
+                self._held[word] += 1
+                if word not in known:
+                    known[word] = [numbers.setdefault(term, len(numbers)) for term in tokeniser.terms_of(word)]
+            rows.append([number for word in words for number in known[word]])
         self._items, self._tokeniser, self._numbers = len(texts), tokeniser, numbers
         self._data, self._rows, self._starts = np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int32)
         if numbers:
             bm25 = bm25s.BM25(k1=K1, b=B, method="lucene")
-            bm25.index((rows, numbers), show_progress=False)
+            bm25.index((rows, dict(numbers)), show_progress=False)  # it adds a term of its own to what it is given
             self._data, self._rows, self._starts = (bm25.scores[name] for name in ("data", "indices", "indptr"))
 
     @property
@@ -92,39 +102,36 @@ class BM25Index:
         return int(self._data.nbytes + self._rows.nbytes + self._starts.nbytes)
 
     def search(self, query: str) -> Lexical:
-        """See `LexicalIndex`. A word counts once, however often it is repeated, and the first `MOST_TERMS` do."""
-        terms = list(dict.fromkeys(self._tokeniser.terms(query)))[:MOST_TERMS]
-        words = [term for term in terms if not term.startswith(FRAGMENT)]
-        unknown = tuple(word for word in words if word not in self._numbers)
+        """See `LexicalIndex`. A word counts once, however often it is repeated, and the first `MOST_WORDS` do."""
+        words = list(dict.fromkeys(self._tokeniser.words(query)))[:MOST_WORDS]
+        unknown = tuple(word for word in words if not any(term in self._numbers for term in self._tokeniser.terms_of(word)))
         nearest = {word: self._speller.nearest(word) for word in unknown[:MOST_CORRECTED]}
         corrected = {word: found for word, found in nearest.items() if found is not None}
-        readings = {word: [word, corrected[word]] if word in corrected else [word] for word in words}
+        readings = {word: self._readings(word, corrected.get(word)) for word in words}
         for first, second in pairwise(words):
             for word in (first, second):
-                readings[word].append(first + second)
-        weights = self._weights(terms, readings, corrected)
-        return Lexical(self._scores(weights), self._coverage(readings), len(words), unknown, corrected)
+                readings[word].setdefault(self._tokeniser.terms_of(first + second)[0], JOINED)
+        weights: dict[str, float] = {}
+        for read in readings.values():
+            for term, weight in read.items():
+                weights[term] = max(weight, weights.get(term, 0.0))
+        return Lexical(self._scores(weights), self._coverage(readings.values()), len(words), unknown, corrected)
 
     def holders(self, word: str) -> np.ndarray:
         """See `LexicalIndex`."""
-        terms = self._tokeniser.terms(word)
-        return self._rows[self._range(terms[0])] if terms else self._rows[:0]
+        words = self._tokeniser.words(word)
+        return self._rows[self._range(self._tokeniser.terms_of(words[0])[0])] if words else self._rows[:0]
 
-    def _weights(self, terms: Sequence[str], readings: dict[str, list[str]], corrected: dict[str, str]) -> dict[str, float]:
-        """What each term of the index counts: the most that any reading of the query gives it."""
-        weights: dict[str, float] = {}
-
-        def at_least(term: str, weight: float) -> None:
-            weights[term] = max(weight, weights.get(term, 0.0))
-
-        for term in terms:
+    def _readings(self, word: str, corrected: str | None) -> dict[str, float]:
+        """What a word may be in the index, and what each counts: itself, a part of an identifier, its parts, its neighbour."""
+        found: dict[str, float] = {}
+        for term in self._tokeniser.terms_of(word):
             bare = term.removeprefix(FRAGMENT)
-            at_least(bare, 1.0 if term == bare else FRAGMENTS)
-            at_least(FRAGMENT + bare, FRAGMENTS)
-        for word, read in readings.items():
-            for reading in read[1:]:
-                at_least(reading, CORRECTED if corrected.get(word) == reading else JOINED)
-        return weights
+            found[bare] = 1.0 if term == bare else FRAGMENTS
+            found[FRAGMENT + bare] = FRAGMENTS
+        for term in () if corrected is None else self._tokeniser.terms_of(corrected):
+            found.setdefault(term, CORRECTED)
+        return found
 
     def _scores(self, weights: dict[str, float]) -> np.ndarray:
         scores = np.zeros(self._items, dtype=np.float32)
@@ -133,9 +140,9 @@ class BM25Index:
             scores[self._rows[where]] += np.float32(weight) * self._data[where]
         return scores
 
-    def _coverage(self, readings: dict[str, list[str]]) -> np.ndarray:
+    def _coverage(self, readings: Iterable[Mapping[str, float]]) -> np.ndarray:
         coverage, whole = np.zeros(self._items, dtype=np.float32), 0.0
-        for read in readings.values():
+        for read in readings:
             held = np.unique(np.concatenate([self._rows[self._range(term)] for term in read]))
             if len(held):
                 rarity = math.log(1 + self._items / len(held))
@@ -150,5 +157,4 @@ class BM25Index:
 
     @cached_property
     def _speller(self) -> Speller:
-        held = np.diff(self._starts)
-        return Speller({term: int(held[number]) for term, number in self._numbers.items() if not term.startswith(FRAGMENT)})
+        return Speller(self._held)

@@ -12,7 +12,7 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.ranking import products
 from fedrec.recommender.words.fusion import FUSION, Fusion
-from fedrec.recommender.words.lexical import MOST_TERMS, Lexical, LexicalIndex
+from fedrec.recommender.words.lexical import MOST_WORDS, Lexical, LexicalIndex
 from fedrec.recommender.words.tokens import normalised
 
 __all__ = ["Found", "Searcher"]
@@ -101,6 +101,6 @@ def _notes(found: Lexical) -> tuple[str, ...]:
     notes = [f"no item has {word!r}; {near!r} was searched for in its place" for word, near in found.corrected.items()]
     if len(found.unknown) == found.words and not found.corrected:
         notes.append("no item has any of these words, so this is what comes nearest in meaning")
-    if found.words >= MOST_TERMS:
+    if found.words >= MOST_WORDS:
         notes.append("of so many words only the first ones were looked for")
     return tuple(notes)

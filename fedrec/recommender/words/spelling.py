@@ -12,11 +12,8 @@ __all__ = ["Speller"]
 
 SHORTEST = 3
 """Letters; of a shorter word every other one is a neighbour."""
-EDITS = ((4, 1), (8, 2))
-"""Up to how many letters there may be how many edits; longer words may have `MOST_EDITS`."""
-MOST_EDITS = 3
-OF_IDENTIFIERS = 1
-"""Edits where there are digits: two away is another product."""
+LONG = 5
+"""Letters, up to which one edit is allowed; longer words may have two, as in Lucene."""
 CANDIDATES = 32
 
 
@@ -40,9 +37,7 @@ class Speller:
         """
         if len(word) < SHORTEST:
             return None
-        edits = next((most for letters, most in EDITS if len(word) <= letters), MOST_EDITS)
-        if not word.isalpha():
-            edits = OF_IDENTIFIERS
+        edits = 2 if len(word) > LONG and word.isalpha() else 1  # two away from an identifier is another product
         found: list[tuple[str, int, int]] = []
         for length in range(len(word) - edits, len(word) + edits + 1):
             words = self._groups.get((word.isalpha(), length), [])

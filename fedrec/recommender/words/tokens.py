@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
 from typing import Any
 
 import Stemmer
@@ -58,30 +57,29 @@ class Tokeniser:
             raise InputError(f"found {language!r}", where="language", expected=f"one of {', '.join(LANGUAGES)}")
         self.language = language
         self._stemmer: Any = None if language == NO_LANGUAGE else Stemmer.Stemmer(language)
-        self._piece = lru_cache(maxsize=2**18)(self._terms_of_piece)
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text in its order, as they are written but for case and accents."""
+        found: list[str] = []
+        for run in RUN.findall(normalised(text)):
+            pieces = [piece.replace(",", ".")[:LONGEST] for piece in PIECE.findall(run)]
+            if len(pieces) > 1 and len(whole := "".join(pieces)) <= LONGEST:
+                found.append(whole)
+            found += pieces
+        return found
+
+    def terms_of(self, word: str) -> tuple[str, ...]:
+        """The terms of one of them: its stem, or the whole of an identifier and then its fragments."""
+        if UNSPACED.search(word):
+            return tuple(term for part in _scripts(word) for term in part)
+        if word.isalpha():
+            return (word if self._stemmer is None else str(self._stemmer.stemWord(word)),)
+        fragments = FRAGMENTS.findall(word)
+        return (word, *(FRAGMENT + fragment for fragment in fragments if len(fragments) > 1))
 
     def terms(self, text: str) -> list[str]:
         """The terms of a text in its order, repeated as they are."""
-        found: list[str] = []
-        for run in RUN.findall(normalised(text)):
-            pieces = [piece.replace(",", ".") for piece in PIECE.findall(run)]
-            if len(pieces) > 1 and len(whole := "".join(pieces)) <= LONGEST:
-                found.append(whole)
-            for piece in pieces:
-                found.extend(self._piece(piece[:LONGEST]))
-        return found
-
-    def stem(self, word: str) -> str:
-        """A word of letters as the index has it."""
-        return word if self._stemmer is None else str(self._stemmer.stemWord(word))
-
-    def _terms_of_piece(self, piece: str) -> tuple[str, ...]:
-        if UNSPACED.search(piece):
-            return tuple(term for part in _scripts(piece) for term in part)
-        if piece.isalpha():
-            return (self.stem(piece),)
-        fragments = FRAGMENTS.findall(piece)
-        return (piece, *(FRAGMENT + fragment for fragment in fragments if len(fragments) > 1))
+        return [term for word in self.words(text) for term in self.terms_of(word)]
 
 
 def _scripts(piece: str) -> list[list[str]]:
