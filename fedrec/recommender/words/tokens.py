@@ -39,7 +39,7 @@ UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 
 def normalised(text: str) -> str:
     """One form for what looks the same: compatibility characters, case, accents on Latin letters, and runs of blanks."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     if not decomposed.isascii():
         decomposed = re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", decomposed)
     return " ".join(unicodedata.normalize("NFKC", decomposed).split())
