@@ -14,12 +14,14 @@ from fedrec.data import Catalogue, Columns
 from fedrec.recommender.words.fusion import Fusion
 from fedrec.recommender.words.lexical import Lexical
 
-__all__ = ["FAMILIES", "Folds", "K", "Queries", "held_out", "interval", "normalised_sum", "oracles", "reciprocal_rank"]
+__all__ = ["FAMILIES", "MIN_MAX", "Folds", "K", "Queries", "held_out", "interval", "oracles", "reciprocal_rank"]
 
 K = 10
 WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 REPEATS = 10
 """Divisions into folds that a held-out figure is the mean of."""
+MIN_MAX = "min-max sum"
+"""What `fedrec search` does."""
 Way = Callable[[Lexical, np.ndarray], np.ndarray]
 
 
@@ -92,14 +94,19 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def normalised_sum(weight: float) -> Way:
-    """Both from 0 to 1, summed (Fox and Shaw, TREC 1994; CombSUM after min-max)."""
-    return lambda found, cosines: weight * _unit(found.scores) + _unit(cosines)
+def min_max(weight: float) -> Way:
+    """As `fedrec search` does it."""
+    return lambda found, cosines: Fusion(weight).scores(found.scores, cosines)
 
 
-def _unit(scores: np.ndarray) -> np.ndarray:
-    spread = float(scores.max() - scores.min())
-    return (scores - scores.min()) / spread if spread else np.zeros(len(scores))
+def covered(weight: float, share: float) -> Way:
+    """The same where an item's words count less if it lacks some of the query's."""
+    return lambda found, cosines: Fusion(weight).scores(found.scores * (1 - share + share * found.coverage), cosines)
+
+
+def plain(weight: float) -> Way:
+    """BM25 and cosine as they are."""
+    return lambda found, cosines: weight * found.scores + cosines
 
 
 FAMILIES: Mapping[str, Mapping[str, Way]] = {
@@ -107,10 +114,11 @@ FAMILIES: Mapping[str, Mapping[str, Way]] = {
         f"constant {constant}, words {weight}": reciprocal_rank(constant, weight)
         for constant, weight in product((1, 5, 10, 30, 60), WEIGHTS)
     },
-    "sum of min-max scores": {f"words {weight}": normalised_sum(weight) for weight in WEIGHTS},
-    "words, coverage and meaning": {
-        f"words {words}, coverage {coverage}": Fusion(words, coverage).scores for words, coverage in product(WEIGHTS, WEIGHTS[:8])
+    "sum of scores as they are": {f"words {weight / 10}": plain(weight / 10) for weight in WEIGHTS},
+    "min-max sum, words by coverage": {
+        f"words {weight}, coverage {share}": covered(weight, share) for weight, share in product(WEIGHTS, (0.25, 0.5, 0.75, 1.0))
     },
+    MIN_MAX: {f"words {weight}": min_max(weight) for weight in WEIGHTS},
 }
 """Names of ways of each kind, of which one is chosen."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,17 +53,28 @@ def speed(
     build = timed(lambda: made.append(BM25Index(offer.catalogue.texts, Tokeniser())))
     searcher = Searcher(offer.catalogue, made[0], offer.vectors, encode)
     first = timed(lambda: [answer_search(offer, searcher, Wish(10, typo)) for typo in TYPOS])
-    spent = [
-        timed(lambda query=query: answer_search(offer, searcher, Wish(10, query))) for _ in range(turns) for query in queries
-    ]
-    encoding = [timed(lambda query=query: encode(query)) for query in queries]
+    asked = [query for _ in range(turns) for query in queries]
+    wall, processor = clocked(lambda query: answer_search(offer, searcher, Wish(10, query)), asked)
+    _, encoding = clocked(encode, queries)
     return {
         "items": size,
         "build_s": build,
         "first_s": first,
         "index_mb": made[0].nbytes / 1e6,
         "vectors_mb": offer.vectors.nbytes / 1e6,
-        "p50_ms": 1e3 * float(np.median(spent)),
-        "p95_ms": 1e3 * float(np.quantile(spent, 0.95)),
-        "encoding_p50_ms": 1e3 * float(np.median(encoding)),
+        "p50_ms": 1e3 * float(np.median(wall)),
+        "p95_ms": 1e3 * float(np.quantile(wall, 0.95)),
+        "p50_processor_ms": 1e3 * float(np.median(processor)),
+        "p95_processor_ms": 1e3 * float(np.quantile(processor, 0.95)),
+        "encoding_processor_ms": 1e3 * float(np.median(encoding)),
     }
+
+
+def clocked(work: Callable[[str], object], queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(queries,) seconds by the wall and of all the process's threads: the second one is not what others' work makes of it."""
+    found = []
+    for query in queries:
+        wall, processor = time.perf_counter(), time.process_time()
+        work(query)
+        found.append((time.perf_counter() - wall, time.process_time() - processor))
+    return tuple(np.array(found).T)

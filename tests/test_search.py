@@ -71,13 +71,29 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> Me
     return MerchantRecommender.load(folder)
 
 
-@given(st.lists(st.tuples(*[st.floats(0, 1, width=32)] * 3), min_size=1, max_size=9), st.floats(0, 2), st.floats(0, 2))
-def test_fusion_is_its_formula(items: list[tuple[float, float, float]], lexical: float, coverage: float) -> None:
-    words, held, cosines = np.array(items, dtype=np.float32).T
-    found = Fusion(lexical, coverage).scores(Lexical(words, held, 1, (), {}), cosines)
-    for place, (word, share, cosine) in enumerate(items):
-        expected = lexical * word / max(words.max(), 1e-9) + coverage * share + cosine / max(cosines.max(), 1e-9)
-        assert found[place] == pytest.approx(expected, abs=1e-4)
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(-100, 100)), min_size=1, max_size=9), st.floats(0, 2))
+def test_fusion_is_its_formula(items: list[tuple[int, int]], lexical: float) -> None:
+    words, cosines = np.array(items, dtype=np.float32).T / 100
+    found = Fusion(lexical).scores(words, cosines)
+    for place in range(len(items)):
+        expected = 0.0
+        for weight, all_of in ((lexical, words.tolist()), (1.0, cosines.tolist())):
+            least, most = min(all_of), max(all_of)
+            expected += weight * (all_of[place] - least) / (most - least) if most > least else 0.0
+        assert found[place] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_misspelt_word_is_read_by_the_encoder_as_it_was_meant() -> None:
+    said: list[str] = []
+
+    def encode(words: str) -> np.ndarray:
+        said.append(words)
+        return np.ones((1, 8), dtype=np.float32)
+
+    searcher = Searcher(CATALOGUE, BM25Index(TEXTS, Tokeniser()), np.eye(8, dtype=np.float32), encode)
+    for query in ("Tonner, for tonner-x", "Red MUG"):
+        searcher.search(query)
+    assert said == ["toner, for toner-x", "Red MUG"]
 
 
 def test_a_run_is_searched_by_its_words_and_its_texts(run: Recommender) -> None:
@@ -87,7 +103,7 @@ def test_a_run_is_searched_by_its_words_and_its_texts(run: Recommender) -> None:
     e = centred(run.encoder.embed(CATALOGUE), run.arrays).numpy()
     query = "a gift for tea"
     said = centred(run.encoder.encode([query]), run.arrays).numpy()[0]
-    scores = FUSION.scores(index.search(query), e @ said)
+    scores = FUSION.scores(index.search(query).scores, e @ said)
     answer = run.search(query, k=8)
     assert ids(answer) == [IDS[place] for place in np.argsort(-scores, kind="stable")] and answer.source == "search"
     assert [score for _, score in answer.items] == pytest.approx(np.sort(scores)[::-1], abs=1e-4)
@@ -184,7 +200,7 @@ def test_another_index_is_used_as_it_is(run: Recommender) -> None:
 
     searcher = Searcher(CATALOGUE, Last(), np.eye(8, dtype=np.float32), lambda _: np.full((1, 8), 8**-0.5, dtype=np.float32))
     assert searcher.search("anything").scores.argmax() == 7
-    assert replace(searcher, fusion=Fusion(0, 0)).search("m-2").scores.argmax() == 1
+    assert replace(searcher, fusion=Fusion(0)).search("m-2").scores.argmax() == 1
 
 
 def test_a_query_is_in_no_file_and_no_log(shop: MerchantRecommender, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -207,5 +223,9 @@ def test_the_command_line(fedrec: Fedrec, run: Recommender, tmp_path: Path) -> N
     assert [one["item_id"] for one in shown["items"]] == ids(run.search("red mug", filter=wanted, merchant="half")) == ["m-1"]
     assert shown["source"] == "search" and shown["items"][0]["text"] == TEXTS[0]
     assert fedrec("search", "run", "lamps", "--language", "none").out != fedrec("search", "run", "lamps").out
-    for arguments, names in ((["run", ""], "no words"), (["nowhere", "mug"], "nowhere"), (["run", "mug", "--language", "no"], "language")):
+    for arguments, names in (
+        (["run", ""], "no words"),
+        (["nowhere", "mug"], "nowhere"),
+        (["run", "mug", "--language", "no"], "language"),
+    ):
         assert_refused(fedrec("search", *arguments), names)

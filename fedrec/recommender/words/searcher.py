@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,8 +69,8 @@ class Searcher:
         if not query:
             raise InputError("there are no words", where="query", expected="what is looked for")
         found = self.index.search(query)
-        cosines = products(self.encode(query), self.vectors)[0]
-        scores = self.fusion.scores(found, cosines)
+        cosines = products(self.encode(_respelt(query, found)), self.vectors)[0]
+        scores = self.fusion.scores(found.scores, cosines)
         scores[self._exact(query, found)] += np.float32(EXACT)
         return Found(scores, _notes(found))
 
@@ -95,6 +96,15 @@ def _readable(query: str) -> str:
     """A query without what no text can hold: halves of characters, control characters, blanks at its ends."""
     whole = query[:MOST_CHARACTERS].encode("utf-8", "ignore").decode()
     return "".join(letter if letter.isprintable() else " " for letter in whole).strip()
+
+
+def _respelt(query: str, found: Lexical) -> str:
+    """The query with the words that were read in place of others: an encoder makes little of a misspelt one."""
+    if found.corrected:
+        query = normalised(query)
+        for word, near in found.corrected.items():
+            query = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", near, query)
+    return query
 
 
 def _notes(found: Lexical) -> tuple[str, ...]:
