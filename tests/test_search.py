@@ -1,4 +1,4 @@
-"""Search of a run's and of a merchant's catalogue: what comes first, what is left out, odd input, and that a query stays nowhere."""
+"""Search of a run's and of a merchant's catalogue: what comes first, what is left out, odd input, and where a query stays."""
 
 # ruff: noqa: F811
 
@@ -41,7 +41,8 @@ TEXTS = (
 IDS = ("m-1", "m-2", "m-3", "t-1", "t-2", "l-1", "l-2", "g-1")
 CATALOGUE = Catalogue(IDS, TEXTS)
 ODD = (
-    "x", "!!!", "\U0001f600", "word " * 10_000, "a" * 20_000, "日本語", "مرحبا", "<script>alert(1)</script>", "'; DROP TABLE items; --",
+    "x", "!!!", "\U0001f600", "word " * 10_000, "a" * 20_000, "日本語", "مرحبا", "<script>alert(1)</script>",
+    "'; DROP TABLE items; --",
     "\x00\x1b[31mred", "\ud800 mug", "%s {0} ${x}", "-1", "mug\nlamp\ttea", "1" * 400, "ﬃ", "../../etc/passwd",
 )  # fmt: skip
 
@@ -112,8 +113,8 @@ def test_a_run_is_searched_by_its_words_and_its_texts(run: Recommender) -> None:
 
 @pytest.mark.parametrize(
     ("query", "first"),
-    [("CE285X", ["t-2"]), ("ce-285x", ["t-2"]), ("toner ce285a", ["t-1"]), ("Red  Mug", ["m-3", "m-1"]), ("l-1", ["l-1"]), ("lamp", ["l-2"]),
-     ("0.3 l", ["m-1"]), ("0,5L", ["m-2"])],
+    [("CE285X", ["t-2"]), ("ce-285x", ["t-2"]), ("toner ce285a", ["t-1"]), ("Red  Mug", ["m-3", "m-1"]),
+     ("l-1", ["l-1"]), ("lamp", ["l-2"]), ("0.3 l", ["m-1"]), ("0,5L", ["m-2"])],
 )  # fmt: skip
 def test_what_is_named_exactly_comes_first(run: Recommender, shop: MerchantRecommender, query: str, first: list[str]) -> None:
     for recommender in (run, shop):
