@@ -91,7 +91,8 @@ def test_a_held_out_query_has_no_part_in_the_choice() -> None:
 
 def test_oracles_are_the_best_way_for_each_query() -> None:
     found = np.array([[[0.2, 0.9]], [[0.8, 0.4]]])
-    assert oracles(found)["one ranking"].tolist() == [[0.8, 0.4]] and oracles(found)["each figure alone"].tolist() == [[0.8, 0.9]]
+    assert oracles(found)["one ranking"].tolist() == [[0.8, 0.4]]
+    assert oracles(found)["each figure alone"].tolist() == [[0.8, 0.9]]
 
 
 def test_a_typo_is_one_edit() -> None:
