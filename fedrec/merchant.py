@@ -51,6 +51,8 @@ class RecommenderSettings(BaseModel):
     own_layer: bool = True
     """Whether what the merchant learned of its own customers without noise ranks too. Off, only the text and the federation's
     popularity do, so that what a customer is shown tells as little of others as the adapter does."""
+    language: str = "english"
+    """Of the catalogue's texts, for `fedrec search`: a stemmer of Snowball's, or `none`."""
 
 
 class ServerAddress(BaseModel):

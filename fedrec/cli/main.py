@@ -16,6 +16,7 @@ from fedrec.cli.privacy_audit import audit
 from fedrec.cli.privacy_report import report
 from fedrec.cli.privacy_wire import wire
 from fedrec.cli.recommend import recommend
+from fedrec.cli.search import search
 from fedrec.cli.terminal import err, styled
 from fedrec.errors import InputError
 from fedrec.text import log_visibly
@@ -42,6 +43,7 @@ app.command("simulate")(simulate.simulate_command)
 app.command()(results.evaluate)
 app.command()(recommend)
 app.command()(explain)
+app.command()(search)
 
 
 @app.callback(invoke_without_command=True)

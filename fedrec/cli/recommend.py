@@ -9,7 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrec.cli.asking import Folder, History, Json, K, Merchant, Query, Repeats, Times, User, comma_separated, times_of
+from fedrec.cli.asking import (
+    FILES,
+    Brand,
+    Category,
+    Exclude,
+    Folder,
+    History,
+    Json,
+    K,
+    Merchant,
+    PriceMax,
+    PriceMin,
+    Query,
+    Repeats,
+    Stock,
+    Times,
+    User,
+    comma_separated,
+    excluded,
+    ids_in,
+    times_of,
+)  # fmt: skip
 from fedrec.cli.console import progress_bars
 from fedrec.cli.terminal import out, print_json, quiet_models, table
 from fedrec.errors import InputError
@@ -20,13 +41,12 @@ if TYPE_CHECKING:
     from fedrec.recommender import Answer, Person, Wish
     from fedrec.recommender.recommending import Recommending
 
-__all__ = ["recommend"]
+__all__ = ["recommend", "show_answer"]
 
 CHUNK = 1000
 """People who are answered between two steps of the progress bar."""
 NOTES = 5
 """Most frequent notes that are shown of many answers."""
-FILES = (".csv", ".parquet")
 
 
 def recommend(
@@ -37,12 +57,12 @@ def recommend(
     query: Query = None,
     merchant: Merchant = None,
     k: K = 10,
-    category: Annotated[list[str] | None, typer.Option(help="Only items of this category; may be given again.")] = None,
-    brand: Annotated[list[str] | None, typer.Option(help="Only items of this brand; may be given again.")] = None,
-    price_min: Annotated[float | None, typer.Option(help="Only items that cost at least this.")] = None,
-    price_max: Annotated[float | None, typer.Option(help="Only items that cost at most this.")] = None,
-    stock: Annotated[Path | None, typer.Option(help="Only the items in this file: an id a line, or a table.")] = None,
-    exclude: Annotated[str, typer.Option(help="None of these: such a file, or ids separated by commas.")] = "",
+    category: Category = None,
+    brand: Brand = None,
+    price_min: PriceMin = None,
+    price_max: PriceMax = None,
+    stock: Stock = None,
+    exclude: Exclude = "",
     repeats: Repeats = False,
     diversity: Annotated[
         float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, items that are least alike.")
@@ -58,9 +78,8 @@ def recommend(
     quiet_models()
     from fedrec.recommender import Filter, Person, Recommender, Wish
 
-    only = None if stock is None else _ids_in(stock)
-    without = _ids_in(Path(exclude)) if _is_file(exclude) else comma_separated(exclude)
-    wanted = Filter(category or (), brand or (), price_min, price_max, only, without)
+    only = None if stock is None else ids_in(stock)
+    wanted = Filter(category or (), brand or (), price_min, price_max, only, excluded(exclude))
     wish = Wish(k, query, wanted, repeats=repeats, diversity=diversity)
     if users is not None and to is not None:
         people = _people(users)
@@ -69,7 +88,7 @@ def recommend(
     person = Person(None if history is None else comma_separated(history), user, None if times is None else times_of(times))
     recommender = Recommender.load(path)
     (answer,) = recommender.recommend_many([person], wish, merchant)
-    _show(answer, dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True)), json)
+    show_answer(answer, dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True)), json)
 
 
 def _check_batch(users: Path | None, to: Path | None, single: str | None) -> None:
@@ -86,31 +105,6 @@ def _check_batch(users: Path | None, to: Path | None, single: str | None) -> Non
         raise InputError("its folder is not there", where=f"--out {to}", expected="a file to write")
     if to.resolve() == users.resolve():
         raise InputError("is the file of --users", where=f"--out {to}", expected="another name")
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return bool(text) and Path(text).is_file()
-    except OSError:  # ids in a row are soon too long for a name
-        return False
-
-
-def _ids_in(path: Path) -> list[str]:
-    """Item ids of a file: the column of a table, or the lines of a text."""
-    from fedrec.data import Columns
-    from fedrec.data.tables import read_table
-
-    if path.suffix in FILES:
-        found = read_table(path)
-        found.require((Columns.ITEM,))
-        return [str(one) for one in found.frame[Columns.ITEM].dropna()]
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path), expected="a file of item ids") from None
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8 text", where=str(path), expected="an item id a line") from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _people(path: Path) -> dict[str, Person]:
@@ -191,7 +185,8 @@ def _write(frame: pd.DataFrame, to: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _show(answer: Answer, texts: dict[str, str], json: bool) -> None:
+def show_answer(answer: Answer, texts: dict[str, str], json: bool) -> None:
+    """A list, what made it and what is to be said of it; each item with its text."""
     if json:
         items = [{"item_id": item, "score": score, "text": texts[item]} for item, score in answer.items]
         print_json({"items": items, "source": answer.source, "distance": answer.distance, "notes": list(answer.notes)})

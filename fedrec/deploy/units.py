@@ -76,6 +76,7 @@ _USERS = {
 }
 _RECOMMENDER = {
     "own_layer": "Whether your own layer and your exact popularity rank too; what customers are shown then depends on others.",
+    "language": 'Of your texts, for `fedrec search`: "english", "german", ..., or "none", which takes words as they are.',
 }
 _LEDGER = (
     "# Folder for the count and hash of your ledger's lines, best on another disk: a ledger that was cut or deleted is",

@@ -5,6 +5,7 @@ about it, is decided here and is the same for all of them:
 
     a history, or words        the ranker's own scores
     neither, or none is left   the popularity list
+    a search                   words and meaning, whoever asks
     nothing may be shown       an empty list
 """
 
@@ -24,10 +25,13 @@ from fedrec.recommender.frequency import PersonalFrequency
 from fedrec.recommender.past import Past, bought_events
 from fedrec.recommender.reasons import Reasons, Shares, reasons_of
 from fedrec.recommender.selection import Filter, choose, intra_list_distance
+from fedrec.recommender.words.searcher import Searcher
 
-__all__ = ["NOTHING", "POPULARITY", "Answer", "Person", "Ranker", "Wish", "answer_many", "time_numbers"]
+__all__ = [
+    "NOTHING", "POPULARITY", "SEARCH", "Answer", "Person", "Ranker", "Wish", "answer_many", "answer_search", "time_numbers",
+]  # fmt: skip
 
-POPULARITY, NOTHING = "popularity", "none"
+POPULARITY, SEARCH, NOTHING = "popularity", "search", "none"
 """Sources of an answer beside a ranker's own."""
 NAMED = 3
 """Items that a note names before it counts the others."""
@@ -118,7 +122,7 @@ class Answer:
 
     Attributes:
         items: (item id, score), in the order in which they are to be shown.
-        source: what made it: the ranker's `source`, `popularity` (scores are counts) or `none`.
+        source: what made it: the ranker's `source`, `popularity` (scores are counts), `search` or `none`.
         notes: what was ignored, missing or fallen back on, each a sentence.
         distance: mean of one minus the cosine over the pairs of the list; None for fewer than two items.
         reasons: of each item, in the same order; empty where they were not asked for.
@@ -137,19 +141,40 @@ def answer_many(ranker: Ranker, people: Sequence[Person], wish: Wish) -> list[An
     Raises:
         InputError: an argument that means nothing, or a filter on a column that the catalogue lacks.
     """
+    allowed, notes = _allowed(ranker, wish)
+    return [
+        answer
+        for rows in blocks(len(people), len(ranker.catalogue))
+        for answer in _block(ranker, people[rows], wish, allowed, notes)
+    ]
+
+
+def answer_search(ranker: Ranker, searcher: Searcher, wish: Wish) -> Answer:
+    """The best items for the wish's query alone; what a filter leaves out changes nothing of the rest.
+
+    Raises:
+        InputError: there are no words, an argument that means nothing, or a filter on a column that the catalogue lacks.
+    """
+    allowed, about = _allowed(ranker, wish)
+    allowed &= ranker.popularity() > -np.inf  # what it does not offer
+    found = searcher.search(wish.query or "")
+    (best,) = choose(found.scores[None], wish.k, np.zeros((0, 2), dtype=np.int64), allowed)
+    items = [(ranker.catalogue.item_ids[item], score) for item, score in best]
+    notes = (*found.notes, *about, *_shortness(len(best), replace(wish, repeats=True), allowed))
+    distance = intra_list_distance(ranker.vectors, [item for item, _ in best])
+    return Answer(items, SEARCH if items else NOTHING, notes, distance)
+
+
+def _allowed(ranker: Ranker, wish: Wish) -> tuple[np.ndarray, list[str]]:
+    """(items,) what a list may hold, and what is to be said of it."""
     if wish.k < 1:
         raise InputError(f"found {wish.k}", where="k", expected="at least 1")
     if isinstance(wish.exclude, str):
         raise InputError(f"found the text {wish.exclude!r}", where="exclude", expected="a list")
     wanted = replace(wish.filter, exclude=(*wish.filter.exclude, *wish.exclude))
     parts = wanted.parts(ranker.catalogue, ranker.details)
-    allowed = np.logical_and.reduce([np.ones(len(ranker.catalogue), dtype=bool), *parts.values()])
-    notes = _notes_on(wanted, parts, allowed, ranker.catalogue)
-    return [
-        answer
-        for rows in blocks(len(people), len(ranker.catalogue))
-        for answer in _block(ranker, people[rows], wish, allowed, notes)
-    ]
+    allowed: np.ndarray = np.logical_and.reduce([np.ones(len(ranker.catalogue), dtype=bool), *parts.values()])
+    return allowed, _notes_on(wanted, parts, allowed, ranker.catalogue)
 
 
 def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.ndarray, about: list[str]) -> list[Answer]:

@@ -159,6 +159,7 @@ class MerchantRecommender(Recommending):
     def __init__(self, place: MerchantPlace) -> None:
         self.place, self.settings, self._data = place, place.settings, place.data()
         self.catalogue, self.details = self._data.catalogue, self._data.details
+        self.language = self.settings.recommender.language
         on, version = self.settings.recommender.own_layer, place.versions.current
         own = OwnModel.read(place.own) if on else None
         self.adapter = place.adapter(version)
@@ -245,16 +246,33 @@ class MerchantRecommender(Recommending):
 
     def _read(self, texts: Sequence[str], role: str) -> np.ndarray:
         """Passing texts in a role, (texts, hidden)."""
+        arrays = {} if self.adapter is None else self.adapter.arrays
+        found: np.ndarray = role_table(self._encoded(texts), arrays, arrays, role).cpu().numpy()
+        return found
+
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        """(texts, hidden) of texts that are not the catalogue's."""
         encoder = self.place.encoder(self.adapter)
         arrays = {} if self.adapter is None else self.adapter.arrays
         encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
-        pooled = encoder.encode(texts)
-        e = normalize(pooled - self._centre, dim=-1) if self.adapter is None else centred(pooled, arrays)
-        found: np.ndarray = role_table(e, arrays, arrays, role).cpu().numpy()
-        return found
+        return self._unit(encoder.encode(texts))
 
     def _reader(self) -> Reader:
         return Reader(self.place.encoder(self.adapter).read_until, lambda texts: self._read(texts, "candidate"))
+
+    def _query(self, query: str) -> np.ndarray:
+        """See `Recommending`."""
+        found: np.ndarray = self._encoded([query]).cpu().numpy()
+        return found
+
+    def _text(self) -> np.ndarray:
+        """See `Recommending`: without the heads, which know what is bought together."""
+        found: np.ndarray = self._unit(self.place.pooled(self.catalogue, self.adapter)).cpu().numpy()
+        return found
+
+    def _unit(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors without what all texts have in common."""
+        return normalize(pooled - self._centre, dim=-1) if self.adapter is None else centred(pooled, self.adapter.arrays)
 
     def _strange(self, catalogue: Catalogue | pd.DataFrame) -> MerchantRanker:
         """Items that are not the merchant's, by their texts alone."""

@@ -179,13 +179,26 @@ class Recommender(Recommending):
 
     def _read(self, texts: Sequence[str], role: str) -> np.ndarray:
         """Passing texts in a role, (texts, hidden)."""
-        self.encoder.load(self.arrays)
-        e = centred(self.encoder.encode(texts), self.arrays)
-        found: np.ndarray = role_table(e, self.arrays, self.arrays, role).cpu().numpy()
+        found: np.ndarray = role_table(self._encoded(texts), self.arrays, self.arrays, role).cpu().numpy()
         return found
+
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        """(texts, hidden) of texts that are not the catalogue's."""
+        self.encoder.load(self.arrays)
+        return centred(self.encoder.encode(texts), self.arrays)
 
     def _reader(self) -> Reader:
         return Reader(self.encoder.read_until, lambda texts: self._read(texts, "candidate") * self.scoring.temperature)
+
+    def _query(self, query: str) -> np.ndarray:
+        """See `Recommending`."""
+        found: np.ndarray = self._encoded([query]).cpu().numpy()
+        return found
+
+    def _text(self) -> np.ndarray:
+        """See `Recommending`: without the heads, which know what is bought together."""
+        found: np.ndarray = centred(self._embedded(self.catalogue), self.arrays).cpu().numpy()
+        return found
 
     def _shelf(self, merchant: str | None) -> Shelf:
         """The run's catalogue, or a merchant's part of it; made once."""

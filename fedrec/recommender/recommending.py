@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
 
 from fedrec.data import Catalogue
-from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many
+from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many, answer_search
 from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
+from fedrec.recommender.words import LANGUAGE, BM25Index, Searcher, Tokeniser
 
 __all__ = ["Recommending"]
 
@@ -22,6 +26,8 @@ class Recommending(ABC):
     """
 
     catalogue: Catalogue
+    language: str = LANGUAGE
+    """Of the catalogue's texts."""
 
     @abstractmethod
     def _ranker(self, merchant: str | None) -> Ranker:
@@ -30,6 +36,14 @@ class Recommending(ABC):
     @abstractmethod
     def _reader(self) -> Reader:
         """How texts are read that are not the catalogue's; it needs the encoder."""
+
+    @abstractmethod
+    def _text(self) -> np.ndarray:
+        """(items, hidden) unit vectors of the catalogue's texts, as the encoder has them."""
+
+    @abstractmethod
+    def _query(self, query: str) -> np.ndarray:
+        """(1, hidden) unit vector of words among them."""
 
     def recommend(
         self,
@@ -103,3 +117,41 @@ class Recommending(ABC):
         places = self.catalogue.index.get_indexer([one.item_id for one in explained])
         found = words_of([self.catalogue.texts[place] for place in places], explained[0].direction, self._reader())
         return replace(answer, reasons=tuple(replace(one, words=said) for one, said in zip(explained, found, strict=True)))
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        filter: Filter | None = None,
+        exclude: Sequence[str] = (),
+        merchant: str | None = None,
+        language: str | None = None,
+    ) -> Answer:
+        """The best items for words alone: what they name exactly, then words and meaning fused; see `docs/search.md`.
+
+        The catalogue's words are indexed by the first search. A query is kept nowhere.
+
+        Args:
+            query: words, an item id, a title or a part number.
+            k: most items.
+            filter: what the list may hold.
+            exclude: item ids that it must not hold, beside the filter's.
+            merchant: only this merchant's items of a run's catalogue.
+            language: of the catalogue's texts, whose words are found by their stems; `none` for no stems. As set, by default.
+
+        Raises:
+            InputError: there are no words, an argument that means nothing, an unknown merchant or language, or a filter on
+                a column that the catalogue lacks.
+        """
+        wish = Wish(k, query, filter or Filter(), exclude)
+        return answer_search(self._ranker(merchant), self._searcher(language or self.language), wish)
+
+    @cached_property
+    def _searchers(self) -> dict[str, Searcher]:
+        return {}
+
+    def _searcher(self, language: str) -> Searcher:
+        if language not in self._searchers:
+            index = BM25Index(self.catalogue.texts, Tokeniser(language))
+            self._searchers[language] = Searcher(self.catalogue, index, self._text(), self._query)
+        return self._searchers[language]

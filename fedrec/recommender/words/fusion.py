@@ -1,0 +1,42 @@
+"""Words and meaning as one score.
+
+    score(j) = LEXICAL * unit(bm25)(j) + unit(cosine)(j),     unit(x) = (x - min x) / (max x - min x)
+
+CombSUM after min-max (Fox and Shaw, TREC 1994; Lee, SIGIR 1997). The extremes are over the whole catalogue, so a filter takes
+items out of a list and changes nothing of what stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["FUSION", "Fusion"]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Weight of the words beside a meaning that weighs 1.
+
+    Attributes:
+        lexical: of BM25.
+    """
+
+    lexical: float
+
+    def scores(self, lexical: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+        """(items,) float32 from an index's (items,) scores and the (items,) cosines of query and items."""
+        scores: np.ndarray = (self.lexical * _unit(lexical) + _unit(cosines)).astype(np.float32)
+        return scores
+
+
+FUSION = Fusion(lexical=0.5)
+"""Chosen by `python -m benchmarks.search` on all its queries; what the choice is worth on others is measured by
+cross-validation: `docs/search.md`."""
+
+
+def _unit(scores: np.ndarray) -> np.ndarray:
+    least = float(scores.min(initial=np.inf))
+    spread = float(scores.max(initial=-np.inf)) - least
+    return (scores - least) / spread if spread > 0 else np.zeros(len(scores))

@@ -1,0 +1,116 @@
+"""A catalogue that is searched by words: what is asked for exactly first, then words and meaning fused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fedrec.data import Catalogue
+from fedrec.errors import InputError
+from fedrec.model.ranking import products
+from fedrec.recommender.words.fusion import FUSION, Fusion
+from fedrec.recommender.words.lexical import MOST_WORDS, Lexical, LexicalIndex
+from fedrec.recommender.words.tokens import normalised
+
+__all__ = ["Found", "Searcher"]
+
+EXACT = 10.0
+"""What an exact match is above everything else: more than all weights together."""
+RARE = 5
+"""Items that hold a part number at most; what more of them hold, such as a size, is no name of one."""
+SHORTEST = 4
+"""Characters of a part number."""
+MOST_CHARACTERS = 10_000
+"""Of a query; what comes after them is not looked at."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        scores: (items,) float32.
+        notes: what was read in place of what was asked for, each a sentence.
+    """
+
+    scores: np.ndarray
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """Scores a catalogue for words.
+
+    Attributes:
+        catalogue: what is searched.
+        index: over the words of its whole texts.
+        vectors: (items, hidden) unit vectors of its texts.
+        encode: a query to its unit vector among them, (1, hidden).
+        fusion: how the two are joined.
+    """
+
+    catalogue: Catalogue
+    index: LexicalIndex
+    vectors: np.ndarray
+    encode: Callable[[str], np.ndarray]
+    fusion: Fusion = FUSION
+
+    def search(self, query: str) -> Found:
+        """Scores of all items for words.
+
+        Raises:
+            InputError: there are no words.
+        """
+        query = _readable(query)
+        if not query:
+            raise InputError("there are no words", where="query", expected="what is looked for")
+        found = self.index.search(query)
+        cosines = products(self.encode(_respelt(query, found)), self.vectors)[0]
+        scores = self.fusion.scores(found.scores, cosines)
+        scores[self._exact(query, found)] += np.float32(EXACT)
+        return Found(scores, _notes(found))
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [normalised(text) for text in self.catalogue.texts]
+
+    def _exact(self, query: str, found: Lexical) -> np.ndarray:
+        """Positions of the items that the query names: by id, by title, or by a part number that few items hold."""
+        asked = normalised(query)
+        named = [position for position in self.catalogue.index.get_indexer([query]) if position >= 0]
+        # A title is what a text begins with, up to the brand; only who holds every word can begin with them all.
+        for position in np.flatnonzero(found.coverage > 1 - 1e-5):
+            if (text := self._texts[position]) == asked or text.startswith(f"{asked}, "):
+                named.append(position)
+        if len(asked) >= SHORTEST and " " not in asked and any(letter.isdigit() for letter in asked):
+            holders = self.index.holders(asked)
+            named += holders.tolist() if len(holders) <= RARE else []
+        return np.unique(np.array(named, dtype=np.int64))
+
+
+def _readable(query: str) -> str:
+    """A query without what no text can hold: halves of characters, control characters, blanks at its ends."""
+    whole = query[:MOST_CHARACTERS].encode("utf-8", "ignore").decode()
+    return "".join(letter if letter.isprintable() else " " for letter in whole).strip()
+
+
+def _respelt(query: str, found: Lexical) -> str:
+    """The query with the words that were read in place of others: an encoder makes little of a misspelt one."""
+    if found.corrected:
+        query = normalised(query)
+        for word, near in found.corrected.items():
+            query = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", near, query)
+    return query
+
+
+def _notes(found: Lexical) -> tuple[str, ...]:
+    notes = [f"no item has {word!r}; {near!r} was searched for in its place" for word, near in found.corrected.items()]
+    if len(found.unknown) == found.words and not found.corrected:
+        notes.append("no item has any of these words, so this is what comes nearest in meaning")
+    if found.words >= MOST_WORDS:
+        notes.append("of so many words only the first ones were looked for")
+    return tuple(notes)
