@@ -23,7 +23,7 @@ from fedrec.data.roles import Roles
 from fedrec.evaluation import EvaluationSet, best_decay
 from fedrec.evaluation.protocol import metrics_of
 from fedrec.model import ranking
-from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish, answers, measuring
+from fedrec.recommender import MerchantRecommender, Person, Recommender, Wish, measuring
 from fedrec.recommender import frequency as module
 from fedrec.recommender.blend import FEWEST, Blend, Fold, TextPart, choose_blend, scores
 from fedrec.recommender.contest import ALONE, HERE, Contender, folds_of, popularity_here, users_as_group
@@ -34,7 +34,7 @@ from fedrec.recommender.measuring import GLOBAL, PERSONAL, measure_merchant
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.own_layer import bought_by, choose_kind
 from fedrec.recommender.own_model import FILE, OwnModel
-from fedrec.recommender.past import Past
+from fedrec.recommender.past import Past, bought_events
 
 from .conftest import make_catalogue
 from .helpers import naive_ranks
@@ -473,7 +473,7 @@ def test_who_is_measured_chooses_no_frequency(
 
 def test_what_was_only_looked_at_is_nothing_bought_again() -> None:
     looked = Past(np.array([3, 5, 3]), np.array([0, 1, 2]), np.array([True, True, False]))
-    assert answers._events([Past(np.array([7]), np.array([4])), looked]).tolist() == [[0, 7, 0], [1, 3, 1], [1, 5, 0]]
+    assert bought_events([Past(np.array([7]), np.array([4])), looked]).tolist() == [[0, 7, 0], [1, 3, 1], [1, 5, 0]]
 
 
 def test_what_is_looked_at_makes_no_purchase_older(shop: Path) -> None:
@@ -491,7 +491,7 @@ def test_what_is_looked_at_makes_no_purchase_older(shop: Path) -> None:
             number += 1
         with_views.append((2, number, False))
         pasts = [Past(*(np.array(column) for column in zip(*each, strict=True))) for each in (rows, with_views)]
-        bought, looked = (found._ranks.frequency.scores(answers._events([past]), (1, ITEMS))[0] for past in pasts)
+        bought, looked = (found._ranks.frequency.scores(bought_events([past]), (1, ITEMS))[0] for past in pasts)
         assert bought.tobytes() == looked.tobytes()
         groups = []
         for past in pasts:

@@ -1,4 +1,4 @@
-"""Both reports in a real browser: no network, no error, every width and colour scheme, and on paper."""
+"""The pages in a real browser: no network, no error, every width and colour scheme, and on paper."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from fedrec.config import RunConfig
 from fedrec.privacy import Ledger, Release
 from fedrec.report.privacy_report import write_privacy_report
+from fedrec.report.reasons_report import write_reasons
 from fedrec.report.run_report import write_report
 
 connect = pytest.importorskip("websockets.sync.client", reason="websockets is not installed").connect
@@ -107,11 +108,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             browser.wait()
 
 
-@pytest.fixture(scope="module", params=["privacy", "privacy of one", "privacy, secure", "run", "run, secure"])
+@pytest.fixture(scope="module", params=["privacy", "privacy of one", "privacy, secure", "run", "run, secure", "reasons"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report's HTML file, made from few hand-made facts."""
     folder = tmp_path_factory.mktemp("report")
     secure = request.param.endswith("secure")
+    if request.param == "reasons":
+        write_reasons(folder / "reasons.html", reasons())
+        return folder / "reasons.html"
     if request.param.startswith("run"):
         config = RunConfig(trust="secure-aggregation" if secure else "local")
         lines = [{**line, "abandoned": TOO_FEW} if secure and line["round"] == 4 else line for line in run_lines()]
@@ -145,6 +149,20 @@ def metrics(value: float) -> dict[str, float]:
     for name in ("ndcg@10", "hr@10", "recall@10", "mrr"):
         out |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
     return out
+
+
+def reasons() -> dict[str, Any]:
+    """Two items, of which one has a word without a space and the words of its text."""
+    text = "red enamel mug, " + "A" * 90
+    values = {"history": 0.62, "query": 0.2, "popularity": 0.15, "own layer": 0.05, "base": -4.1}
+    shares = [{"kind": kind, "name": kind, "text": text, "share": share, "through": {}} for kind, share in values.items()]
+    words = [{"word": "red", "start": 0, "end": 3, "share": 0.3}, {"word": "enamel", "start": 4, "end": 10, "share": -0.2}]
+    said = {"text": text, "score": 0.9, "gap": 0.1, "words": words}
+    items = [
+        {"item_id": "i1", "score": -3.08, "because": f"Because you bought {text}", "text": text, "shares": shares, "words": one}
+        for one in (said, None)
+    ]
+    return {"items": items, "source": "model", "notes": ["one note"], "view": "staff"}
 
 
 def run_lines() -> list[dict[str, Any]]:
@@ -200,7 +218,7 @@ def test_light_and_dark_differ_and_both_can_be_read(page: Page, report: Path) ->
     for scheme in ("light", "dark"):
         page.show(report.as_uri(), 1000, scheme)
         for selector in ("body", "table", ".soft", ".note.warn"):
-            colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).color")
+            colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}') || document.body).color")
             paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
             found[scheme] = paper
             assert contrast(colour, paper) >= 4.5, (scheme, selector)

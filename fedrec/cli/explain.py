@@ -99,16 +99,15 @@ def _show(one: Reasons, view: View, texts: dict[str, str]) -> None:
                 soft_wrap=True,
             )
         return
-    sizes = sorted(one.shares, key=lambda share: -abs(share.value))
-    most, shown = max((abs(share.value) for share in sizes), default=0.0), set(map(id, sizes[:LONGEST]))
+    sizes = sorted((share for share in one.shares if share.kind != "base"), key=lambda share: -abs(share.value))
+    most, shown = abs(sizes[0].value) if sizes else 0.0, set(map(id, sizes[:LONGEST]))
     for share in one.shares:
-        if id(share) in shown:
-            bar, colour = _bar(share.value, most), "red" if share.value < 0 else COLOURS[share.kind]
-            out.print(
-                styled(f"  {share.value:>9.4f} ", (f"{bar:<{BAR}}", colour), " ", _name(share.kind, share.name, texts)),
-                soft_wrap=True,
-            )
-    if rest := [share.value for share in one.shares if id(share) not in shown]:
+        base = share.kind == "base"  # it is the same for all items and would dwarf the others
+        if base or id(share) in shown:
+            bar, colour = "" if base else _bar(share.value, most), "red" if share.value < 0 else COLOURS[share.kind]
+            name = _name(share.kind, share.name, texts)
+            out.print(styled(f"  {share.value:>9.4f} ", (f"{bar:<{BAR}}", colour), " ", name), soft_wrap=True)
+    if rest := [share.value for share in sizes[LONGEST:]]:
         out.print(styled(f"  {sum(rest):>9.4f} ", " " * BAR, (f" {len(rest)} smaller shares together", "dim")), soft_wrap=True)
 
 

@@ -33,8 +33,10 @@ def write_reasons(path: Path, found: dict[str, Any]) -> None:
 
 
 def _bars(shares: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each share with where its bar starts and how long it is, in percent, zero being at the same place for all."""
-    values = [share.get("share", 0.0) for share in shares]
+    """Each share with where its bar starts and how long it is, in percent, zero being at the same place for all. The base, which
+    all items have, has none: it would dwarf the others.
+    """
+    values = [share.get("share", 0.0) if share["kind"] != "base" else 0.0 for share in shares]
     low, high = min([0.0, *values]), max([0.0, *values])
     width = max(high - low, 1e-12)
     return [

@@ -173,6 +173,8 @@ def prior_shares(
     """
     found, base = {}, 0.0
     for name, weight in weights.items():
+        if not weight:
+            continue
         mean = float(priors[name].mean(dtype=np.float64))
         found[name] = weight * (priors[name][items] - mean)
         base += weight * mean

@@ -1,9 +1,12 @@
-"""Which words of an item's text carry the text's part of its score: each is left out once, and what the score loses is its share.
+"""Which words of an item's text carry the text's part of its score.
 
-A word's share is f(text) - f(text without the word), with f(text) = <direction, c(text)>, `direction` being the person and c the
-whole way of a text: encoder with its LoRA, pooling, centring, normalisation, head (occlusion; Zeiler and Fergus, ECCV 2014,
-section 4.2). f is not linear in the words, so the shares do not add up; what they leave of f(text) - f(no text) is reported.
-`docs/reasons.md` has the measurement against integrated gradients.
+    share(word) = (f(text) - f(text without the word) + f(the word alone) - f(no text)) / 2,    f(text) = <direction, c(text)>
+
+`direction` is the person, and c the whole way of a text: encoder with its LoRA, pooling, centring, normalisation, head. It is the
+mean of what the word adds as the last and as the first one: the two ends of its Shapley value, and the whole of it for two words.
+To leave out alone (occlusion; Zeiler and Fergus, ECCV 2014, section 4.2) is blind to a word that is said twice. f is not linear
+in the words, so the shares do not add up; what they leave of f(text) - f(no text) is reported. `docs/reasons.md` has the
+measurement against both ends and against integrated gradients.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Words:
     Attributes:
         text: as far as it was read.
         spans: where each word starts and ends.
-        shares: what the score loses without it.
+        shares: of each word, as the head of this module has it.
         score: the text's part of the score.
         gap: score - score of no text - sum of the shares.
     """
@@ -92,12 +95,15 @@ def words_of(texts: Sequence[str], direction: np.ndarray, reader: Reader) -> lis
     """The words of some items' texts for one person; all are read in one call."""
     read = [text[: reader.until(text)] for text in texts]
     spans = [split_words(text) for text in read]
-    asked = ["", *(one for text, words in zip(read, spans, strict=True) for one in [text, *(without(text, [w]) for w in words)])]
-    values = reader.vectors(asked).astype(np.float64) @ direction
-    found, place = [], 1
+    asked = [""]
     for text, words in zip(read, spans, strict=True):
-        score, left = float(values[place]), values[place + 1 : place + 1 + len(words)]
-        shares = tuple((score - left).tolist())
-        found.append(Words(text, words, shares, score, score - float(values[0]) - sum(shares)))
-        place += 1 + len(words)
+        asked += [text, *(without(text, [span]) for span in words), *(text[start:end] for start, end in words)]
+    values = reader.vectors(asked).astype(np.float64) @ direction
+    found, nothing, place = [], float(values[0]), 1
+    for text, words in zip(read, spans, strict=True):
+        score, count = float(values[place]), len(words)
+        last, first = score - values[place + 1 :][:count], values[place + 1 + count :][:count] - nothing
+        shares = tuple(((last + first) / 2).tolist())
+        found.append(Words(text, words, shares, score, score - nothing - sum(shares)))
+        place += 1 + 2 * count
     return found
