@@ -94,8 +94,7 @@ class Searcher:
 
 def _readable(query: str) -> str:
     """A query without what no text can hold: halves of characters, control characters, blanks at its ends."""
-    whole = query[:MOST_CHARACTERS].encode("utf-8", "ignore").decode()
-    return "".join(letter if letter.isprintable() else " " for letter in whole).strip()
+    return "".join(letter if letter.isprintable() else " " for letter in query[:MOST_CHARACTERS]).strip()
 
 
 def _respelt(query: str, found: Lexical) -> str:
