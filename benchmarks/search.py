@@ -1,6 +1,6 @@
 """Search by words: what each way of ranking is worth on graded queries, and how soon an answer is there.
 
-    python -m benchmarks.search OUT [--data ../shared/data/search] [--run office=FOLDER] [--sizes 5000 20000 100000]
+    python -m benchmarks.search OUT --data FOLDER [--run office=FOLDER] [--sizes 5000 20000 100000]
 
 DATA holds `items.parquet` (as a merchant's) and `relevance.parquet` (query, item_id, rating from 0 to 3). One ranking is
 measured in two ways: over the whole catalogue, where an item that nobody judged is worth nothing, and among the judged items of
@@ -207,7 +207,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/search"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", action="append", default=[], help="NAME=FOLDER of a finished run; may be given again")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[5_000, 20_000, 100_000])
