@@ -31,7 +31,7 @@ SECURE: dict[str, Any] = {
     "colluders": 1,
     "noise_multiplier": 1.0,
     "histogram_noise_multiplier": 1.0,
-    "round_timeout": 30.0,
+    "round_timeout": 40.0,
 }
 
 
