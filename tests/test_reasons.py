@@ -244,11 +244,17 @@ def test_a_shopper_is_told_nothing_that_depends_on_what_may_not_be_told() -> Non
     assert all(isinstance(value, str) for share in view["shares"] for value in share.values())
 
 
-def test_a_part_of_negative_weight_is_not_told_by_its_name() -> None:
-    who = merchant(Ease, -1.0)
-    for item in range(10, 30):
-        reasons = of_item(who, Past(np.array([3]), np.array([0])), item)
-        assert not any(one.kind == OWN or (one.kind, one.name) == (POPULARITY, THEIRS) for one in reasons.told)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_part_of_negative_weight_is_not_told_by_its_name(sign: float) -> None:
+    """All shares positive, and enough customers behind them; whether they are told is for the sign of the weights to say."""
+    reasons = of_item(merchant(Ease, sign), Past(np.array([3]), np.array([0])), 8)
+    found = reasons.teller.shares
+    many = Customers(np.zeros((1, 1), dtype=np.int64), np.array([50]), np.array([50]))
+    popular = {name: np.ones(1) for name in found.popularity}
+    positive = replace(found, own=np.ones((1, 1)), popularity=popular, customers=many)
+    told = replace(reasons, teller=replace(reasons.teller, shares=positive)).told
+    assert (OWN in {one.kind for one in told}) == ((POPULARITY, THEIRS) in {(one.kind, one.name) for one in told}) == (sign > 0)
+    assert (POPULARITY, HERE) in {(one.kind, one.name) for one in told}
 
 
 def test_without_an_own_layer_nothing_is_said_of_other_customers() -> None:
