@@ -46,15 +46,19 @@ def unit(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def merchant(kind: type[Ease] | type[ItemKnn] = Ease, sign: float = 1.0, histories: Histories | None = None) -> MerchantRanker:
-    """A merchant's ranker under random texts; the last two items have come since the layer was fitted, in another order."""
+    """A merchant's ranker under random texts. Since its layer was fitted the last two items have come, the one before has
+    gone and come again as another, and the others have changed places.
+    """
     rng, catalogue = np.random.default_rng(5), make_catalogue(ITEMS)
     histories = histories or make_histories(300, make_catalogue(ITEMS - 2))
-    layer, kept = kind.fit(bought_by(histories, ITEMS)[:, : ITEMS - 2], kind.strengths[0]), np.arange(ITEMS - 2)
+    places = np.append(ITEMS - 3, rng.permutation(ITEMS - 3))  # of the layer's items
+    layer = kind.fit(bought_by(histories, ITEMS)[:, places], kind.strengths[0])
     priors = {HERE: rng.normal(-5, 1, ITEMS).astype(np.float32), THEIRS: rng.normal(-4, 1, ITEMS).astype(np.float32)}
     part, said = TextPart(unit(rng, ITEMS), unit(rng, ITEMS), priors), unit(rng, 1)
     blend = Blend({0.0: 2.0, 0.3: -1.0, 1.0: 4.0}, {HERE: 0.7, THEIRS: sign * 0.2}, sign * 0.6, 10.0)
     return MerchantRanker(
-        MerchantData(catalogue, histories), part, Placed(layer, kept, kept, ITEMS - 2, ITEMS),
+        MerchantData(catalogue, histories), part,
+        Placed(layer, np.arange(1, ITEMS - 2), places[1:], ITEMS - 2, ITEMS),
         popularity_here(histories, ITEMS), blend, 6, lambda _: said, "both", PersonalFrequency(0.2, 8.0),
     )  # fmt: skip
 
@@ -147,8 +151,9 @@ def test_the_latest_events_alone_count_through_the_text_and_all_of_them_through_
 
     spread = who.layer.scores(csr_array(alone)).std()
     assert isinstance(who.layer.layer, Ease)
-    place = {item: number for number, item in enumerate(who.layer.layer.rows.tolist())}
-    assert found.own[row, 0] == pytest.approx(0.6 * who.layer.layer.weights[place[7], place[item]] / spread, rel=1e-4)
+    then = dict(zip(who.layer.places.tolist(), who.layer.kept.tolist(), strict=True))
+    at = {known: number for number, known in enumerate(who.layer.layer.rows.tolist())}
+    assert found.own[row, 0] == pytest.approx(0.6 * who.layer.layer.weights[at[then[7]], at[then[item]]] / spread, rel=1e-4)
     assert np.isfinite(scores).all()
 
 
@@ -289,7 +294,9 @@ def test_sentences_say_what_was_done_and_when() -> None:
     who = replace(merchant(), blend=Blend({0.0: 1.0}, {}, 0.0, 1.0), layer=None)
     when = np.array(["2026-06-10", "2026-06-30"], dtype="datetime64[us]")
     texts = who.catalogue.texts
-    best = {held: int((who.part.candidate @ who.part.history[held]).argmax()) for held in (3, 4)}
+    alike = who.part.history @ who.part.candidate.T
+    np.fill_diagonal(alike, -1)
+    best = {held: int(alike[held].argmax()) for held in (3, 4)}
     looked = Past(np.array([3]), np.array([0]), np.array([False]), when[:1])
     assert of_item(who, looked, best[3]).sentence == f"Because you looked at “{texts[3]}” three weeks ago"
     bought = Past(np.array([4, 4]), np.array([0, 1]), np.array([True, False]), when)
