@@ -3,8 +3,9 @@
 Staff see every share to its last digit. A shopper gets one sentence, which names the largest of the shares that may be told, and
 coarse classes of these; no number that was computed from other customers, and not a score either. What may not be told:
 
-    a pair in the own layer      with under `FEWEST_CUSTOMERS` customers behind it is not named, to staff neither: all such
-                                 pairs are one undivided share, which is told where as many stand behind all of it
+    a pair in the own layer      with under `FEWEST_CUSTOMERS` customers behind it: all such pairs are one undivided share, for
+                                 staff alone. However many stood behind all of it, histories made up for it would take it
+                                 apart, down to one customer
     what is popular here         where as few ever bought the item
     a part of negative weight    since its name would say the opposite
 
@@ -186,9 +187,7 @@ class Teller:
             through = {f"{TEXT} {decay:g}": float(value[column]) for decay, value in shares.query.items()}
             found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}"))
         if behind is not None and shares.own[:, column].any():
-            enough = behind.rest[column] >= FEWEST_CUSTOMERS and OWN not in shares.opposite
-            rest = float(shares.own[~named, column].sum())
-            found.append(Share(OWN, "", rest, sentence="Often bought together here" if enough else None))
+            found.append(Share(OWN, "", float(shares.own[~named, column].sum())))
         for name, values in shares.popularity.items():
             found.append(Share(POPULARITY, name, float(values[column]), sentence=self._popular(name, column)))
         found.sort(key=lambda share: -share.value)

@@ -41,12 +41,10 @@ class Customers:
 
     Attributes:
         pairs: (held, items) who bought both.
-        rest: (items,) who bought the item and one of those held items with which fewer than `FEWEST_CUSTOMERS` bought it.
         buyers: (items,) who bought the item.
     """
 
     pairs: np.ndarray
-    rest: np.ndarray
     buyers: np.ndarray
 
 
@@ -197,6 +195,4 @@ def count_customers(by_item: csr_array, past: Past, held: np.ndarray, items: np.
     asking = np.isin(items, past.bought).astype(np.int64)
     cells = np.bincount(both.indices * len(items) + column[row], minlength=len(held) * len(items))
     pairs = np.maximum(cells.reshape(len(held), len(items)) - asking, 0)
-    few = np.unique(row[pairs[both.indices, column[row]] < FEWEST_CUSTOMERS])
-    rest = np.maximum(np.bincount(column[few], minlength=len(items)) - asking, 0)
-    return Customers(pairs, rest, np.maximum(counts - asking, 0))
+    return Customers(pairs, np.maximum(counts - asking, 0))
