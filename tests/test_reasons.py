@@ -28,7 +28,7 @@ from fedrec.recommender.own_layer import bought_by
 from fedrec.recommender.own_model import Placed
 from fedrec.recommender.past import Past
 from fedrec.recommender.reasons import sentences, shares, words
-from fedrec.recommender.reasons.reasons import BASE, HISTORY, POPULARITY, QUERY, Reasons, Told, class_of, reasons_of
+from fedrec.recommender.reasons.reasons import BASE, HISTORY, POPULARITY, QUERY, Reasons, class_of, reasons_of
 from fedrec.recommender.reasons.shares import FEWEST_CUSTOMERS, OWN, Customers, Shares, count_customers
 from fedrec.recommender.reasons.words import Reader, split_words, words_of
 
@@ -185,7 +185,7 @@ def only_own(histories: Histories) -> MerchantRanker:
 
 
 def of_item(who: Ranker, past: Past, item: int, **more: Any) -> Reasons:
-    score = float(who.scores([past], None)[0, item])
+    score = float(who.scores([past], more.get("query"))[0, item])
     return reasons_of(who, past, [(item, score)], more.get("query"), more.get("repeats", False), NOW)[0]
 
 
@@ -252,16 +252,42 @@ def test_a_shopper_is_told_nothing_that_depends_on_what_may_not_be_told() -> Non
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_part_of_negative_weight_is_not_told_by_its_name(sign: float) -> None:
-    """All shares positive, and enough customers behind them; whether they are told is for the sign of the weights to say."""
+def test_a_popularity_of_negative_weight_is_not_told_by_its_name(sign: float) -> None:
+    """Shares positive, and enough customers behind them; whether they are told is for the sign of the weights to say."""
     reasons = of_item(merchant(Ease, sign), Past(np.array([3]), np.array([0])), 8)
     found = reasons.teller.shares
     many = Customers(np.zeros((1, 1), dtype=np.int64), np.array([50]))
-    popular = {name: np.ones(1) for name in found.popularity}
-    positive = replace(found, own=np.ones((1, 1)), popularity=popular, customers=many)
-    told = replace(reasons, teller=replace(reasons.teller, shares=positive)).told
-    assert ((POPULARITY, THEIRS) in {(one.kind, one.name) for one in told}) == (sign > 0)
-    assert (POPULARITY, HERE) in {(one.kind, one.name) for one in told}
+    positive = replace(found, popularity={name: np.ones(1) for name in found.popularity}, customers=many)
+    told = {(one.kind, one.name) for one in replace(reasons, teller=replace(reasons.teller, shares=positive)).told}
+    assert ((POPULARITY, THEIRS) in told) == (sign > 0) and (POPULARITY, HERE) in told
+
+
+@pytest.mark.parametrize("query", [None, "red mug"])
+@pytest.mark.parametrize(("pooling", "own"), [({0.0: -3.0}, 0.0), ({0.0: 0.0}, -1.0)])
+def test_what_counts_against_an_item_is_never_why_it_is_there(pooling: dict[float, float], own: float, query: str | None) -> None:
+    """All that there is has negative weight, so the items that score best are those least like the history."""
+    who = replace(merchant(histories=shop(30)), blend=Blend(pooling, {HERE: 0.0}, own, 10.0))
+    assert who.layer is not None and isinstance(who.layer.layer, Ease)
+    apart = replace(who.layer.layer, weights=-who.layer.layer.weights)  # thirty bought i0 and i1, and are said to go apart
+    who, past, against = replace(who, layer=replace(who.layer, layer=apart)), Past(np.array([0]), np.array([0])), 0
+    for item in (one for one in range(ITEMS) if one not in past.items):
+        reasons = of_item(who, past, item, query=query)
+        assert reasons.sentence is None and reasons.told == ()
+        assert sum(share.value for share in reasons.shares) == pytest.approx(reasons.score, abs=1e-5)
+        against += any(share.kind == HISTORY and share.value > 0 for share in reasons.shares)
+    assert against
+
+
+def test_the_history_and_the_words_are_told_by_their_parts_of_positive_weight() -> None:
+    who, past = merchant(), Past(np.array([1, 3, 7]), np.array([0, 1, 2]))
+    pooling = {decay: weight for decay, weight in who.blend.pooling.items() if weight > 0}
+    kept = replace(who, blend=replace(who.blend, pooling=pooling, priors={}))
+    all_of_it, differ = replace(who, blend=replace(who.blend, priors={})), 0
+    for item in (one for one in range(ITEMS) if one not in past.items):
+        exact, told = (of_item(one, past, item, query="red mug") for one in (all_of_it, kept))
+        assert exact.for_shopper() == told.for_shopper()
+        differ += exact.shares != told.shares
+    assert differ
 
 
 def test_without_an_own_layer_nothing_is_said_of_other_customers() -> None:
@@ -279,13 +305,13 @@ def test_the_sentence_names_the_largest_share_that_may_be_told(ranker: Ranker) -
         for reasons in reasons_of(
             ranker, past, [(int(i), float(scores[i])) for i in np.flatnonzero(np.isfinite(scores))[:5]], query, False
         ):
-            told = [share for share in reasons.shares if share.sentence and share.value > 0]
+            told = [share for share in reasons.shares if share.sentence and share.told > 0]
             if not told:
                 assert reasons.sentence is None and reasons.told == ()
                 continue
-            most = max(share.value for share in told)
+            most = max(share.told for share in told)
             named = next(share for share in told if share.sentence == reasons.sentence)
-            assert named.value == most and ("strong" in {one.how for one in reasons.told})
+            assert named.told == most and ("strong" in {one.how for one in reasons.told})
             assert {one.how for one in reasons.told} <= {"strong", "some", "slight"}
             kinds.add(named.kind)
             assert BASE not in {one.kind for one in reasons.told}

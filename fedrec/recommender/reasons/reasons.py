@@ -7,7 +7,7 @@ coarse classes of these; no number that was computed from other customers, and n
                                  staff alone. However many stood behind all of it, histories made up for it would take it
                                  apart, down to one customer
     what is popular here         where as few ever bought the item
-    a part of negative weight    since its name would say the opposite
+    a part of negative weight    since its name would say the opposite; an item of the history is told by its other parts
 
 The sentence and the classes are functions of what may be told alone: they do not show that something else was larger.
 """
@@ -64,6 +64,7 @@ class Share:
         value: what it adds.
         through: what `value` is the sum of: the text by pooling decay, the own layer, frequency.
         sentence: how a shopper is told of it; None where a shopper is not.
+        told: what of `value` that sentence and class go by: its parts of positive weight.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Share:
     value: float
     through: Mapping[str, float] = field(default_factory=dict)
     sentence: str | None = None
+    told: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,19 +118,19 @@ class Reasons:
     def sentence(self) -> str | None:
         """Names the largest of the shares that may be told; None where there is none."""
         told = self._may_be_told
-        return max(told, key=lambda share: share.value).sentence if told else None
+        return max(told, key=lambda share: share.told).sentence if told else None
 
     @property
     def told(self) -> tuple[Told, ...]:
         """The shares that may be told, by class; those of one class in an order that says nothing about their size."""
-        most = max((share.value for share in self._may_be_told), default=0.0)
-        found = [Told(one.kind, one.name, how) for one in self._may_be_told if (how := class_of(one.value, most))]
+        most = max((share.told for share in self._may_be_told), default=0.0)
+        found = [Told(one.kind, one.name, how) for one in self._may_be_told if (how := class_of(one.told, most))]
         places = [name for name, _ in CLASSES]
         return tuple(sorted(found, key=lambda one: (places.index(one.how), one.kind, one.name)))
 
     @property
     def _may_be_told(self) -> list[Share]:
-        return [share for share in self.shares if share.sentence is not None and share.value > 0]
+        return [share for share in self.shares if share.sentence is not None and share.told > 0]
 
     def for_staff(self) -> dict[str, Any]:
         """For JSON: exact."""
@@ -185,28 +187,31 @@ class Teller:
         found = self._of_history(column, named)
         if self.query:
             through = {f"{TEXT} {decay:g}": float(value[column]) for decay, value in shares.query.items()}
-            found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}"))
+            told = sum(float(value[column]) for decay, value in shares.query.items() if decay not in shares.opposite)
+            found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}", told))
         if behind is not None and shares.own[:, column].any():
             found.append(Share(OWN, "", float(shares.own[~named, column].sum())))
         for name, values in shares.popularity.items():
-            found.append(Share(POPULARITY, name, float(values[column]), sentence=self._popular(name, column)))
+            value = float(values[column])
+            found.append(Share(POPULARITY, name, value, sentence=self._popular(name, column), told=value))
         found.sort(key=lambda share: -share.value)
         return (*found, Share(BASE, "", shares.base))
 
     def _of_history(self, column: int, named: np.ndarray) -> list[Share]:
         shares = self.shares
-        parts = {f"{TEXT} {decay:g}": value[:, column] for decay, value in shares.text.items()}
-        parts |= {OWN: np.where(named, shares.own[:, column], 0.0), FREQUENCY: shares.frequency[:, column]}
-        parts = {name: part for name, part in parts.items() if part.any()}
+        values: dict[str | float, np.ndarray] = {decay: value[:, column] for decay, value in shares.text.items()}
+        values |= {OWN: np.where(named, shares.own[:, column], 0.0), FREQUENCY: shares.frequency[:, column]}
+        parts = {part: value for part, value in values.items() if value.any()}
         if not parts:
             return []
-        table = np.stack(list(parts.values()))
-        totals, found = table.sum(0), []
+        table, names = np.stack(list(parts.values())), [f"{TEXT} {part:g}" if isinstance(part, float) else part for part in parts]
+        totals, told = table.sum(0), table[[part not in shares.opposite for part in parts]].sum(0)
+        found = []
         for row in np.flatnonzero(table.any(0)).tolist():
             name, did, what, when = self._phrases[row]
             what = "this" if shares.held[row] == self.items[column] else what
-            through = dict(zip(parts, table[:, row].tolist(), strict=True))
-            found.append(Share(HISTORY, name, float(totals[row]), through, f"Because you {did} {what}{when}"))
+            through, said = dict(zip(names, table[:, row].tolist(), strict=True)), f"Because you {did} {what}{when}"
+            found.append(Share(HISTORY, name, float(totals[row]), through, said, float(told[row])))
         return found
 
     @cached_property

@@ -61,7 +61,7 @@ class Shares:
         popularity: (items,) by name, counted from the mean over the catalogue.
         base: what every item has.
         direction: (hidden,) whose product with an item's vector, as `Recommending` reads texts, is the text's part of its score.
-        opposite: popularities, and `OWN`, whose weight is negative: a share of theirs says the opposite of their name.
+        opposite: decays, popularities, and `OWN`, whose weight is negative: a share of theirs says the opposite of its name.
         customers: None where no part was computed from customers without noise.
     """
 
@@ -73,7 +73,7 @@ class Shares:
     popularity: Mapping[str, np.ndarray]
     base: float
     direction: np.ndarray
-    opposite: frozenset[str] = frozenset()
+    opposite: frozenset[str | float] = frozenset()
     customers: Customers | None = None
 
     @property
