@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 
 from fedrec.data import Catalogue, Columns, Histories, MerchantData
 from fedrec.recommender import Person, Recommender, Wish
@@ -147,8 +148,6 @@ def test_the_latest_events_alone_count_through_the_text_and_all_of_them_through_
     assert found.text[0.0][row, 0] == 0 and found.own[row, 0] != 0
     alone = np.zeros((1, ITEMS), dtype=np.float32)
     alone[0, np.unique(past.items)] = 1
-    from scipy.sparse import csr_array
-
     spread = who.layer.scores(csr_array(alone)).std()
     assert isinstance(who.layer.layer, Ease)
     then = dict(zip(who.layer.places.tolist(), who.layer.kept.tolist(), strict=True))
@@ -233,8 +232,8 @@ def test_what_few_are_behind_is_not_told_however_many_are_behind_all_of_it() -> 
     assert views == {json.dumps({"item_id": "i1", "because": None, "shares": [], "words": None})}
 
 
-def test_a_shopper_is_told_nothing_that_depends_on_what_may_not_be_told() -> None:
-    """The same but for another undivided share and another score: the same view, and no number in it."""
+def test_a_share_that_may_not_be_told_enters_neither_sentence_nor_classes() -> None:
+    """The same shares but for another undivided one and another score: the same view, and no number in it."""
     who, past = merchant(), Past(np.array([3, 4, 5]), np.array([0, 1, 2]))
     reasons = of_item(who, past, 8)
     found = reasons.teller.shares
@@ -249,6 +248,26 @@ def test_a_shopper_is_told_nothing_that_depends_on_what_may_not_be_told() -> Non
     view = json.loads(views[0])
     assert view.keys() == {"item_id", "because", "shares", "words"} and view["words"] is None
     assert all(isinstance(value, str) for share in view["shares"] for value in share.values())
+
+
+def test_a_pair_that_may_not_be_told_moves_one_that_may_through_the_spread_alone() -> None:
+    who, past = only_own(shop(30)), Past(np.array([0, 7]), np.array([0, 1]))
+    assert who.layer is not None and isinstance(who.layer.layer, Ease)
+    then = dict(zip(who.layer.places.tolist(), who.layer.kept.tolist(), strict=True))
+    weights = who.layer.layer.weights.copy()
+    weights[who.layer.layer.rows.tolist().index(then[7])] *= 20  # of i7 with every item
+    other = replace(who, layer=replace(who.layer, layer=replace(who.layer.layer, weights=weights)))
+    held = np.zeros((1, ITEMS), dtype=np.float32)
+    held[0, past.items] = 1
+    found = []
+    for one in (who, other):
+        reasons = of_item(one, past, 1)
+        customers, named = reasons.teller.shares.customers, [share for share in reasons.shares if share.kind == HISTORY]
+        assert customers is not None and customers.pairs.ravel()[1] < FEWEST_CUSTOMERS <= customers.pairs.ravel()[0]
+        assert [share.name for share in named] == ["i0"] and one.layer is not None
+        found.append((named[0].told, float(one.layer.scores(csr_array(held)).std())))
+    (value, spread), (moved, wider) = found
+    assert moved * wider == pytest.approx(value * spread, rel=1e-5) and moved < 0.9 * value
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

@@ -122,8 +122,8 @@ class MerchantRanker:
         together = nothing
         if self.layer is not None and self.blend.own:
             together = own_shares(self.layer, past, held, items, self.blend.own, len(self.catalogue))
-        weights: dict[str | float, float] = {**self.blend.pooling, **self.blend.priors, OWN: self.blend.own}
-        opposite = frozenset(part for part, weight in weights.items() if weight < 0)
+        weights = (*self.blend.pooling.items(), *self.blend.priors.items(), (OWN, self.blend.own))
+        opposite = frozenset(part for part, weight in weights if weight < 0)
         return Shares(held, text.text, together, nothing, text.query, popularity, base, text.direction, opposite, customers)
 
     def popularity(self) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The reasons of an item, as the merchant's people see them and as a shopper may.
 
 Staff see every share to its last digit. A shopper gets one sentence, which names the largest of the shares that may be told, and
-coarse classes of these; no number that was computed from other customers, and not a score either. What may not be told:
+classes of these; no score and no number. Sentence, classes and the order of the list were computed from other customers'
+purchases all the same, and who asks often enough reads them closely: `docs/reasons.md` says what is learnt. What may not be told:
 
     a pair in the own layer      with under `FEWEST_CUSTOMERS` customers behind it: all such pairs are one undivided share, for
                                  staff alone. However many stood behind all of it, histories made up for it would take it
@@ -9,7 +10,9 @@ coarse classes of these; no number that was computed from other customers, and n
     what is popular here         where as few ever bought the item
     a part of negative weight    since its name would say the opposite; an item of the history is told by its other parts
 
-The sentence and the classes are functions of what may be told alone: they do not show that something else was larger.
+No share that may not be told enters sentence or classes: they do not show that something else was larger. But those that may be
+are not free of the rest: a pair's is v B / s, where B was fitted on all customers and s is over all items, and a popularity is
+counted from the mean over all.
 """
 
 from __future__ import annotations
@@ -141,7 +144,7 @@ class Reasons:
         return {"item_id": self.item_id, "score": self.score, "because": self.sentence, "shares": shares, "words": words}
 
     def for_shopper(self) -> dict[str, Any]:
-        """For JSON: nothing that was computed from other customers but the choice of words."""
+        """For JSON: no number. Sentence and classes were computed from other customers' purchases, as the module says."""
         shares = [{"kind": one.kind, "name": one.name, "how": one.how} for one in self.told]
         words = None if self.words is None else self.words.for_shopper()
         return {"item_id": self.item_id, "because": self.sentence, "shares": shares, "words": words}
@@ -204,7 +207,7 @@ class Teller:
         parts = {part: value for part, value in values.items() if value.any()}
         if not parts:
             return []
-        table, names = np.stack(list(parts.values())), [f"{TEXT} {part:g}" if isinstance(part, float) else part for part in parts]
+        table, names = np.stack(list(parts.values())), [part if isinstance(part, str) else f"{TEXT} {part:g}" for part in parts]
         totals, told = table.sum(0), table[[part not in shares.opposite for part in parts]].sum(0)
         found = []
         for row in np.flatnonzero(table.any(0)).tolist():
