@@ -17,6 +17,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from fedrec.data import Catalogue, Columns, Histories, MerchantData
+from fedrec.errors import InputError
 from fedrec.recommender import Person, Recommender, Wish
 from fedrec.recommender.answers import Ranker, answer_many
 from fedrec.recommender.blend import Blend, TextPart
@@ -28,10 +29,11 @@ from fedrec.recommender.of_merchant import MerchantRanker
 from fedrec.recommender.own_layer import bought_by
 from fedrec.recommender.own_model import Placed
 from fedrec.recommender.past import Past
-from fedrec.recommender.reasons import sentences, shares, words
+from fedrec.recommender.reasons import sentences, words
 from fedrec.recommender.reasons.reasons import BASE, HISTORY, POPULARITY, QUERY, Reasons, class_of, reasons_of
 from fedrec.recommender.reasons.shares import FEWEST_CUSTOMERS, OWN, Customers, Shares, count_customers
 from fedrec.recommender.reasons.words import Reader, split_words, words_of
+from fedrec.recommender.selection import Filter
 
 from .conftest import make_catalogue, make_histories
 from .test_answers import HISTORY as RUN_HISTORY
@@ -355,11 +357,11 @@ def test_sentences_say_what_was_done_and_when() -> None:
 
 
 def test_times_are_told_where_they_are_dates(recommender: Recommender) -> None:
-    dated = [str(pd.Timestamp.now().date() - pd.Timedelta(days=days)) for days in (20, 15, 1)]
-    for times, ends in ((dated, "ago”|weeks ago|yesterday"), ([1, 2, 3], None), (None, None)):
+    dated = [str(datetime.now(UTC).date() - pd.Timedelta(days=days)) for days in (20, 15, 1)]
+    for times, ends in ((dated, ("” two weeks ago", "” two weeks ago", "” yesterday")), ([1, 2, 3], "”””"), (None, "”””")):
         reasons = recommender.recommend(RUN_HISTORY, times=times, explain=True, query="x").reasons[0]
-        said = [share.sentence for share in reasons.shares if share.kind == HISTORY]
-        assert len(said) == 3 and all((ends is None) == (one or "").endswith("”") for one in said), said
+        said = {share.name: share.sentence or "" for share in reasons.shares if share.kind == HISTORY}
+        assert len(said) == 3 and all(said[name].endswith(end) for name, end in zip(RUN_HISTORY, ends, strict=True)), said
     assert recommender.recommend(RUN_HISTORY).reasons == ()
 
 
@@ -379,7 +381,7 @@ def test_the_documented_examples_hold() -> None:
         " 36 years ago",
     ]
     assert [sentences.ago(np.datetime64(time), NOW) for time in times] == said
-    assert sentences.quoted("a\x1b[2J\nb") == "“a\\x1b[2J b”" and shares.OWN == OWN
+    assert sentences.quoted("a\x1b[2J\nb") == "“a\\x1b[2J b”"
 
 
 # Words
@@ -429,7 +431,14 @@ def test_hostile_texts_are_split_all_the_same() -> None:
 
 def test_given_items_are_explained_and_no_others(recommender: Recommender) -> None:
     answer = recommender.explain(RUN_HISTORY, items=["i1", "i2", "gone", "i3"])
-    assert {one.item_id for one in answer.reasons} == {"i1", "i2"} and any("'gone'" in note for note in answer.notes)
+    assert {one.item_id for one in answer.reasons} == {"i1", "i2"}
+    assert answer.notes[0] == "asked for and not in the catalogue, so ignored: 'gone'"
+    assert not any("stock" in note for note in answer.notes)
+    stock = recommender.recommend(RUN_HISTORY, filter=Filter(only=["i1", "gone"]), explain=True)
+    assert "in stock and not in the catalogue, so ignored: 'gone'" in stock.notes
+    assert recommender.explain(RUN_HISTORY, items=["gone"]).reasons == ()
+    with pytest.raises(InputError, match="only"):
+        recommender.explain(RUN_HISTORY, items="i1")
     assert {one.item_id for one in recommender.explain(RUN_HISTORY, items=["i3"], repeats=True).reasons} == {"i3"}
     assert recommender.explain(RUN_HISTORY, items=[]).reasons == ()
 

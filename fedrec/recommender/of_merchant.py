@@ -122,7 +122,11 @@ class MerchantRanker:
         together = nothing
         if self.layer is not None and self.blend.own:
             together = own_shares(self.layer, past, held, items, self.blend.own, len(self.catalogue))
-        weights = (*self.blend.pooling.items(), *self.blend.priors.items(), (OWN, self.blend.own))
+        weights: list[tuple[str | float, float]] = [
+            *self.blend.pooling.items(),
+            *self.blend.priors.items(),
+            (OWN, self.blend.own),
+        ]
         opposite = frozenset(part for part, weight in weights if weight < 0)
         return Shares(held, text.text, together, nothing, text.query, popularity, base, text.direction, opposite, customers)
 
