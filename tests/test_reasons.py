@@ -311,6 +311,19 @@ def test_the_history_and_the_words_are_told_by_their_parts_of_positive_weight() 
     assert differ
 
 
+@pytest.mark.parametrize("own", [0.0, -1.0, -3.0])
+def test_of_two_alike_the_sentence_does_not_tell_which_has_more_that_may_not_be_told(own: float) -> None:
+    """i0 and i7 have one text; thirty bought i0 with i1, whose own layer counts against it, and under ten i7."""
+    who = merchant(histories=shop(30))
+    history = who.part.history.copy()
+    history[7] = history[0]
+    for item in np.flatnonzero(who.part.candidate @ history[0] > 0.1).tolist():
+        if item not in (0, 7):
+            one = replace(who, part=replace(who.part, history=history), blend=Blend({0.0: 3.0}, {HERE: 0.0}, own, 10.0))
+            first, second = (of_item(one, Past(np.array(held), np.array([0, 0])), item) for held in ([0, 7], [7, 0]))
+            assert first.sentence == second.sentence == f"Because you bought “{who.catalogue.texts[7]}”"
+
+
 def test_without_an_own_layer_nothing_is_said_of_other_customers() -> None:
     who = replace(merchant(), layer=None, blend=Blend({0.0: 3.0}, {THEIRS: 1.0}, 0.0, 0.0))
     found = of_item(who, Past(np.array([3]), np.array([0])), 8)

@@ -120,8 +120,9 @@ class Reasons:
     @property
     def sentence(self) -> str | None:
         """Names the largest of the shares that may be told; None where there is none."""
+        # They come in the order of all that they add: of two alike that order would tell what may not be told.
         told = self._may_be_told
-        return max(told, key=lambda share: share.told).sentence if told else None
+        return max(told, key=lambda share: (share.told, share.kind, share.name)).sentence if told else None
 
     @property
     def told(self) -> tuple[Told, ...]:
