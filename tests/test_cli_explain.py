@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fedrec.cli.explain import View, explained
 from fedrec.recommender import MerchantRecommender, Recommender
 from fedrec.report.reasons_report import write_reasons
 
@@ -69,6 +70,13 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, int | float) else []
 
 
+def test_no_share_but_an_items_has_the_text_of_an_item(recommender: Recommender) -> None:
+    answer = recommender.explain(HISTORY, k=1)
+    texts = dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True))
+    (said,) = explained(answer, View.staff, texts | {"federation": "a trap", "": "another"})["items"]
+    assert {share["text"] for share in said["shares"]} == {"", *(texts[item] for item in HISTORY)}
+
+
 @pytest.mark.parametrize("view", ["staff", "shopper"])
 def test_the_page_obeys_nobodys_text(view: str, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> \"'> {{ 7 * 7 }} \u202egnirts\x1b[2J"
@@ -90,6 +98,7 @@ def test_the_page_obeys_nobodys_text(view: str, tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:,)", html) and "http" not in html and "@import" not in html
     assert "alert(1)" in unescape(html) and 'class="m4"' in html
     assert ("-1.2500" in html) == (view == "staff")
+    assert "most" not in html and ("as far as it is told" in html) == (view == "shopper"), "more may be untold"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     write_reasons(path, {"items": [], "source": "none", "notes": [], "view": view})
     assert "There is no item to explain" in path.read_text(encoding="utf-8")

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 
 from fedrec.data import Catalogue, Columns, Histories, MerchantData
+from fedrec.errors import InputError
 from fedrec.recommender import Person, Recommender, Wish
 from fedrec.recommender.answers import Ranker, answer_many
 from fedrec.recommender.blend import Blend, TextPart
@@ -27,10 +29,11 @@ from fedrec.recommender.of_merchant import MerchantRanker
 from fedrec.recommender.own_layer import bought_by
 from fedrec.recommender.own_model import Placed
 from fedrec.recommender.past import Past
-from fedrec.recommender.reasons import sentences, shares, words
-from fedrec.recommender.reasons.reasons import BASE, HISTORY, POPULARITY, QUERY, Reasons, Told, class_of, reasons_of
+from fedrec.recommender.reasons import sentences, words
+from fedrec.recommender.reasons.reasons import BASE, HISTORY, POPULARITY, QUERY, Reasons, class_of, reasons_of
 from fedrec.recommender.reasons.shares import FEWEST_CUSTOMERS, OWN, Customers, Shares, count_customers
 from fedrec.recommender.reasons.words import Reader, split_words, words_of
+from fedrec.recommender.selection import Filter
 
 from .conftest import make_catalogue, make_histories
 from .test_answers import HISTORY as RUN_HISTORY
@@ -46,15 +49,19 @@ def unit(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def merchant(kind: type[Ease] | type[ItemKnn] = Ease, sign: float = 1.0, histories: Histories | None = None) -> MerchantRanker:
-    """A merchant's ranker under random texts; the last two items have come since the layer was fitted, in another order."""
+    """A merchant's ranker under random texts. Since its layer was fitted the last two items have come, the one before has
+    gone and come again as another, and the others have changed places.
+    """
     rng, catalogue = np.random.default_rng(5), make_catalogue(ITEMS)
     histories = histories or make_histories(300, make_catalogue(ITEMS - 2))
-    layer, kept = kind.fit(bought_by(histories, ITEMS)[:, : ITEMS - 2], kind.strengths[0]), np.arange(ITEMS - 2)
+    places = np.append(ITEMS - 3, rng.permutation(ITEMS - 3))  # of the layer's items
+    layer = kind.fit(bought_by(histories, ITEMS)[:, places], kind.strengths[0])
     priors = {HERE: rng.normal(-5, 1, ITEMS).astype(np.float32), THEIRS: rng.normal(-4, 1, ITEMS).astype(np.float32)}
     part, said = TextPart(unit(rng, ITEMS), unit(rng, ITEMS), priors), unit(rng, 1)
     blend = Blend({0.0: 2.0, 0.3: -1.0, 1.0: 4.0}, {HERE: 0.7, THEIRS: sign * 0.2}, sign * 0.6, 10.0)
     return MerchantRanker(
-        MerchantData(catalogue, histories), part, Placed(layer, kept, kept, ITEMS - 2, ITEMS),
+        MerchantData(catalogue, histories), part,
+        Placed(layer, np.arange(1, ITEMS - 2), places[1:], ITEMS - 2, ITEMS),
         popularity_here(histories, ITEMS), blend, 6, lambda _: said, "both", PersonalFrequency(0.2, 8.0),
     )  # fmt: skip
 
@@ -143,12 +150,11 @@ def test_the_latest_events_alone_count_through_the_text_and_all_of_them_through_
     assert found.text[0.0][row, 0] == 0 and found.own[row, 0] != 0
     alone = np.zeros((1, ITEMS), dtype=np.float32)
     alone[0, np.unique(past.items)] = 1
-    from scipy.sparse import csr_array
-
     spread = who.layer.scores(csr_array(alone)).std()
     assert isinstance(who.layer.layer, Ease)
-    place = {item: number for number, item in enumerate(who.layer.layer.rows.tolist())}
-    assert found.own[row, 0] == pytest.approx(0.6 * who.layer.layer.weights[place[7], place[item]] / spread, rel=1e-4)
+    then = dict(zip(who.layer.places.tolist(), who.layer.kept.tolist(), strict=True))
+    at = {known: number for number, known in enumerate(who.layer.layer.rows.tolist())}
+    assert found.own[row, 0] == pytest.approx(0.6 * who.layer.layer.weights[at[then[7]], at[then[item]]] / spread, rel=1e-4)
     assert np.isfinite(scores).all()
 
 
@@ -180,7 +186,7 @@ def only_own(histories: Histories) -> MerchantRanker:
 
 
 def of_item(who: Ranker, past: Past, item: int, **more: Any) -> Reasons:
-    score = float(who.scores([past], None)[0, item])
+    score = float(who.scores([past], more.get("query"))[0, item])
     return reasons_of(who, past, [(item, score)], more.get("query"), more.get("repeats", False), NOW)[0]
 
 
@@ -195,9 +201,7 @@ def test_customers_are_counted_each_once_and_without_the_one_who_asks() -> None:
         for column, item in enumerate(items):
             one = int(item in past.bought)
             pairs = np.maximum([(dense[:, item] & dense[:, i]).sum() - one for i in held], 0)
-            few = [i for i, count in zip(held, pairs, strict=True) if count < FEWEST_CUSTOMERS]
             assert found.pairs[:, column].tolist() == pairs.tolist()
-            assert found.rest[column] == max(int((dense[:, item] & dense[:, few].any(axis=1)).sum()) - one, 0)
             assert found.buyers[column] == max(dense[:, item].sum() - one, 0)
 
 
@@ -213,25 +217,29 @@ def test_a_pair_is_named_where_enough_customers_are_behind_it(both: int, named: 
     assert undivided.value == pytest.approx(0.0 if named else reasons.score, abs=1e-5)
 
 
-def test_what_few_are_behind_is_told_as_one_where_enough_are_behind_all_of_it() -> None:
-    """Six bought i1 with i0, six others with i2: neither pair is named, and both together are twelve."""
-    rows = [(f"u{user}", item, 0) for user in range(12) for item in ("i1", "i0" if user < 6 else "i2")]
-    rows += [(f"v{user}", f"i{user % 20 + 5}", 0) for user in range(60)]
-    frame = pd.DataFrame(rows, columns=[Columns.USER, Columns.ITEM, Columns.TIME])
-    frame[Columns.TIME] = pd.Timestamp("2026-01-01")
-    who = only_own(Histories.from_table(frame, make_catalogue(ITEMS)))
-    reasons = of_item(who, Past(np.array([0, 2]), np.array([0, 1])), 1)
-    assert reasons.sentence == "Often bought together here" and reasons.told == (Told(OWN, "", "strong"),)
-    half = of_item(who, Past(np.array([0]), np.array([0])), 1)
-    assert half.sentence is None and half.told == ()
+def test_what_few_are_behind_is_not_told_however_many_are_behind_all_of_it() -> None:
+    """Nine bought i1 with i0 and up to nine others with i2: were both told as one, a single customer of i1 and i2 would show."""
+    views = set()
+    for others in (0, 1, FEWEST_CUSTOMERS - 1):
+        rows = [(f"u{user}", item, 0) for user in range(9 + others) for item in ("i1", "i0" if user < 9 else "i2")]
+        rows += [("w", "i2", 0), *((f"v{user}", f"i{user % 20 + 5}", 0) for user in range(60))]
+        frame = pd.DataFrame(rows, columns=[Columns.USER, Columns.ITEM, Columns.TIME])
+        frame[Columns.TIME] = pd.Timestamp("2026-01-01")
+        who = only_own(Histories.from_table(frame, make_catalogue(ITEMS)))
+        for held in ([0], [2], [0, 2]):
+            reasons = of_item(who, Past(np.array(held), np.arange(len(held))), 1)
+            views.add(json.dumps(reasons.for_shopper()))
+            assert {share.kind for share in reasons.shares if share.value} <= {OWN}
+            assert sum(share.value for share in reasons.shares) == pytest.approx(reasons.score, abs=1e-5)
+    assert views == {json.dumps({"item_id": "i1", "because": None, "shares": [], "words": None})}
 
 
-def test_a_shopper_is_told_nothing_that_depends_on_what_may_not_be_told() -> None:
-    """The same but for another undivided share and another score: the same view, and no number in it."""
+def test_a_share_that_may_not_be_told_enters_neither_sentence_nor_classes() -> None:
+    """The same shares but for another undivided one and another score: the same view, and no number in it."""
     who, past = merchant(), Past(np.array([3, 4, 5]), np.array([0, 1, 2]))
     reasons = of_item(who, past, 8)
     found = reasons.teller.shares
-    few = Customers(np.zeros_like(found.own, dtype=np.int64), np.full(1, FEWEST_CUSTOMERS - 1), np.full(1, 50))
+    few = Customers(np.zeros_like(found.own, dtype=np.int64), np.full(1, 50))
     views = []
     for size in (0.0, 0.3, 50.0):
         other = replace(found, own=np.full_like(found.own, size), customers=few)
@@ -244,11 +252,76 @@ def test_a_shopper_is_told_nothing_that_depends_on_what_may_not_be_told() -> Non
     assert all(isinstance(value, str) for share in view["shares"] for value in share.values())
 
 
-def test_a_part_of_negative_weight_is_not_told_by_its_name() -> None:
-    who = merchant(Ease, -1.0)
-    for item in range(10, 30):
-        reasons = of_item(who, Past(np.array([3]), np.array([0])), item)
-        assert not any(one.kind == OWN or (one.kind, one.name) == (POPULARITY, THEIRS) for one in reasons.told)
+def test_a_pair_that_may_not_be_told_moves_one_that_may_through_the_spread_alone() -> None:
+    who, past = only_own(shop(30)), Past(np.array([0, 7]), np.array([0, 1]))
+    assert who.layer is not None and isinstance(who.layer.layer, Ease)
+    then = dict(zip(who.layer.places.tolist(), who.layer.kept.tolist(), strict=True))
+    weights = who.layer.layer.weights.copy()
+    weights[who.layer.layer.rows.tolist().index(then[7])] *= 20  # of i7 with every item
+    other = replace(who, layer=replace(who.layer, layer=replace(who.layer.layer, weights=weights)))
+    held = np.zeros((1, ITEMS), dtype=np.float32)
+    held[0, past.items] = 1
+    found = []
+    for one in (who, other):
+        reasons = of_item(one, past, 1)
+        customers, named = reasons.teller.shares.customers, [share for share in reasons.shares if share.kind == HISTORY]
+        assert customers is not None and customers.pairs.ravel()[1] < FEWEST_CUSTOMERS <= customers.pairs.ravel()[0]
+        assert [share.name for share in named] == ["i0"] and one.layer is not None
+        found.append((named[0].told, float(one.layer.scores(csr_array(held)).std())))
+    (value, spread), (moved, wider) = found
+    assert moved * wider == pytest.approx(value * spread, rel=1e-5) and moved < 0.9 * value
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_popularity_of_negative_weight_is_not_told_by_its_name(sign: float) -> None:
+    """Shares positive, and enough customers behind them; whether they are told is for the sign of the weights to say."""
+    reasons = of_item(merchant(Ease, sign), Past(np.array([3]), np.array([0])), 8)
+    found = reasons.teller.shares
+    many = Customers(np.zeros((1, 1), dtype=np.int64), np.array([50]))
+    positive = replace(found, popularity={name: np.ones(1) for name in found.popularity}, customers=many)
+    told = {(one.kind, one.name) for one in replace(reasons, teller=replace(reasons.teller, shares=positive)).told}
+    assert ((POPULARITY, THEIRS) in told) == (sign > 0) and (POPULARITY, HERE) in told
+
+
+@pytest.mark.parametrize("query", [None, "red mug"])
+@pytest.mark.parametrize(("pooling", "own"), [({0.0: -3.0}, 0.0), ({0.0: 0.0}, -1.0)])
+def test_what_counts_against_an_item_is_never_why_it_is_there(pooling: dict[float, float], own: float, query: str | None) -> None:
+    """All that there is has negative weight, so the items that score best are those least like the history."""
+    who = replace(merchant(histories=shop(30)), blend=Blend(pooling, {HERE: 0.0}, own, 10.0))
+    assert who.layer is not None and isinstance(who.layer.layer, Ease)
+    apart = replace(who.layer.layer, weights=-who.layer.layer.weights)  # thirty bought i0 and i1, and are said to go apart
+    who, past, against = replace(who, layer=replace(who.layer, layer=apart)), Past(np.array([0]), np.array([0])), 0
+    for item in (one for one in range(ITEMS) if one not in past.items):
+        reasons = of_item(who, past, item, query=query)
+        assert reasons.sentence is None and reasons.told == ()
+        assert sum(share.value for share in reasons.shares) == pytest.approx(reasons.score, abs=1e-5)
+        against += any(share.kind == HISTORY and share.value > 0 for share in reasons.shares)
+    assert against
+
+
+def test_the_history_and_the_words_are_told_by_their_parts_of_positive_weight() -> None:
+    who, past = merchant(), Past(np.array([1, 3, 7]), np.array([0, 1, 2]))
+    pooling = {decay: weight for decay, weight in who.blend.pooling.items() if weight > 0}
+    kept = replace(who, blend=replace(who.blend, pooling=pooling, priors={}))
+    all_of_it, differ = replace(who, blend=replace(who.blend, priors={})), 0
+    for item in (one for one in range(ITEMS) if one not in past.items):
+        exact, told = (of_item(one, past, item, query="red mug") for one in (all_of_it, kept))
+        assert exact.for_shopper() == told.for_shopper()
+        differ += exact.shares != told.shares
+    assert differ
+
+
+@pytest.mark.parametrize("own", [0.0, -1.0, -3.0])
+def test_of_two_alike_the_sentence_does_not_tell_which_has_more_that_may_not_be_told(own: float) -> None:
+    """i0 and i7 have one text; thirty bought i0 with i1, whose own layer counts against it, and under ten i7."""
+    who = merchant(histories=shop(30))
+    history = who.part.history.copy()
+    history[7] = history[0]
+    for item in np.flatnonzero(who.part.candidate @ history[0] > 0.1).tolist():
+        if item not in (0, 7):
+            one = replace(who, part=replace(who.part, history=history), blend=Blend({0.0: 3.0}, {HERE: 0.0}, own, 10.0))
+            first, second = (of_item(one, Past(np.array(held), np.array([0, 0])), item) for held in ([0, 7], [7, 0]))
+            assert first.sentence == second.sentence == f"Because you bought “{who.catalogue.texts[7]}”"
 
 
 def test_without_an_own_layer_nothing_is_said_of_other_customers() -> None:
@@ -266,13 +339,13 @@ def test_the_sentence_names_the_largest_share_that_may_be_told(ranker: Ranker) -
         for reasons in reasons_of(
             ranker, past, [(int(i), float(scores[i])) for i in np.flatnonzero(np.isfinite(scores))[:5]], query, False
         ):
-            told = [share for share in reasons.shares if share.sentence and share.value > 0]
+            told = [share for share in reasons.shares if share.sentence and share.told > 0]
             if not told:
                 assert reasons.sentence is None and reasons.told == ()
                 continue
-            most = max(share.value for share in told)
+            most = max(share.told for share in told)
             named = next(share for share in told if share.sentence == reasons.sentence)
-            assert named.value == most and ("strong" in {one.how for one in reasons.told})
+            assert named.told == most and ("strong" in {one.how for one in reasons.told})
             assert {one.how for one in reasons.told} <= {"strong", "some", "slight"}
             kinds.add(named.kind)
             assert BASE not in {one.kind for one in reasons.told}
@@ -283,7 +356,9 @@ def test_sentences_say_what_was_done_and_when() -> None:
     who = replace(merchant(), blend=Blend({0.0: 1.0}, {}, 0.0, 1.0), layer=None)
     when = np.array(["2026-06-10", "2026-06-30"], dtype="datetime64[us]")
     texts = who.catalogue.texts
-    best = {held: int((who.part.candidate @ who.part.history[held]).argmax()) for held in (3, 4)}
+    alike = who.part.history @ who.part.candidate.T
+    np.fill_diagonal(alike, -1)
+    best = {held: int(alike[held].argmax()) for held in (3, 4)}
     looked = Past(np.array([3]), np.array([0]), np.array([False]), when[:1])
     assert of_item(who, looked, best[3]).sentence == f"Because you looked at “{texts[3]}” three weeks ago"
     bought = Past(np.array([4, 4]), np.array([0, 1]), np.array([True, False]), when)
@@ -295,11 +370,11 @@ def test_sentences_say_what_was_done_and_when() -> None:
 
 
 def test_times_are_told_where_they_are_dates(recommender: Recommender) -> None:
-    dated = [str(pd.Timestamp.now().date() - pd.Timedelta(days=days)) for days in (20, 15, 1)]
-    for times, ends in ((dated, "ago”|weeks ago|yesterday"), ([1, 2, 3], None), (None, None)):
+    dated = [str(datetime.now(UTC).date() - pd.Timedelta(days=days)) for days in (20, 15, 1)]
+    for times, ends in ((dated, ("” two weeks ago", "” two weeks ago", "” yesterday")), ([1, 2, 3], "”””"), (None, "”””")):
         reasons = recommender.recommend(RUN_HISTORY, times=times, explain=True, query="x").reasons[0]
-        said = [share.sentence for share in reasons.shares if share.kind == HISTORY]
-        assert len(said) == 3 and all((ends is None) == (one or "").endswith("”") for one in said), said
+        said = {share.name: share.sentence or "" for share in reasons.shares if share.kind == HISTORY}
+        assert len(said) == 3 and all(said[name].endswith(end) for name, end in zip(RUN_HISTORY, ends, strict=True)), said
     assert recommender.recommend(RUN_HISTORY).reasons == ()
 
 
@@ -319,7 +394,7 @@ def test_the_documented_examples_hold() -> None:
         " 36 years ago",
     ]
     assert [sentences.ago(np.datetime64(time), NOW) for time in times] == said
-    assert sentences.quoted("a\x1b[2J\nb") == "“a\\x1b[2J b”" and shares.OWN == OWN
+    assert sentences.quoted("a\x1b[2J\nb") == "“a\\x1b[2J b”"
 
 
 # Words
@@ -369,7 +444,14 @@ def test_hostile_texts_are_split_all_the_same() -> None:
 
 def test_given_items_are_explained_and_no_others(recommender: Recommender) -> None:
     answer = recommender.explain(RUN_HISTORY, items=["i1", "i2", "gone", "i3"])
-    assert {one.item_id for one in answer.reasons} == {"i1", "i2"} and any("'gone'" in note for note in answer.notes)
+    assert {one.item_id for one in answer.reasons} == {"i1", "i2"}
+    assert answer.notes[0] == "asked for and not in the catalogue, so ignored: 'gone'"
+    assert not any("stock" in note for note in answer.notes)
+    stock = recommender.recommend(RUN_HISTORY, filter=Filter(only=["i1", "gone"]), explain=True)
+    assert "in stock and not in the catalogue, so ignored: 'gone'" in stock.notes
+    assert recommender.explain(RUN_HISTORY, items=["gone"]).reasons == ()
+    with pytest.raises(InputError, match="only"):
+        recommender.explain(RUN_HISTORY, items="i1")
     assert {one.item_id for one in recommender.explain(RUN_HISTORY, items=["i3"], repeats=True).reasons} == {"i3"}
     assert recommender.explain(RUN_HISTORY, items=[]).reasons == ()
 

@@ -217,8 +217,8 @@ def test_light_and_dark_differ_and_both_can_be_read(page: Page, report: Path) ->
     found = {}
     for scheme in ("light", "dark"):
         page.show(report.as_uri(), 1000, scheme)
-        for selector in ("body", "table", ".soft", ".note.warn"):
-            colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}') || document.body).color")
+        for selector in ("body", ".soft", ".note.warn", *(() if report.name == "reasons.html" else ("table",))):
+            colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).color")
             paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
             found[scheme] = paper
             assert contrast(colour, paper) >= 4.5, (scheme, selector)

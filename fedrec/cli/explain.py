@@ -77,11 +77,11 @@ def explain(
 
 
 def explained(answer: Answer, view: View, texts: dict[str, str]) -> dict[str, Any]:
-    """An answer's reasons for JSON and for the page; every share that names an item has its text."""
+    """An answer's reasons for JSON and for the page; the share of an item of the history has its text."""
     found = []
     for one in answer.reasons:
         said = one.for_staff() if view is View.staff else one.for_shopper()
-        shares = [{**share, "text": texts.get(share["name"], "")} for share in said["shares"]]
+        shares = [{**share, "text": texts[share["name"]] if share["kind"] == "history" else ""} for share in said["shares"]]
         found.append({**said, "text": texts[one.item_id], "shares": shares})
     return {"items": found, "source": answer.source, "notes": list(answer.notes), "view": view.value}
 

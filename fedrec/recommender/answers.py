@@ -28,8 +28,18 @@ from fedrec.recommender.selection import Filter, choose, intra_list_distance
 from fedrec.recommender.words.searcher import Searcher
 
 __all__ = [
-    "NOTHING", "POPULARITY", "SEARCH", "Answer", "Person", "Ranker", "Wish", "answer_many", "answer_search", "time_numbers",
-]  # fmt: skip
+    "NOTHING",
+    "POPULARITY",
+    "SEARCH",
+    "Answer",
+    "Person",
+    "Ranker",
+    "Wish",
+    "answer_many",
+    "answer_search",
+    "first_few",
+    "time_numbers",
+]
 
 POPULARITY, SEARCH, NOTHING = "popularity", "search", "none"
 """Sources of an answer beside a ranker's own."""
@@ -224,7 +234,7 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
         found = "found a text" if isinstance(times, str) else f"found {len(times)}"
         raise InputError(found, where="times", expected=f"a list of {len(positions)}, one for each item of the history")
     gone = [item for item, position in zip(person.history, positions, strict=True) if position < 0]
-    notes = [f"not in the catalogue, so ignored: {_some([repr(item) for item in gone])}"] if gone else []
+    notes = [f"not in the catalogue, so ignored: {first_few([repr(item) for item in gone])}"] if gone else []
     kept = positions >= 0
     if times is None:
         return Past(positions[kept], np.arange(int(kept.sum()))), notes
@@ -267,7 +277,7 @@ def _notes_on(wanted: Filter, parts: dict[str, np.ndarray], allowed: np.ndarray,
     notes = []
     stock = list(wanted.only or ())
     if gone := [stock[place] for place in np.flatnonzero(catalogue.index.get_indexer(stock) < 0)]:
-        notes.append(f"in stock and not in the catalogue, so ignored: {_some([repr(item) for item in gone])}")
+        notes.append(f"in stock and not in the catalogue, so ignored: {first_few([repr(item) for item in gone])}")
     if parts and not allowed.any():
         each = ", ".join(f"{name} {int(part.sum()):,}" for name, part in parts.items())
         notes.append(f"the filters leave none of the {len(catalogue):,} items; each alone leaves: {each}")
@@ -281,6 +291,7 @@ def _shortness(found: int, wish: Wish, allowed: np.ndarray) -> list[str]:
     return [f"{found:,} of the {wish.k:,} asked for: nothing else is left to choose from{seen}"]
 
 
-def _some(values: Sequence[str]) -> str:
+def first_few(values: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(values) - NAMED:,} more" if len(values) > NAMED else ""
     return ", ".join(values[:NAMED]) + more

@@ -122,10 +122,13 @@ class MerchantRanker:
         together = nothing
         if self.layer is not None and self.blend.own:
             together = own_shares(self.layer, past, held, items, self.blend.own, len(self.catalogue))
-        opposite = {name for name, weight in self.blend.priors.items() if weight < 0} | ({OWN} if self.blend.own < 0 else set())
-        return Shares(
-            held, text.text, together, nothing, text.query, popularity, base, text.direction, frozenset(opposite), customers
-        )
+        weights: list[tuple[str | float, float]] = [
+            *self.blend.pooling.items(),
+            *self.blend.priors.items(),
+            (OWN, self.blend.own),
+        ]
+        opposite = frozenset(part for part, weight in weights if weight < 0)
+        return Shares(held, text.text, together, nothing, text.query, popularity, base, text.direction, opposite, customers)
 
     def popularity(self) -> np.ndarray:
         """See `Ranker`."""

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from fedrec.data import Catalogue
-from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many, answer_search
+from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many, answer_search, first_few
 from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
 from fedrec.recommender.words import LANGUAGE, BM25Index, Searcher, Tokeniser
@@ -100,9 +100,16 @@ class Recommending(ABC):
         Raises:
             InputError: as `recommend`; or the encoder cannot be loaded.
         """
-        only = Filter() if items is None else Filter(only=items)
+        only, gone = Filter(only=items), list[str]()
+        if items is not None:
+            known = (self.catalogue.index.get_indexer(list(items)) >= 0).tolist()
+            gone = [item for item, here in zip(items, known, strict=True) if not here]
+            only = Filter(only=[item for item, here in zip(items, known, strict=True) if here])
         wish = Wish(k if items is None else max(len(items), 1), query, only, repeats=repeats, explain=True)
         (answer,) = self.recommend_many([Person(history, user_id, times)], wish, merchant)
+        if gone:
+            note = f"asked for and not in the catalogue, so ignored: {first_few([repr(item) for item in gone])}"
+            answer = replace(answer, notes=(note, *answer.notes))
         return self.with_words(answer) if words else answer
 
     def with_words(self, answer: Answer) -> Answer:

@@ -1,14 +1,18 @@
 """The reasons of an item, as the merchant's people see them and as a shopper may.
 
 Staff see every share to its last digit. A shopper gets one sentence, which names the largest of the shares that may be told, and
-coarse classes of these; no number that was computed from other customers, and not a score either. What may not be told:
+classes of these; no score and no number. Sentence, classes and the order of the list were computed from other customers'
+purchases all the same, and who asks often enough reads them closely: `docs/reasons.md` says what is learnt. What may not be told:
 
-    a pair in the own layer      with under `FEWEST_CUSTOMERS` customers behind it is not named, to staff neither: all such
-                                 pairs are one undivided share, which is told where as many stand behind all of it
+    a pair in the own layer      with under `FEWEST_CUSTOMERS` customers behind it: all such pairs are one undivided share, for
+                                 staff alone. However many stood behind all of it, histories made up for it would take it
+                                 apart, down to one customer
     what is popular here         where as few ever bought the item
-    a part of negative weight    since its name would say the opposite
+    a part of negative weight    since its name would say the opposite; an item of the history is told by its other parts
 
-The sentence and the classes are functions of what may be told alone: they do not show that something else was larger.
+No share that may not be told enters sentence or classes: they do not show that something else was larger. But those that may be
+are not free of the rest: a pair's is v B / s, where B was fitted on all customers and s is over all items, and a popularity is
+counted from the mean over all.
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ class Share:
         value: what it adds.
         through: what `value` is the sum of: the text by pooling decay, the own layer, frequency.
         sentence: how a shopper is told of it; None where a shopper is not.
+        told: what of `value` that sentence and class go by: its parts of positive weight.
     """
 
     kind: str
@@ -70,6 +75,7 @@ class Share:
     value: float
     through: Mapping[str, float] = field(default_factory=dict)
     sentence: str | None = None
+    told: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,20 +120,21 @@ class Reasons:
     @property
     def sentence(self) -> str | None:
         """Names the largest of the shares that may be told; None where there is none."""
+        # They come in the order of all that they add: of two alike that order would tell what may not be told.
         told = self._may_be_told
-        return max(told, key=lambda share: share.value).sentence if told else None
+        return max(told, key=lambda share: (share.told, share.kind, share.name)).sentence if told else None
 
     @property
     def told(self) -> tuple[Told, ...]:
         """The shares that may be told, by class; those of one class in an order that says nothing about their size."""
-        most = max((share.value for share in self._may_be_told), default=0.0)
-        found = [Told(one.kind, one.name, how) for one in self._may_be_told if (how := class_of(one.value, most))]
+        most = max((share.told for share in self._may_be_told), default=0.0)
+        found = [Told(one.kind, one.name, how) for one in self._may_be_told if (how := class_of(one.told, most))]
         places = [name for name, _ in CLASSES]
         return tuple(sorted(found, key=lambda one: (places.index(one.how), one.kind, one.name)))
 
     @property
     def _may_be_told(self) -> list[Share]:
-        return [share for share in self.shares if share.sentence is not None and share.value > 0]
+        return [share for share in self.shares if share.sentence is not None and share.told > 0]
 
     def for_staff(self) -> dict[str, Any]:
         """For JSON: exact."""
@@ -138,7 +145,7 @@ class Reasons:
         return {"item_id": self.item_id, "score": self.score, "because": self.sentence, "shares": shares, "words": words}
 
     def for_shopper(self) -> dict[str, Any]:
-        """For JSON: nothing that was computed from other customers but the choice of words."""
+        """For JSON: no number. Sentence and classes were computed from other customers' purchases, as the module says."""
         shares = [{"kind": one.kind, "name": one.name, "how": one.how} for one in self.told]
         words = None if self.words is None else self.words.for_shopper()
         return {"item_id": self.item_id, "because": self.sentence, "shares": shares, "words": words}
@@ -184,30 +191,31 @@ class Teller:
         found = self._of_history(column, named)
         if self.query:
             through = {f"{TEXT} {decay:g}": float(value[column]) for decay, value in shares.query.items()}
-            found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}"))
+            told = sum(float(value[column]) for decay, value in shares.query.items() if decay not in shares.opposite)
+            found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}", told))
         if behind is not None and shares.own[:, column].any():
-            enough = behind.rest[column] >= FEWEST_CUSTOMERS and OWN not in shares.opposite
-            rest = float(shares.own[~named, column].sum())
-            found.append(Share(OWN, "", rest, sentence="Often bought together here" if enough else None))
+            found.append(Share(OWN, "", float(shares.own[~named, column].sum())))
         for name, values in shares.popularity.items():
-            found.append(Share(POPULARITY, name, float(values[column]), sentence=self._popular(name, column)))
+            value = float(values[column])
+            found.append(Share(POPULARITY, name, value, sentence=self._popular(name, column), told=value))
         found.sort(key=lambda share: -share.value)
         return (*found, Share(BASE, "", shares.base))
 
     def _of_history(self, column: int, named: np.ndarray) -> list[Share]:
         shares = self.shares
-        parts = {f"{TEXT} {decay:g}": value[:, column] for decay, value in shares.text.items()}
-        parts |= {OWN: np.where(named, shares.own[:, column], 0.0), FREQUENCY: shares.frequency[:, column]}
-        parts = {name: part for name, part in parts.items() if part.any()}
+        values: dict[str | float, np.ndarray] = {decay: value[:, column] for decay, value in shares.text.items()}
+        values |= {OWN: np.where(named, shares.own[:, column], 0.0), FREQUENCY: shares.frequency[:, column]}
+        parts = {part: value for part, value in values.items() if value.any()}
         if not parts:
             return []
-        table = np.stack(list(parts.values()))
-        totals, found = table.sum(0), []
+        table, names = np.stack(list(parts.values())), [part if isinstance(part, str) else f"{TEXT} {part:g}" for part in parts]
+        totals, told = table.sum(0), table[[part not in shares.opposite for part in parts]].sum(0)
+        found = []
         for row in np.flatnonzero(table.any(0)).tolist():
             name, did, what, when = self._phrases[row]
             what = "this" if shares.held[row] == self.items[column] else what
-            through = dict(zip(parts, table[:, row].tolist(), strict=True))
-            found.append(Share(HISTORY, name, float(totals[row]), through, f"Because you {did} {what}{when}"))
+            through, said = dict(zip(names, table[:, row].tolist(), strict=True)), f"Because you {did} {what}{when}"
+            found.append(Share(HISTORY, name, float(totals[row]), through, said, float(told[row])))
         return found
 
     @cached_property

@@ -41,12 +41,10 @@ class Customers:
 
     Attributes:
         pairs: (held, items) who bought both.
-        rest: (items,) who bought the item and one of those held items with which fewer than `FEWEST_CUSTOMERS` bought it.
         buyers: (items,) who bought the item.
     """
 
     pairs: np.ndarray
-    rest: np.ndarray
     buyers: np.ndarray
 
 
@@ -63,7 +61,7 @@ class Shares:
         popularity: (items,) by name, counted from the mean over the catalogue.
         base: what every item has.
         direction: (hidden,) whose product with an item's vector, as `Recommending` reads texts, is the text's part of its score.
-        opposite: popularities, and `OWN`, whose weight is negative: a share of theirs says the opposite of their name.
+        opposite: decays, popularities, and `OWN`, whose weight is negative: a share of theirs says the opposite of its name.
         customers: None where no part was computed from customers without noise.
     """
 
@@ -75,7 +73,7 @@ class Shares:
     popularity: Mapping[str, np.ndarray]
     base: float
     direction: np.ndarray
-    opposite: frozenset[str] = frozenset()
+    opposite: frozenset[str | float] = frozenset()
     customers: Customers | None = None
 
     @property
@@ -197,6 +195,4 @@ def count_customers(by_item: csr_array, past: Past, held: np.ndarray, items: np.
     asking = np.isin(items, past.bought).astype(np.int64)
     cells = np.bincount(both.indices * len(items) + column[row], minlength=len(held) * len(items))
     pairs = np.maximum(cells.reshape(len(held), len(items)) - asking, 0)
-    few = np.unique(row[pairs[both.indices, column[row]] < FEWEST_CUSTOMERS])
-    rest = np.maximum(np.bincount(column[few], minlength=len(items)) - asking, 0)
-    return Customers(pairs, rest, np.maximum(counts - asking, 0))
+    return Customers(pairs, np.maximum(counts - asking, 0))
