@@ -104,7 +104,8 @@ class BM25Index:
 
     def search(self, query: str) -> Lexical:
         """See `LexicalIndex`. A word counts once, however often it is repeated, and the first `MOST_WORDS` do."""
-        words = list(dict.fromkeys(self._tokeniser.words(query)))[:MOST_WORDS]
+        asked = list(dict.fromkeys(self._tokeniser.words(query)))
+        words = asked[:MOST_WORDS]
         unknown = tuple(word for word in words if self._numbers.keys().isdisjoint(self._readings(word, None)))
         nearest = {word: self._speller.nearest(word) for word in unknown[:MOST_CORRECTED]}
         corrected = {word: found for word, found in nearest.items() if found is not None}
@@ -117,7 +118,7 @@ class BM25Index:
         for read in readings.values():
             for term, weight in read.items():
                 weights[term] = max(weight, weights.get(term, 0.0))
-        return Lexical(self._scores(weights), self._coverage(readings.values()), len(words), unknown, corrected)
+        return Lexical(self._scores(weights), self._coverage(readings.values()), len(asked), unknown, corrected)
 
     def holders(self, word: str) -> np.ndarray:
         """See `LexicalIndex`."""
