@@ -189,7 +189,7 @@ def page(found: dict[str, Any]) -> str:
         whole, judged = (_cell(one[key], one[f"{key}_interval"]) for key in ("whole", "judged"))
         lines.append(f"| {one['way']} | {whole} | {judged} | {one.get('chosen', '')} |")
     lines += [
-        "\n| items | index built in, s | arrays, MB | vectors, MB | first two answers, s | p50, ms | p95, ms "
+        "\n| items | index built in, s | its arrays, MB | vectors, MB | first two answers, s | p50, ms | p95, ms "
         "| p95 of processor time | of it the encoder |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
