@@ -110,7 +110,9 @@ def test_a_whole_text_stands_above_what_begins_alike() -> None:
 
 
 def test_only_who_asks_for_more_words_than_count_is_told() -> None:
-    searcher = Searcher(CATALOGUE, BM25Index(TEXTS, Tokeniser()), np.eye(8, dtype=np.float32), lambda _: np.eye(8, dtype=np.float32)[:1])
+    searcher = Searcher(
+        CATALOGUE, BM25Index(TEXTS, Tokeniser()), np.eye(8, dtype=np.float32), lambda _: np.eye(8, dtype=np.float32)[:1]
+    )
     many = [f"w{chr(97 + number % 26)}{chr(97 + number // 26)}zzzzzz" for number in range(MOST_WORDS + 1)]
     for count, said in ((MOST_WORDS, False), (MOST_WORDS + 1, True)):
         notes = searcher.search(" ".join(many[:count])).notes
@@ -213,7 +215,7 @@ def test_the_language_is_a_setting_and_an_argument(run: Recommender, shop: Merch
 
 def test_an_unknown_language_of_a_merchant_is_one_error(tmp_path: Path, tiny_bert_folder: Path) -> None:
     folder = make_shop(tmp_path / "shop", tiny_bert_folder, users=5, recommender={"language": "klingon"})
-    with pytest.raises(InputError, match=rf"(?s)merchant\.toml.*language.*klingon.*english"):
+    with pytest.raises(InputError, match=r"(?s)merchant\.toml.*language.*klingon.*english"):
         read_merchant_file(folder / "merchant.toml")
     assert {RecommenderSettings(language=language).language for language in LANGUAGES} == set(LANGUAGES)
 

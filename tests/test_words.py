@@ -185,7 +185,9 @@ class TestLexicalIndex:
         assert index.holders("TN-2110").tolist() == [1] and index.holders("black").tolist() == [0, 1, 5]
         assert len(index.holders("")) == len(index.holders("2111")) == 0
 
-    @pytest.mark.parametrize("text", ["black#1234", "black:220v", 'black"toner', "テキスト500g", "black toner", "black" + "-a1" * 30])
+    @pytest.mark.parametrize(
+        "text", ["black#1234", "black:220v", 'black"toner', "テキスト500g", "black toner", "black" + "-a1" * 30]
+    )
     def test_who_holds_the_first_word_of_many_is_not_named(self, made: Made, text: str) -> None:
         assert len(made(("black", "テキ", "a1")).holders(text)) == 0
 
