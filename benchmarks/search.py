@@ -93,17 +93,18 @@ def meanings(queries: Queries, runs: Sequence[str], out: Path) -> dict[str, Mean
 
 
 def misspelt(words: str, rng: np.random.Generator) -> str:
-    """One letter of one word left out, doubled, replaced or swapped with the next; short words stay."""
+    """One letter of one word left out, doubled, replaced or swapped with the next, so that it changes; short words stay."""
     parts = words.split()
     able = [place for place, word in enumerate(parts) if len(word) >= SHORTEST and word.isalpha()]
     if not able:
         return words
     place = able[rng.integers(len(able))]
-    word, at = parts[place], int(rng.integers(1, len(parts[place]) - 1))
-    other = string.ascii_lowercase[rng.integers(26)]
-    ways = (word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + other + word[at + 1 :],
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :])  # fmt: skip
-    parts[place] = ways[rng.integers(len(ways))]
+    word = parts[place]
+    while parts[place] == word:
+        at, other = int(rng.integers(1, len(word) - 1)), string.ascii_lowercase[rng.integers(26)]
+        ways = (word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + other + word[at + 1 :],
+                word[:at] + word[at + 1] + word[at] + word[at + 2 :])  # fmt: skip
+        parts[place] = ways[rng.integers(len(ways))]
     return " ".join(parts)
 
 
@@ -179,7 +180,8 @@ def page(found: dict[str, Any]) -> str:
     data = found["data"]
     lines = [
         f"{data['queries']} queries ({data['without']} without a relevant item left out) over {data['items']:,} items; "
-        f"NDCG@10 with 95% bootstrap intervals over queries. Rows with + are of held-out queries, but for the oracle's.\n",
+        f"NDCG@10 with 95% bootstrap intervals over queries. Rows with + are of held-out queries, but for the oracle's; "
+        f"{data['typos']} queries have a word that can be misspelt.\n",
         "| ranking | whole catalogue | judged products | chosen on all queries |",
         "|---|---|---|---|",
     ]
@@ -187,7 +189,7 @@ def page(found: dict[str, Any]) -> str:
         whole, judged = (_cell(one[key], one[f"{key}_interval"]) for key in ("whole", "judged"))
         lines.append(f"| {one['way']} | {whole} | {judged} | {one.get('chosen', '')} |")
     lines += [
-        "\n| items | index built in, s | its size, MB | vectors, MB | first two answers, s | p50, ms | p95, ms "
+        "\n| items | index built in, s | its arrays, MB | vectors, MB | first two answers, s | p50, ms | p95, ms "
         "| p95 of processor time | of it the encoder |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -221,7 +223,8 @@ def main() -> None:
     texts, plain = queries.catalogue.texts, found[UNTRAINED]
     rows = quality(queries, BM25Index(texts, Tokeniser()), found, arguments.folds)
     sizes = [speed(size, texts, plain.vectors, plain.encode, queries.words, arguments.turns) for size in arguments.sizes]
-    data = {"queries": len(queries.words), "without": queries.without, "items": len(texts)}
+    able = sum(misspelt(words, np.random.default_rng(0)) != words for words in queries.words)
+    data = {"queries": len(queries.words), "without": queries.without, "items": len(texts), "typos": able}
     told = {"data": data, "folds": arguments.folds, "rows": rows, "speed": sizes, "environment": environment()}
     (arguments.out / "search.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
     (arguments.out / "search.md").write_text(page(told), encoding="utf-8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedrec.config import read_toml
 from fedrec.data.roles import UserShares
@@ -53,6 +53,15 @@ class RecommenderSettings(BaseModel):
     popularity do, so that what a customer is shown tells as little of others as the adapter does."""
     language: str = "english"
     """Of the catalogue's texts, for `fedrec search`: a stemmer of Snowball's, or `none`."""
+
+    @field_validator("language")
+    @classmethod
+    def _has_a_stemmer(cls, language: str) -> str:
+        from Stemmer import algorithms  # only who sets a language needs it
+
+        if language not in (known := ("none", *algorithms())):
+            raise ValueError(f"found {language!r}; expected one of {', '.join(known)}")
+        return language
 
 
 class ServerAddress(BaseModel):

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 from fedrec.data import Catalogue, CentralData, ItemDetails
 from fedrec.errors import InputError
+from fedrec.merchant import RecommenderSettings, read_merchant_file
 from fedrec.model.saved import table_of_run
 from fedrec.model.towers import centred, init_base, init_trained
 from fedrec.recommender import Answer, Filter, MerchantRecommender, Recommender
-from fedrec.recommender.words import FUSION, BM25Index, Fusion, Lexical, Searcher, Tokeniser
+from fedrec.recommender.words import FUSION, LANGUAGES, BM25Index, Fusion, Lexical, Searcher, Tokeniser
+from fedrec.recommender.words.lexical import MOST_WORDS
 
 from .conftest import make_encoder
 from .test_answers import SETTINGS, ids
@@ -36,7 +38,7 @@ TEXTS = (
     "toner CE285X, acme, ink, black",
     "desk lamp, zeta, lamps, with a switch",
     "lamp",
-    "gift box, zeta, paper, for a red mug or a lamp",
+    "gift box, zeta, paper, \x1b[31m for a red mug or a lamp",
 )
 IDS = ("m-1", "m-2", "m-3", "t-1", "t-2", "l-1", "l-2", "g-1")
 CATALOGUE = Catalogue(IDS, TEXTS)
@@ -97,6 +99,27 @@ def test_a_misspelt_word_is_read_by_the_encoder_as_it_was_meant() -> None:
     assert said == ["toner, for toner-x", "Red MUG"]
 
 
+def test_a_whole_text_stands_above_what_begins_alike() -> None:
+    """However much nearer in meaning the other is."""
+    catalogue = Catalogue(("1", "2", "3"), ("Lamp, desk, black", "Lamp", "Table for a lamp"))
+    vectors = np.array([[1, 0], [-1, 0], [1, 0]], dtype=np.float32)
+    index = BM25Index(catalogue.texts, Tokeniser())
+    searcher = Searcher(catalogue, index, vectors, lambda _: vectors[:1], Fusion(0.0))
+    for query, order in (("lamp", [1, 0, 2]), ("2", [1, 0, 2]), ("lamp, desk", [0, 2, 1])):
+        assert np.argsort(-searcher.search(query).scores, kind="stable").tolist() == order
+
+
+def test_only_who_asks_for_more_words_than_count_is_told() -> None:
+    searcher = Searcher(
+        CATALOGUE, BM25Index(TEXTS, Tokeniser()), np.eye(8, dtype=np.float32), lambda _: np.eye(8, dtype=np.float32)[:1]
+    )
+    many = [f"w{chr(97 + number % 26)}{chr(97 + number // 26)}zzzzzz" for number in range(MOST_WORDS + 1)]
+    for count, said in ((MOST_WORDS, False), (MOST_WORDS + 1, True)):
+        notes = searcher.search(" ".join(many[:count])).notes
+        assert any("only the first ones" in note for note in notes) == said
+        assert any("nearest in meaning" in note for note in notes)
+
+
 def test_a_run_is_searched_by_its_words_and_its_texts(run: Recommender) -> None:
     """Against the parts: index, encoder without heads, fusion, and the tie to the catalogue's order."""
     index = BM25Index(TEXTS, Tokeniser())
@@ -141,6 +164,8 @@ def test_filters_take_items_out_and_change_nothing_else(run: Recommender) -> Non
         (set(IDS[:4]), run.search("red mug with a lamp", merchant="half")),
     ):
         assert answer.items == [one for one in whole if one[0] in kept]
+    outside = run.search("red", filter=Filter(["lamps"]), merchant="half")  # which offers none of them
+    assert (outside.items, outside.source) == ([], "none") and "0 of the 10 asked for" in outside.notes[-1]
     nothing = run.search("red", filter=Filter(only=[]))
     assert (nothing.items, nothing.source) == ([], "none") and nothing.notes
 
@@ -169,6 +194,7 @@ Asked = Callable[[Recommender], Answer]
     [
         (lambda run: run.search(""), "no words"),
         (lambda run: run.search(" \t\x00\u200b"), "no words"),
+        (lambda run: run.search(123), "query: found 123"),  # type: ignore[arg-type]
         (lambda run: run.search("mug", k=0), "k: found 0"),
         (lambda run: run.search("mug", merchant="nobody"), "nobody"),
         (lambda run: run.search("mug", language="klingon"), "klingon"),
@@ -184,6 +210,14 @@ def test_what_means_nothing_is_refused(run: Recommender, asked: Asked, names: st
 def test_the_language_is_a_setting_and_an_argument(run: Recommender, shop: MerchantRecommender) -> None:
     assert run.search("lamps desks", 3).notes == () and shop.search("lamps desks", 3).notes  # as they are, no item has them
     assert shop.search("lamps desks", 3, language="english").notes == ()
+    assert shop._searcher("none").vectors is shop._searcher("english").vectors
+
+
+def test_an_unknown_language_of_a_merchant_is_one_error(tmp_path: Path, tiny_bert_folder: Path) -> None:
+    folder = make_shop(tmp_path / "shop", tiny_bert_folder, users=5, recommender={"language": "klingon"})
+    with pytest.raises(InputError, match=r"(?s)merchant\.toml.*language.*klingon.*english"):
+        read_merchant_file(folder / "merchant.toml")
+    assert {RecommenderSettings(language=language).language for language in LANGUAGES} == set(LANGUAGES)
 
 
 def test_another_index_is_used_as_it_is(run: Recommender) -> None:
@@ -215,6 +249,8 @@ def test_a_query_is_in_no_file_and_no_log(shop: MerchantRecommender, caplog: pyt
 def test_the_command_line(fedrec: Fedrec, run: Recommender, tmp_path: Path) -> None:
     run.save(tmp_path / "run" / "adapter")
     (tmp_path / "stock.txt").write_text("m-1\nm-2\nt-1\n")
+    escaping = fedrec("search", "run", "gift", "--k", 1).out
+    assert "g-1" in escaping and "[31m for a red mug" in escaping and "\x1b[31" not in escaping
     plain = fedrec("search", "run", "tonner\x1b", "--k", 2)
     assert plain.status == 0, plain.err
     assert "t-1" in plain.out and "source: search" in plain.out and "'toner'" in plain.out and "\x1b[31" not in plain.out

@@ -166,9 +166,9 @@ def answer_search(ranker: Ranker, searcher: Searcher, wish: Wish) -> Answer:
         InputError: there are no words, an argument that means nothing, or a filter on a column that the catalogue lacks.
     """
     allowed, about = _allowed(ranker, wish)
-    allowed &= ranker.popularity() > -np.inf  # what it does not offer
+    offered = allowed & (ranker.popularity() > -np.inf)
     found = searcher.search(wish.query or "")
-    (best,) = choose(found.scores[None], wish.k, np.zeros((0, 2), dtype=np.int64), allowed)
+    (best,) = choose(found.scores[None], wish.k, np.zeros((0, 2), dtype=np.int64), offered)
     items = [(ranker.catalogue.item_ids[item], score) for item, score in best]
     notes = (*found.notes, *about, *_shortness(len(best), replace(wish, repeats=True), allowed))
     distance = intra_list_distance(ranker.vectors, [item for item, _ in best])

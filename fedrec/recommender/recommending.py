@@ -154,11 +154,15 @@ class Recommending(ABC):
         return answer_search(self._ranker(merchant), self._searcher(language or self.language), wish)
 
     @cached_property
+    def _vectors(self) -> np.ndarray:
+        return self._text()
+
+    @cached_property
     def _searchers(self) -> dict[str, Searcher]:
         return {}
 
     def _searcher(self, language: str) -> Searcher:
         if language not in self._searchers:
             index = BM25Index(self.catalogue.texts, Tokeniser(language))
-            self._searchers[language] = Searcher(self.catalogue, index, self._text(), self._query)
+            self._searchers[language] = Searcher(self.catalogue, index, self._vectors, self._query)
         return self._searchers[language]

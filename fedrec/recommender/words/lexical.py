@@ -18,7 +18,7 @@ import bm25s
 import numpy as np
 
 from fedrec.recommender.words.spelling import Speller
-from fedrec.recommender.words.tokens import FRAGMENT, Tokeniser
+from fedrec.recommender.words.tokens import FRAGMENT, Tokeniser, is_alphabetic, is_one_word
 
 __all__ = ["BM25Index", "Lexical", "LexicalIndex"]
 
@@ -27,7 +27,8 @@ K1, B = 0.9, 0.4
 FRAGMENTS = 0.25
 """What a part of an identifier counts beside one that was written whole."""
 JOINED = 0.5
-"""What two words written as one count beside each of them: `head set` also finds `headset`."""
+"""What two words written as one count beside each of them: `head set` also finds `headset`. An identifier, such as `1.5l` for
+`1.5 l`, counts in full."""
 CORRECTED = 0.8
 """What the nearest word of the catalogue counts in place of one that it does not have."""
 MOST_WORDS = 64
@@ -103,24 +104,27 @@ class BM25Index:
 
     def search(self, query: str) -> Lexical:
         """See `LexicalIndex`. A word counts once, however often it is repeated, and the first `MOST_WORDS` do."""
-        words = list(dict.fromkeys(self._tokeniser.words(query)))[:MOST_WORDS]
-        unknown = tuple(word for word in words if not any(term in self._numbers for term in self._tokeniser.terms_of(word)))
+        asked = list(dict.fromkeys(self._tokeniser.words(query)))
+        words = asked[:MOST_WORDS]
+        unknown = tuple(word for word in words if self._numbers.keys().isdisjoint(self._readings(word, None)))
         nearest = {word: self._speller.nearest(word) for word in unknown[:MOST_CORRECTED]}
         corrected = {word: found for word, found in nearest.items() if found is not None}
         readings = {word: self._readings(word, corrected.get(word)) for word in words}
         for first, second in pairwise(words):
+            joined = first + second
             for word in (first, second):
-                readings[word].setdefault(self._tokeniser.terms_of(first + second)[0], JOINED)
+                readings[word].setdefault(self._tokeniser.terms_of(joined)[0], JOINED if is_alphabetic(joined) else 1.0)
         weights: dict[str, float] = {}
         for read in readings.values():
             for term, weight in read.items():
                 weights[term] = max(weight, weights.get(term, 0.0))
-        return Lexical(self._scores(weights), self._coverage(readings.values()), len(words), unknown, corrected)
+        return Lexical(self._scores(weights), self._coverage(readings.values()), len(asked), unknown, corrected)
 
     def holders(self, word: str) -> np.ndarray:
         """See `LexicalIndex`."""
-        words = self._tokeniser.words(word)
-        return self._rows[self._range(self._tokeniser.terms_of(words[0])[0])] if words else self._rows[:0]
+        if not is_one_word(word):
+            return self._rows[:0]
+        return self._rows[self._range(self._tokeniser.terms_of(self._tokeniser.words(word)[0])[0])]
 
     def _readings(self, word: str, corrected: str | None) -> dict[str, float]:
         """What a word may be in the index, and what each counts: itself, a part of an identifier, its parts, its neighbour."""
@@ -143,8 +147,9 @@ class BM25Index:
     def _coverage(self, readings: Iterable[Mapping[str, float]]) -> np.ndarray:
         coverage, whole = np.zeros(self._items, dtype=np.float32), 0.0
         for read in readings:
-            held = np.unique(np.concatenate([self._rows[self._range(term)] for term in read]))
-            if len(held):
+            parts = [self._rows[where] for term in read if (where := self._range(term)).stop > where.start]
+            if parts:
+                held = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))  # a term has an item once
                 rarity = math.log(1 + self._items / len(held))
                 coverage[held] += np.float32(rarity)
                 whole += rarity

@@ -19,7 +19,7 @@ from fedrec.recommender.words.tokens import normalised
 __all__ = ["Found", "Searcher"]
 
 EXACT = 10.0
-"""What an exact match is above everything else: more than all weights together."""
+"""What an exact match is above everything else, and a whole one above the others: more than all weights together."""
 RARE = 5
 """Items that hold a part number at most; what more of them hold, such as a size, is no name of one."""
 SHORTEST = 4
@@ -65,31 +65,36 @@ class Searcher:
         Raises:
             InputError: there are no words.
         """
+        if not isinstance(query, str):
+            raise InputError(f"found {query!r}", where="query", expected="a text")
         query = _readable(query)
         if not query:
             raise InputError("there are no words", where="query", expected="what is looked for")
         found = self.index.search(query)
         cosines = products(self.encode(_respelt(query, found)), self.vectors)[0]
         scores = self.fusion.scores(found.scores, cosines)
-        scores[self._exact(query, found)] += np.float32(EXACT)
+        for named in self._named(query, found):
+            scores[named] += np.float32(EXACT)
         return Found(scores, _notes(found))
 
     @cached_property
     def _texts(self) -> list[str]:
         return [normalised(text) for text in self.catalogue.texts]
 
-    def _exact(self, query: str, found: Lexical) -> np.ndarray:
-        """Positions of the items that the query names: by id, by title, or by a part number that few items hold."""
+    def _named(self, query: str, found: Lexical) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the items that the query names by id, title or a part number that few items hold; and of those of
+        which it is all: a text does not say where its title ends, so a comma may end only the title's first part."""
         asked = normalised(query)
-        named = [position for position in self.catalogue.index.get_indexer([query]) if position >= 0]
-        # A title is what a text begins with, up to the brand; only who holds every word can begin with them all.
-        for position in np.flatnonzero(found.coverage > 1 - 1e-5):
-            if (text := self._texts[position]) == asked or text.startswith(f"{asked}, "):
-                named.append(position)
+        whole = [position for position in self.catalogue.index.get_indexer([query]) if position >= 0]
+        named = []
+        for position in np.flatnonzero(found.coverage > 1 - 1e-5):  # only who holds every word can begin with them all
+            text = self._texts[position]
+            whole += [position] if text == asked else []
+            named += [position] if text.startswith(f"{asked}, ") else []
         if len(asked) >= SHORTEST and " " not in asked and any(letter.isdigit() for letter in asked):
             holders = self.index.holders(asked)
             named += holders.tolist() if len(holders) <= RARE else []
-        return np.unique(np.array(named, dtype=np.int64))
+        return np.unique(np.array([*named, *whole], dtype=np.int64)), np.unique(np.array(whole, dtype=np.int64))
 
 
 def _readable(query: str) -> str:
@@ -108,8 +113,8 @@ def _respelt(query: str, found: Lexical) -> str:
 
 def _notes(found: Lexical) -> tuple[str, ...]:
     notes = [f"no item has {word!r}; {near!r} was searched for in its place" for word, near in found.corrected.items()]
-    if len(found.unknown) == found.words and not found.corrected:
+    if len(found.unknown) == min(found.words, MOST_WORDS) and not found.corrected:
         notes.append("no item has any of these words, so this is what comes nearest in meaning")
-    if found.words >= MOST_WORDS:
+    if found.words > MOST_WORDS:
         notes.append("of so many words only the first ones were looked for")
     return tuple(notes)

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from rapidfuzz.distance import OSA
 from rapidfuzz.process import extract
 
+from fedrec.recommender.words.tokens import is_alphabetic
+
 __all__ = ["Speller"]
 
 SHORTEST = 3
 """Letters; of a shorter word every other one is a neighbour."""
 LONG = 5
 """Letters, up to which one edit is allowed; longer words may have two, as in Lucene."""
-CANDIDATES = 32
 
 
 class Speller:
@@ -28,7 +29,7 @@ class Speller:
         self._held = words
         self._groups: dict[tuple[bool, int], list[str]] = defaultdict(list)
         for word in words:
-            self._groups[word.isalpha(), len(word)].append(word)
+            self._groups[is_alphabetic(word), len(word)].append(word)
 
     def nearest(self, word: str) -> str | None:
         """The nearest word; None where none is near enough, or the word is too short to tell.
@@ -37,10 +38,11 @@ class Speller:
         """
         if len(word) < SHORTEST:
             return None
-        edits = 2 if len(word) > LONG and word.isalpha() else 1  # two away from an identifier is another product
+        alphabetic = is_alphabetic(word)
+        edits = 2 if len(word) > LONG and alphabetic else 1  # two away from an identifier is another product
         found: list[tuple[str, int, int]] = []
         for length in range(len(word) - edits, len(word) + edits + 1):
-            words = self._groups.get((word.isalpha(), length), [])
-            found += extract(word, words, scorer=OSA.distance, score_cutoff=edits, limit=CANDIDATES)
+            words = self._groups.get((alphabetic, length), [])
+            found += extract(word, words, scorer=OSA.distance, score_cutoff=edits, limit=None)
         nearest = min(found, key=lambda one: (one[1], one[0][0] != word[0], -self._held[one[0]]), default=None)
         return None if nearest is None else nearest[0]

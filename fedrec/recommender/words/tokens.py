@@ -20,7 +20,7 @@ import Stemmer
 
 from fedrec.errors import InputError
 
-__all__ = ["FRAGMENT", "LANGUAGE", "LANGUAGES", "NO_LANGUAGE", "Tokeniser", "normalised"]
+__all__ = ["FRAGMENT", "LANGUAGE", "LANGUAGES", "NO_LANGUAGE", "Tokeniser", "is_alphabetic", "is_one_word", "normalised"]
 
 LANGUAGE = "english"
 NO_LANGUAGE = "none"
@@ -31,18 +31,40 @@ FRAGMENT = "~"
 LONGEST = 64
 """Characters of a term: what is longer is no word, and would cost a speller seconds."""
 
-RUN = re.compile(r"[^\W_]+(?:[.,'\u2019\-/+&_]+[^\W_]+)*")
-PIECE = re.compile(r"[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*")
-FRAGMENTS = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)*")
+MOST_MARKS = 8
+"""Marks on one letter: to put a run of them in their order costs the square of its length."""
+
+# Vowel signs of Indic scripts, points of Arabic and Hebrew: parts of a word that are no letters. A set with any beyond the
+# basic plane costs a scan of its ranges for each letter, and only scripts of scholars have them.
+MARKS = "".join(re.escape(one) for one in map(chr, range(0x10000)) if unicodedata.category(one) in ("Mn", "Mc"))
+MARK = re.compile(f"[{MARKS}]+")
+TOO_MANY = re.compile(f"([{MARKS}]{{{MOST_MARKS}}})[{MARKS}]+")
+LETTERS = rf"[^\W_](?:[^\W_]|[{MARKS}])*"
+RUN = re.compile(rf"{LETTERS}(?:[.,'\u2019\-/+&_]+{LETTERS})*")
+PIECE = re.compile(rf"{LETTERS}(?:(?<=\d)[.,](?=\d){LETTERS})*")
+FRAGMENTS = re.compile(rf"[^\W\d_](?:[^\W\d_]|[{MARKS}])*|\d+(?:\.\d+)*")
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 def normalised(text: str) -> str:
     """One form for what looks the same: compatibility characters, case, accents on Latin letters, and runs of blanks."""
+    if not text.isascii():
+        text = TOO_MANY.sub(r"\1", text)
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     if not decomposed.isascii():
-        decomposed = re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", decomposed)
+        decomposed = re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", TOO_MANY.sub(r"\1", decomposed))
     return " ".join(unicodedata.normalize("NFKC", decomposed).split())
+
+
+def is_alphabetic(word: str) -> bool:
+    """Whether a word is of letters and the marks on them alone."""
+    return word.isalpha() or (not word.isascii() and MARK.sub("", word).isalpha())
+
+
+def is_one_word(text: str) -> bool:
+    """Whether a text is one word or identifier, and nothing else."""
+    text = normalised(text)
+    return len(text) <= LONGEST and RUN.fullmatch(text) is not None and UNSPACED.search(text) is None
 
 
 class Tokeniser:
@@ -55,7 +77,6 @@ class Tokeniser:
     def __init__(self, language: str = LANGUAGE) -> None:
         if language not in LANGUAGES:
             raise InputError(f"found {language!r}", where="language", expected=f"one of {', '.join(LANGUAGES)}")
-        self.language = language
         self._stemmer: Any = None if language == NO_LANGUAGE else Stemmer.Stemmer(language)
 
     def words(self, text: str) -> list[str]:
@@ -72,14 +93,10 @@ class Tokeniser:
         """The terms of one of them: its stem, or the whole of an identifier and then its fragments."""
         if UNSPACED.search(word):
             return tuple(term for part in _scripts(word) for term in part)
-        if word.isalpha():
+        if is_alphabetic(word):
             return (word if self._stemmer is None else str(self._stemmer.stemWord(word)),)
         fragments = FRAGMENTS.findall(word)
         return (word, *(FRAGMENT + fragment for fragment in fragments if len(fragments) > 1))
-
-    def terms(self, text: str) -> list[str]:
-        """The terms of a text in its order, repeated as they are."""
-        return [term for word in self.words(text) for term in self.terms_of(word)]
 
 
 def _scripts(piece: str) -> list[list[str]]:
