@@ -450,7 +450,7 @@ def test_given_items_are_explained_and_no_others(recommender: Recommender) -> No
     stock = recommender.recommend(RUN_HISTORY, filter=Filter(only=["i1", "gone"]), explain=True)
     assert "in stock and not in the catalogue, so ignored: 'gone'" in stock.notes
     assert recommender.explain(RUN_HISTORY, items=["gone"]).reasons == ()
-    with pytest.raises(InputError, match="only"):
+    with pytest.raises(InputError, match="items"):
         recommender.explain(RUN_HISTORY, items="i1")
     assert {one.item_id for one in recommender.explain(RUN_HISTORY, items=["i3"], repeats=True).reasons} == {"i3"}
     assert recommender.explain(RUN_HISTORY, items=[]).reasons == ()

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from fedrec.data import Catalogue
+from fedrec.errors import InputError
 from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many, answer_search, first_few
 from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
@@ -100,7 +101,9 @@ class Recommending(ABC):
         Raises:
             InputError: as `recommend`; or the encoder cannot be loaded.
         """
-        only, gone = Filter(only=items), list[str]()
+        if isinstance(items, str):
+            raise InputError(f"found the text {items!r}", where="items", expected="a list")
+        only, gone = Filter(), list[str]()
         if items is not None:
             known = (self.catalogue.index.get_indexer(list(items)) >= 0).tolist()
             gone = [item for item, here in zip(items, known, strict=True) if not here]
