@@ -254,7 +254,7 @@ class MerchantRecommender(Recommending):
         return found
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
-        """(texts, hidden) of texts that are not the catalogue's."""
+        """See `Recommending`."""
         encoder = self.place.encoder(self.adapter)
         arrays = {} if self.adapter is None else self.adapter.arrays
         encoder.load({name: value for name, value in arrays.items() if "lora_" in name})
@@ -262,11 +262,6 @@ class MerchantRecommender(Recommending):
 
     def _reader(self) -> Reader:
         return Reader(self.place.encoder(self.adapter).read_until, lambda texts: self._read(texts, "candidate"))
-
-    def _query(self, query: str) -> np.ndarray:
-        """See `Recommending`."""
-        found: np.ndarray = self._encoded([query]).cpu().numpy()
-        return found
 
     def _text(self) -> np.ndarray:
         """See `Recommending`: without the heads, which know what is bought together."""

@@ -183,17 +183,12 @@ class Recommender(Recommending):
         return found
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
-        """(texts, hidden) of texts that are not the catalogue's."""
+        """See `Recommending`."""
         self.encoder.load(self.arrays)
         return centred(self.encoder.encode(texts), self.arrays)
 
     def _reader(self) -> Reader:
         return Reader(self.encoder.read_until, lambda texts: self._read(texts, "candidate") * self.scoring.temperature)
-
-    def _query(self, query: str) -> np.ndarray:
-        """See `Recommending`."""
-        found: np.ndarray = self._encoded([query]).cpu().numpy()
-        return found
 
     def _text(self) -> np.ndarray:
         """See `Recommending`: without the heads, which know what is bought together."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+from torch import Tensor
 
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
@@ -43,8 +44,8 @@ class Recommending(ABC):
         """(items, hidden) unit vectors of the catalogue's texts, as the encoder has them."""
 
     @abstractmethod
-    def _query(self, query: str) -> np.ndarray:
-        """(1, hidden) unit vector of words among them."""
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        """(texts, hidden) unit vectors of texts that are not the catalogue's, among these."""
 
     def recommend(
         self,
@@ -155,6 +156,10 @@ class Recommending(ABC):
         """
         wish = Wish(k, query, filter or Filter(), exclude)
         return answer_search(self._ranker(merchant), self._searcher(language or self.language), wish)
+
+    def _query(self, query: str) -> np.ndarray:
+        found: np.ndarray = self._encoded([query]).cpu().numpy()
+        return found
 
     @cached_property
     def _vectors(self) -> np.ndarray:
