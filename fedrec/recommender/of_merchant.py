@@ -47,7 +47,7 @@ from fedrec.recommender.reasons.shares import (
     text_shares,
 )
 from fedrec.recommender.reasons.words import Reader
-from fedrec.recommender.recommending import Recommending
+from fedrec.recommender.recommending import Recommending, exported
 from fedrec.recommender.selection import choose
 from fedrec.recommender.shelf import Ranked, look_up
 
@@ -186,13 +186,22 @@ class MerchantRecommender(Recommending):
         )  # fmt: skip
 
     @classmethod
-    def load(cls, folder: str | Path) -> MerchantRecommender:
+    def load(cls, folder: str | Path, onnx: str | Path | None = None) -> MerchantRecommender:
         """Open a merchant's folder.
 
+        Args:
+            onnx: an export of the model that ranks here; see `Recommender.load`.
+
         Raises:
-            InputError: `merchant.toml` or the tables cannot be read, or the current adapter cannot be used here.
+            InputError: `merchant.toml` or the tables cannot be read, or the current adapter cannot be used here; `onnx` is no
+                export, or one of another model.
         """
-        return cls(MerchantPlace(Path(folder).resolve()))
+        recommender = cls(MerchantPlace(Path(folder).resolve()))
+        if onnx is not None:
+            adapter = recommender.adapter
+            fingerprint = "" if adapter is None else adapter.settings["encoder_fingerprint"]
+            recommender._onnx = exported(onnx, fingerprint, {} if adapter is None else adapter.arrays)
+        return recommender
 
     def rank(
         self, history: Sequence[str], k: int = 10, query: str | None = None, catalogue: Catalogue | pd.DataFrame | None = None
@@ -255,6 +264,8 @@ class MerchantRecommender(Recommending):
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         """See `Recommending`."""
+        if self._onnx is not None:
+            return self._unit(self._onnx.encode(texts))
         encoder = self.place.encoder(self.adapter)
         arrays = {} if self.adapter is None else self.adapter.arrays
         encoder.load({name: value for name, value in arrays.items() if "lora_" in name})

@@ -6,18 +6,37 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
+from fedrec.model.adapter import Arrays
 from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many, answer_search, first_few
 from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
 from fedrec.recommender.words import LANGUAGE, BM25Index, Searcher, Tokeniser
 
-__all__ = ["Recommending"]
+if TYPE_CHECKING:  # importing it takes seconds, and few ask for it
+    from fedrec.model.onnx_encoder import OnnxEncoder
+
+__all__ = ["Recommending", "exported"]
+
+
+def exported(folder: str | Path, fingerprint: str, arrays: Arrays) -> OnnxEncoder:
+    """An exported encoder, if it is that of this model.
+
+    Raises:
+        InputError: it is no export, or one of another model.
+    """
+    from fedrec.model.onnx_encoder import OnnxEncoder
+
+    encoder = OnnxEncoder(folder)
+    encoder.check(fingerprint, arrays)
+    return encoder
 
 
 class Recommending(ABC):
@@ -30,6 +49,8 @@ class Recommending(ABC):
     catalogue: Catalogue
     language: str = LANGUAGE
     """Of the catalogue's texts."""
+    _onnx: OnnxEncoder | None = None
+    """What reads words in place of the encoder."""
 
     @abstractmethod
     def _ranker(self, merchant: str | None) -> Ranker:
