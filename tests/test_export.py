@@ -1,11 +1,14 @@
 """An export is the model: opened by other programs it says what the original says, and holds nothing of a merchant's own."""
 
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +24,17 @@ from fedrec.export import export, measure_export
 from fedrec.export.measuring import Users
 from fedrec.export.source import Source
 from fedrec.model import load_encoder
-from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.onnx_encoder import OnnxEncoder
 from fedrec.model.towers import centred, role_table
 from fedrec.recommender import Recommender
+from fedrec.recommender.merchant_text import MerchantPlace
 from simulations.run import simulate
 
 from .conftest import WORDS
 from .helpers import make_federation, settings_of
+from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
+from .test_merchant_recommender import adapter, make_shop  # noqa: F401
 
 TEXTS = ["red lamp", "a small steel mug for tea and soap", "clock", " ".join(WORDS * 3), "", "blue chair desk"]
 
@@ -181,3 +187,23 @@ def test_a_recommender_reads_words_with_its_own_export_and_no_other(tiny_bert_fo
     assert found[0] == pytest.approx(found[1], abs=0.05)
     assert isinstance(fast, Recommender)
     assert fast._encoder is None, "the encoder itself was not loaded"
+
+
+@pytest.mark.slow  # the adapter is a run's
+def test_a_merchants_export_is_what_was_delivered_and_its_figures_are_only_shown(
+    fedrec: Fedrec, tiny_bert_folder: Path, adapter: tuple[Arrays, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, out = make_shop(tmp_path / "shop", tiny_bert_folder), tmp_path / "out"
+    assert_refused(fedrec("export", folder, out), "no delivered model ranks here", "fedrec merchant model")
+    place = MerchantPlace(folder)
+    place.versions.use(place.versions.keep(*adapter)[0])
+    assert_refused(fedrec("export", folder, out, "--format", "gguf"), "gguf", "one of hf, onnx")
+    assert not out.exists()
+    answer = fedrec("export", folder, out, "--json")
+    assert answer.status == 0, answer.err
+    shown = json.loads(answer.out)
+    assert all("ndcg@10" in row for row in shown["rows"]), "its own measured users were ranked for"
+    assert "measured.json" not in {path.name for path in out.iterdir()}
+    assert set(load_file(out / "fedrec.safetensors")) <= {CENTRE, HEAD_A, *HEAD_B.values()}
+    bytes_ = b"".join(path.read_bytes() for path in out.iterdir())
+    assert b"customer-" not in bytes_ and place.data().catalogue.texts[3].encode() not in bytes_
