@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedrec.recommender.frequency import PersonalFrequency
     from fedrec.recommender.merchant_text import MerchantPlace
 
-__all__ = ["another_fit", "evaluate", "fit", "not_written"]
+__all__ = ["Folder", "Json", "another_fit", "evaluate", "fit", "not_written", "opened"]
 
 Folder = Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -31,7 +31,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit the own layer on all events, choose how it is joined with the text, and which adapter ranks."""
-    place = _opened(folder)
+    place = opened(folder)
     with place.fitting(another_fit):
         _fit(place, place.data(), force, json)
 
@@ -90,7 +90,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure, on users of your own that nothing was trained on, what you have alone and with the federation."""
-    place = _opened(folder)
+    place = opened(folder)
     data = place.data()
     from fedrec.recommender.contest import SERVED, TEXT
     from fedrec.recommender.measuring import measure_merchant
@@ -196,7 +196,8 @@ def _tell_changed_roles(why: str | None) -> None:
         out.print(why, style="yellow", soft_wrap=True)
 
 
-def _opened(folder: Path) -> MerchantPlace:
+def opened(folder: Path) -> MerchantPlace:
+    """A merchant's folder, with its own cache of encoders where it is a deployed one's."""
     from fedrec.deploy.layout import MerchantFolder
 
     merchant = MerchantFolder(folder.resolve())

@@ -1,0 +1,119 @@
+"""`fedrec merchant drift`: whether customers have moved away from what the model learned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedrec.cli.merchant_own import Folder, Json, opened
+from fedrec.cli.terminal import out, print_json, table
+
+if TYPE_CHECKING:
+    from fedrec.recommender.drift import Drift, Window
+    from fedrec.recommender.merchant_text import MerchantPlace
+
+__all__ = ["drift"]
+
+SURE = 0.05
+
+
+def drift(
+    folder: Folder,
+    weeks: Annotated[int, typer.Option(min=1, max=52, help="Weeks in a window.")] = 4,
+    windows: Annotated[int, typer.Option(min=2, max=60, help="At most so many, the last ones.")] = 12,
+    json: Json = False,
+) -> None:
+    """Hold the last weeks against those before: what is bought, by whom, and how often the model's list held it.
+
+    Nothing follows from it by itself: neither a fit nor a run is started, and no server hears of it.
+    """
+    place = opened(folder)
+    data = place.data()
+    import numpy as np
+
+    from fedrec.config import RunConfig
+    from fedrec.recommender.contest import SERVED, TEXT, contenders, popularity_here
+    from fedrec.recommender.drift import measure_drift
+
+    config, version = RunConfig(), place.versions.current
+    adapter, here = place.adapter(version), popularity_here(data.histories, len(data.catalogue))
+    received = None if adapter is None else place.received(data.catalogue, adapter, here)
+    model = contenders(place.plain(data.catalogue, here), received, (0.0,))[TEXT if received is None else SERVED]
+    roles = place.roles(data)
+    held_back = np.union1d(roles.choose, roles.measure)
+    found = measure_drift(
+        data, model.part, model.default, held_back, weeks=weeks, windows=windows, length=config.history, k=config.top_k
+    )
+    cost = _last_run(place)
+    sentence = _sentence(found, cost)
+    if json:
+        said: dict[str, Any] = {"merchant": place.settings.name, "version": version, **asdict(found), "sentence": sentence}
+        for window in said["windows"]:
+            window |= {"start": window["start"].date().isoformat(), "end": window["end"].date().isoformat()}
+        print_json({**said, "last_run": cost})
+        return
+    title = f"{place.settings.name}: windows of {weeks} weeks, each against all before it"
+    heads = ["to", "baskets", f"mix by {found.by}", "new items", "baskets before", f"HR@{found.k} of the text", "users"]
+    out.print(table(title, heads, [_row(window) for window in found.windows]))
+    out.print(sentence, soft_wrap=True)
+    if not found.held_back:
+        out.print("Nobody is held back from training here, so the model may know those whom it is measured on.", style="yellow")
+    out.print("These figures come from your customers' data without noise: they are yours alone.", style="dim")
+
+
+def _row(window: Window) -> list[str]:
+    hits = window.hits
+    rate = "-" if hits is None else f"{hits.mean:.3f} [{hits.low:.3f}, {hits.high:.3f}]"
+    mix, unknown = ("-" if one is None else f"{one:.3f}" for one in (window.mix, window.unknown))
+    users = "0" if hits is None else f"{hits.users:,}"
+    return [window.end.date().isoformat(), f"{window.baskets:,}", mix, unknown, f"{window.history:g}", rate, users]
+
+
+def _sentence(found: Drift, cost: dict[str, float] | None) -> str:
+    """What a person should know, and what another run would cost."""
+    since = found.windows[-1].start.date().isoformat()
+    of = "categories" if found.by == "category" else "items"
+    names = {
+        "mix": f"what is bought has shifted between {of} more than in any earlier window",
+        "unknown": "more of it is new than in any earlier window",
+    }
+    parts = [names[name] for name in found.unusual]
+    if found.change is None:
+        parts.append("too few users bought something new to say how the model does")
+    elif found.p_value is not None and found.p_value < SURE:
+        verb = "lost" if found.change < 0 else "gained"
+        parts.append(f"the text has {verb} {abs(found.change):.0%} of its hit rate since {since} (p = {found.p_value:.2g})")
+    else:
+        parts.append(
+            f"how often the text hits has not changed since {since} as far as these users can show ({found.change:+.0%})"
+        )
+    said = "; ".join(parts)
+    said = said[0].upper() + said[1:] + "."
+    if cost is None:
+        return said + " Nothing was ever released here, so no run's cost is known."
+    fits = "fits" if cost["after"] <= cost["budget"] else "does not fit"
+    return (
+        f"{said} A run like the last would cost epsilon {cost['epsilon']:.2f} more and end at {cost['after']:.2f}, "
+        f"which {fits} your budget of {cost['budget']:g}."
+    )
+
+
+def _last_run(place: MerchantPlace) -> dict[str, float] | None:
+    """What the last run's releases would add once more: `epsilon`, `after` and `budget`; None where nothing was released."""
+    from clients.losses import open_ledger
+    from clients.site import deployed_site
+    from fedrec.deploy.layout import MerchantFolder
+    from fedrec.privacy import epsilon
+
+    merchant, policy = MerchantFolder(place.path), place.settings.privacy
+    if not merchant.state.is_dir():
+        return None
+    releases = open_ledger(deployed_site(merchant), place.settings.name, policy.delta).intact()[0]
+    if not releases:
+        return None
+    events = [release.event for release in releases]
+    again = [release.event for release in releases if release.run == releases[-1].run]
+    before, after = (epsilon(made, policy.delta).value for made in (events, [*events, *again]))
+    return {"epsilon": after - before, "after": after, "budget": policy.epsilon}
