@@ -111,6 +111,21 @@ class Histories:
         names = tuple(self.user_ids[user] for user in users)
         return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times, self.queries)
 
+    def renumbered(self, places: np.ndarray, size: int) -> Histories:
+        """The same users in a catalogue of another order; what it does not have is left out, searches stay.
+
+        Args:
+            places: (items,) where each item is there, -1 for nowhere.
+            size: how many items are there.
+        """
+        searched = self.items - len(places)
+        items = np.where(searched < 0, np.append(places, -1)[np.minimum(self.items, len(places))], size + searched)
+        kept = items >= 0
+        offsets = np.append(0, np.cumsum(kept))[self.offsets].astype(np.int64)
+        parts = (None if one is None else one[kept] for one in (self.target, self.times))
+        target, times = parts
+        return Histories(self.user_ids, offsets, items[kept], self.baskets[kept], target, times, self.queries)
+
     @property
     def is_target(self) -> np.ndarray:
         """(events,) whether each is a target."""
