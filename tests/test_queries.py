@@ -34,7 +34,7 @@ from fedrec.recommender.past import Past
 from fedrec.recommender.pooled import Pooled
 from fedrec.recommender.reasons.reasons import SEARCHED
 from fedrec.training.encoder import EncoderTrainer
-from fedrec.training.examples import merged
+from fedrec.training.examples import distinct_items, merged
 from fedrec.training.heads import HeadsTrainer
 from fedrec.training.records import build_examples
 from fedrec.training.round import _trainer
@@ -263,9 +263,10 @@ def test_what_others_searched_for_changes_no_bit_of_a_users_gradient(name: str, 
         if isinstance(trainer, EncoderTrainer):
             trainer.negatives = negatives
             return [row.numpy() for row in flat_gradients(trainer, records)]
-        found = list(trainer.gradients(records))
+        found = list(trainer.gradients(merged(records)))
         norms = torch.cat([chunk.squared_norms() for chunk in found])
-        return [np.append(row.numpy(), norm) for row, norm in zip(torch.cat([c.per_record() for c in found]), norms, strict=True)]
+        rows = torch.cat([torch.cat([chunk.per_record() for chunk in found]), norms[:, None]], dim=1)
+        return list(rows[np.argsort(np.argsort(distinct_items(records), kind="stable"))].numpy())
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -352,9 +353,7 @@ def test_those_who_choose_are_ranked_with_their_searches(searched: Path) -> None
     assert max(group.masked[:, 1].max(), group.relevant[:, 1].max()) < len(data.catalogue)
     model = OwnModel.read(place.own)
     assert model is not None and model.blend.users >= 30 and up_to_date(place, data)
-    events = pd.read_csv(searched / "events.csv")
-    changed = events["query"].str.replace("red-secret", "green-secret")
-    other = Histories.from_table(events.assign(query=changed, timestamp=pd.to_datetime(events["timestamp"])), data.catalogue)
+    other = replace(data.histories, queries=tuple(f"{query}!" for query in data.histories.queries))
     assert not up_to_date(place, replace(data, histories=other)), "what was chosen was chosen with other words"
     assert not [path for path in (searched / "own").iterdir() if b"-secret" in path.read_bytes()]
 
