@@ -258,6 +258,7 @@ class Merchant:
                 prior=self.prior(public),
                 population=self.policy.population,
                 noise=noise,
+                queries=self.data.histories.queries,
             )
             return encode_update(update, noise) if task.update_code == "int8" else update
 
@@ -274,6 +275,7 @@ class Merchant:
             trained=trained,
             prior=self.prior(public),
             noise=noise,
+            queries=self.data.histories.queries,
         )
 
     def encoder(self, task: RoundTask) -> TextEncoder:

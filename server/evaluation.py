@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedrec.config import RunConfig
 from fedrec.data import CentralData, CentralGroup
@@ -49,10 +50,15 @@ class CentralEvaluator:
         self.fitting, self.judging = EvaluationSet.build(calibrating, config.history, JUDGING, config.seed + 1)
 
     def tables(self, public: Arrays, trained: Arrays) -> tuple[np.ndarray, np.ndarray]:
-        """History and candidate embeddings of the central catalogue, (items, hidden) each."""
+        """Embeddings of the central catalogue as candidates, (items, hidden), and, before that, as history, where the central
+        users' searches follow the items."""
         self.encoder.load({**public, **trained})
         e = centred(self.encoder.embed(self.central.catalogue), public)
-        return role_table(e, public, trained, "history").cpu().numpy(), role_table(e, public, trained, "candidate").cpu().numpy()
+        history = role_table(e, public, trained, "history")
+        if self.central.queries:
+            asked = centred(self.encoder.embed_private(self.central.queries), public)
+            history = torch.cat([history, role_table(asked, public, trained, "history")])
+        return history.cpu().numpy(), role_table(e, public, trained, "candidate").cpu().numpy()
 
     def trains_under(self, public: Arrays, trained: Arrays, before: Scoring | None = None) -> Scoring:
         """What merchants train under: fitted on the calibration users, or the settings as they are.

@@ -103,26 +103,36 @@ def at_merchants(
         notify("at_merchant", merchant=name, number=number, merchants=len(folders))
         group, histories = measured[name], _histories(folder, name, central, measured[name].positions)
         sizes[name] = len(histories)
-        found[name] = dict(_contest(group, histories, tables, state, scoring, config))
+        asked = _asked((*histories.queries, *central.queries), encoder, state)
+        found[name] = dict(_contest(group, histories, tables, asked, state, scoring, config))
     sold = len(np.unique(np.concatenate([measured[name].positions for name in found])))
     return _summary(found, sizes, sold, config)
 
 
 def _contest(
-    group: Group, histories: Histories, tables: tuple[Tensor, Tensor], state: ServerState, scoring: Scoring, config: RunConfig
+    group: Group,
+    histories: Histories,
+    tables: tuple[Tensor, Tensor],
+    asked: tuple[Tensor | None, Tensor | None],
+    state: ServerState,
+    scoring: Scoring,
+    config: RunConfig,
 ) -> Iterator[tuple[str, _Ranked]]:
     positions = group.positions
+    # After the merchant's items come what its users searched for, and then what the measured ones did.
+    searched = len(positions) + len(histories.queries) + group.items - len(tables[0])
+    items = np.where(group.items < len(tables[0]), np.searchsorted(positions, group.items), searched)
     plain, pooled = (table[positions] for table in tables)
     here = popularity_here(histories, len(positions))
     arrays, public = {**state.public, **state.trained}, state.public
-    part = trained_part(pooled, arrays, here, public[COUNTS][positions], float(public[FLOOR][0]))
+    part = trained_part(pooled, arrays, here, public[COUNTS][positions], float(public[FLOOR][0]), asked[1])
     everyone = np.arange(len(histories))
     roles = Roles(everyone, everyone[:0], everyone[:0])
     entries = run_contest(
         histories,
         roles,
-        replace(group, items=np.searchsorted(positions, group.items), positions=np.arange(len(positions))),
-        plain_part(plain, here),
+        replace(group, items=items, positions=np.arange(len(positions))),
+        plain_part(plain, here, asked=asked[0]),
         Received(part, scoring),
         folds_of(histories, roles, len(positions), config.history, config.seed),
         k=config.top_k,
@@ -140,6 +150,17 @@ def _pooled(central: CentralData, encoder: TextEncoder, arrays: Arrays) -> Tenso
     return encoder.embed(central.catalogue)
 
 
+def _asked(queries: tuple[str, ...], encoder: TextEncoder, state: ServerState) -> tuple[Tensor | None, Tensor | None]:
+    """(queries, hidden) of the untrained and of the trained encoder; None for nothing."""
+    if not queries:
+        return None, None
+    found = []
+    for arrays in (state.public, {**state.public, **state.trained}):
+        encoder.load({**{name: np.zeros_like(value) for name, value in encoder.trained().items()}, **arrays})
+        found.append(encoder.encode(queries))
+    return found[0], found[1]
+
+
 def _name(folder: Path) -> str:
     return read_merchant_file(folder / MERCHANT_FILE).name
 
@@ -153,12 +174,7 @@ def _histories(folder: Path, name: str, central: CentralData, positions: np.ndar
     found = np.where(found < 0, central.catalogue.index.get_indexer([f"{name}:{one}" for one in ids]), found)
     place = np.searchsorted(positions, found)
     known = np.append(positions, -1)[place] == found
-    histories = data.histories
-    kept = known[histories.items]
-    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))[kept]
-    offsets = np.append(0, np.cumsum(np.bincount(users, minlength=len(histories)))).astype(np.int64)
-    target = None if histories.target is None else histories.target[kept]
-    return Histories(histories.user_ids, offsets, place[histories.items[kept]], histories.baskets[kept], target)
+    return data.histories.renumbered(np.where(known, place, -1), len(positions))
 
 
 def _summary(found: _Found, sizes: dict[str, int], sold: int, config: RunConfig) -> dict[str, Any]:

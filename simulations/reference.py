@@ -136,7 +136,9 @@ def _heads(
     e = centred(encoder.embed(merchant.data.catalogue), public)
     a = torch.as_tensor(public[HEAD_A], device=e.device)
     b = {role: torch.tensor(trained[name], device=e.device, requires_grad=True) for role, name in HEAD_B.items()}
-    tables = {role: normalize(e + (e @ a) @ value, dim=-1) for role, value in b.items()}
+    asked = centred(encoder.embed_private(merchant.data.histories.queries), public)
+    texts = {"history": torch.cat([e, asked]), "candidate": e}
+    tables = {role: normalize(texts[role] + (texts[role] @ a) @ value, dim=-1) for role, value in b.items()}
     offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
     total = e.new_zeros(())
     for start in range(0, len(lot), 512):
@@ -156,6 +158,7 @@ def _encoder(
 ) -> Arrays:  # fmt: skip
     """Summed gradient of the encoder's LoRA: each distinct text once, since no user is told from another."""
     states = encoder.states(merchant.data.catalogue)
+    states = states.followed_by(encoder.private_states(merchant.data.histories.queries))
     trainer = EncoderTrainer(encoder, states, prior, public, trained, scoring, history=config.encoder_history)
     trainer.negatives = noise.integers(len(prior), config.negatives)
     parameters = trainer.parameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 from flwr.app import Context, Message
 
 from fedrec.config import RunConfig
-from fedrec.data import Histories
+from fedrec.data import Columns, Histories
 from fedrec.data.split import split_source
 from fedrec.privacy import Ledger
 from fedrec.wire import DELIVER
@@ -21,10 +21,12 @@ from server.run_folder import RunFolder
 from simulations.engines import InlineGrid
 from simulations.run import simulate
 
-from .conftest import write_source
+from .conftest import WORDS, write_source
 
 USER = "customer-{}-secret"
 """A user id long enough that it does not turn up in random bytes by chance."""
+QUERIES = [f"{word}-searched-secret" for word in WORDS]
+"""And words of searches, which the encoder knows in part."""
 
 
 def naive_ranks(scores: np.ndarray, masked: list[int], relevant: list[int]) -> list[int]:
@@ -59,13 +61,31 @@ def subset(histories: Histories, users: list[int]) -> Histories:
     return Histories(tuple(histories.user_ids[u] for u in users), offsets, histories.items[at], histories.baskets[at])
 
 
+def with_searches(events: pd.DataFrame, share: float = 0.7, seed: int = 0, words: Sequence[str] = WORDS) -> pd.DataFrame:
+    """A search of a few words half a day before some of the baskets."""
+    rng = np.random.default_rng(seed)
+    keys = [name for name in ("merchant", Columns.USER, Columns.TIME) if name in events]
+    visits = events[keys].drop_duplicates()
+    visits = visits[rng.random(len(visits)) < share]
+    queries = [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(len(visits))]
+    searches = visits.assign(event="search", query=queries, timestamp=visits[Columns.TIME] - pd.Timedelta(hours=12))
+    return pd.concat([events.assign(event="purchase"), searches], ignore_index=True)
+
+
 def make_federation(
-    folder: Path, own_catalogues: bool = False, merchants: int = 3, users: int = 40, policy: dict[str, object] | None = None
+    folder: Path,
+    own_catalogues: bool = False,
+    merchants: int = 3,
+    users: int = 40,
+    policy: dict[str, object] | None = None,
+    searches: bool = False,
 ) -> Path:
-    """A federation folder of a few small merchants whose user ids can be told from anything else."""
+    """A federation folder of a few small merchants whose user ids, and searches, can be told from anything else."""
     source = write_source(folder / "source", merchants=merchants, users=users, own_catalogues=own_catalogues)
     events = pd.read_parquet(source / "events.parquet")
     events["user_id"] = [USER.format(name) for name in events["user_id"]]
+    if searches:
+        events = with_searches(events, words=QUERIES)
     events.to_parquet(source / "events.parquet", index=False)
     split_source(source, folder / "federation", 0.3, {"epsilon": 8.5, "delta": 1e-5, **(policy or {})})
     return folder / "federation"

@@ -52,7 +52,7 @@ def run_of(federation: Path, bert: Path, out: Path) -> tuple[RunFolder, Crossed]
 def twice(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> dict[str, Any]:
     """One run before the merchants fitted anything, and the same one after."""
     folder = tmp_path_factory.mktemp("leaves")
-    federation = make_federation(folder, users=120)
+    federation = make_federation(folder, users=120, searches=True)
     for name in MERCHANTS:
         path = federation / "merchants" / name / "merchant.toml"
         settings = {**tomllib.loads(path.read_text()), "users": {"choose": 0.4, "measure": 0.2}}
@@ -79,6 +79,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> d
 def test_there_is_something_that_could_leave(twice: dict[str, Any]) -> None:
     for name in MERCHANTS:
         shop, model = twice["federation"] / "merchants" / name, twice["models"][name]
+        assert load_merchant(shop).searches.events > 100
         assert (shop / "own" / FILE).stat().st_size > 1000 and model.blend.users >= 30 and list((shop / "model").iterdir())
 
     assert len(twice["before"]) == len(MERCHANTS) * (1 + 3 + 1)
@@ -114,11 +115,12 @@ def test_nothing_of_the_layer_or_its_figures_is_in_a_reply_or_a_servers_file(twi
         for name in MERCHANTS:
             made_from = twice["models"][name].facts["made_from"].encode()
             key = (twice["federation"] / "merchants" / name / "own" / "users.key").read_bytes()
-            assert made_from not in raw and key not in raw and b"customer-" not in raw
+            assert made_from not in raw and key not in raw and b"customer-" not in raw and b"searched" not in raw
     for path in twice["second"].rglob("*"):
         if path.is_file():
             held = path.read_bytes()
             assert not [name for name in MERCHANTS if twice["models"][name].facts["made_from"].encode() in held], path
+            assert b"searched-secret" not in held, path
             assert path.name not in (FILE, "users.key", "verdict.json")
 
 

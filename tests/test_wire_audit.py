@@ -14,7 +14,7 @@ from flwr.common.serde import message_to_proto
 
 import clients.merchant
 from fedrec import wire
-from fedrec.data import load_merchant
+from fedrec.data import load_central, load_merchant, text_key
 from fedrec.data.split import split_source
 from fedrec.model.adapter import HEAD_B, digest
 from fedrec.training.heads import HeadsTrainer
@@ -22,7 +22,7 @@ from fedrec.training.update_code import SCALES
 from simulations.run import simulate
 
 from .conftest import write_source
-from .helpers import recorded, settings_of
+from .helpers import QUERIES, recorded, settings_of, with_searches
 
 ITEM, TITLE = "sku-{}-planted", "planted title of {}"
 
@@ -37,7 +37,7 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     events["item_id"] = [ITEM.format(name) for name in events["item_id"]]
     items["title"] = [TITLE.format(name) for name in items["item_id"]]
     items["item_id"] = [ITEM.format(name) for name in items["item_id"]]
-    events.to_parquet(source / "events.parquet", index=False)
+    with_searches(events, words=QUERIES).to_parquet(source / "events.parquet", index=False)
     items.to_parquet(source / "items.parquet", index=False)
     split_source(source, folder / "federation", 0.3, {"epsilon": 9.0, "delta": 1e-5})
 
@@ -59,8 +59,9 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     log: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
-    server_log = logging.getLogger("flwr")
-    server_log.addHandler(handler)
+    logs = [logging.getLogger(name) for name in ("flwr", "fedrec")]
+    for one in logs:
+        one.addHandler(handler)
     patch = pytest.MonkeyPatch()
     patch.setattr(HeadsTrainer, "gradients", watched_gradients)
     patch.setattr(clients.merchant, "train_round", failing_train)
@@ -70,7 +71,8 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             run = simulate(folder / "federation", config, folder / "run", record_wire=True)
     finally:
         patch.undo()
-        server_log.removeHandler(handler)
+        for one in logs:
+            one.removeHandler(handler)
     assert failed and losses
     training = [pair for pair in crossed if pair[0].metadata.message_type != wire.DELIVER]
     home = [pair for pair in crossed if pair[0].metadata.message_type == wire.DELIVER]
@@ -81,7 +83,7 @@ def planted(federation: Path) -> list[str]:
     out = []
     for folder in sorted((federation / "merchants").iterdir()):
         data = load_merchant(folder)
-        out += [*data.histories.user_ids, *data.catalogue.item_ids, *data.catalogue.texts]
+        out += [*data.histories.user_ids, *data.catalogue.item_ids, *data.catalogue.texts, *data.histories.queries]
     return out
 
 
@@ -94,6 +96,23 @@ def test_no_id_or_title_is_in_any_reply_or_server_log_or_metrics(audited: dict[s
     assert len(replies) == 3 * 5
     for place in places:
         assert not [needle for needle in needles if needle in place]
+
+
+def test_no_search_is_in_a_message_a_run_folder_a_log_or_a_cache(audited: dict[str, Any], private_cache: Path) -> None:
+    """Not its words; and of a cache, whose files hold what a text becomes under the key of that text, not its key either."""
+    shops = [load_merchant(folder) for folder in sorted((audited["federation"] / "merchants").iterdir())]
+    queries = {*load_central(audited["federation"]).queries, *(query for data in shops for query in data.histories.queries)}
+    assert len(queries) > 100 and all("searched-secret" in query for query in queries)
+    messages = [message for pair in [*audited["crossed"], *audited["home"]] for message in pair]
+    files = [path.read_bytes() for root in (audited["run"].path, private_cache) for path in root.rglob("*") if path.is_file()]
+    for place in [*(message_to_proto(one).SerializeToString() for one in messages), *files]:
+        assert b"searched-secret" not in place
+    assert "searched" not in "".join(audited["log"])
+    cached = {int(key) for path in private_cache.rglob("*.index.npy") for key in np.load(path)["key"]}
+    assert cached >= {int(key) for data in shops for key in data.catalogue.keys}
+    assert cached.isdisjoint(map(text_key, queries))
+    sold = pd.read_parquet(audited["run"].path / "adapter" / "catalogue.parquet")  # compressed, so its bytes would not show it
+    assert len(sold) == len(shops[0].catalogue) and "searched-secret" not in sold.to_csv()
 
 
 def test_no_loss_is_in_any_reply(audited: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ class _Place:
             ids, known = merchant.data.catalogue.item_ids, central.catalogue.index
             # Where merchants use one id for different things, the central one names its merchant too.
             places = known.get_indexer([one if one in known else f"{merchant.name}:{one}" for one in ids])
-            histories.append(replace(merchant.data.histories, items=places[merchant.data.histories.items]))
+            histories.append(merchant.data.histories.renumbered(places, len(known)))
         data = Central.of(tuple(histories), len(central.catalogue), users.groups, config.seed)
         return cls(config, central, data, users.groups, {group.name: group for group in choosing.groups})
 

@@ -88,9 +88,9 @@ def _public_users(central: CentralData, config: RunConfig) -> Iterator[Pooled]:
         chosen = [place for place, name in enumerate(names) if is_calibration(name, config.calibration_share, config.seed)]
         if chosen:
             histories = group.histories.take(np.array(chosen))
-            data = MerchantData(
-                central.catalogue.subset(positions), replace(histories, items=np.searchsorted(positions, histories.items))
-            )
+            places = np.full(len(central.catalogue), -1)
+            places[positions] = np.arange(len(positions))
+            data = MerchantData(central.catalogue.subset(positions), histories.renumbered(places, len(positions)))
             yield Pooled(group.name, data, Policy(epsilon=config.epsilon, delta=config.delta, population=len(chosen)))
 
 

@@ -68,6 +68,7 @@ def check(
             {
                 "path": str(path), "ok": True, "merchants": rows, "kinds": {name: dict(one) for name, one in kinds.items()},
                 "no_targets": {name: dict(data.no_targets) for name, data in merchants.items() if data.no_targets},
+                "searches": {name: asdict(data.searches) for name, data in merchants.items() if data.searches.events},
                 "left_out": reasons, "notes": notes,
             }
         )  # fmt: skip
@@ -82,6 +83,11 @@ def check(
         if name in merchants and (alone := merchants[name].no_targets):
             said = [f"{rows:,} {kind}" for kind, rows in alone.items()]
             out.print(f"{name}: history that is no target: {_some(said)}", soft_wrap=True)
+        if name in merchants and (found := merchants[name].searches).events:
+            out.print(
+                f"{name}: {found.events:,} searches by {found.users:,} users, {found.distinct:,} different ones, "
+                f"the longest of {found.longest:,} characters", soft_wrap=True,
+            )  # fmt: skip
     _print_left_out(left_out)
     for note in notes:
         out.print(note, style="yellow", soft_wrap=True)

@@ -24,7 +24,7 @@ NAME = 54
 """Characters of a share's name."""
 LONGEST = 12
 """Shares of an item that the terminal shows, the largest by size."""
-COLOURS = {"history": "cyan", "query": "magenta", "popularity": "yellow", "own layer": "green", "base": "dim"}
+COLOURS = {"history": "cyan", "search": "cyan", "query": "magenta", "popularity": "yellow", "own layer": "green", "base": "dim"}
 HOW = {"strong": 3, "some": 2, "slight": 1}
 
 

@@ -17,8 +17,8 @@ import pandas as pd
 
 from fedrec.data.catalogue import Catalogue, ambiguous_id
 from fedrec.data.details import ItemDetails
-from fedrec.data.histories import Histories
-from fedrec.data.kinds import count_kinds, counts_as_target, kinds_of
+from fedrec.data.histories import Histories, distinct_queries
+from fedrec.data.kinds import asks, count_kinds, counts_as_target
 from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
 from fedrec.data.source import DataSource
@@ -26,11 +26,36 @@ from fedrec.data.tables import find_table, read_table
 from fedrec.errors import InputError
 
 __all__ = [
-    "CentralData", "CentralGroup", "MerchantData", "group_by_merchant", "load_central", "load_merchant", "merchant_folders",
+    "CentralData", "CentralGroup", "MerchantData", "Searches", "group_by_merchant", "load_central", "load_merchant",
+    "merchant_folders",
 ]  # fmt: skip
 
 SHARED = "all"
 """Name of the one group of central users where merchants share a catalogue."""
+
+
+@dataclass(frozen=True)
+class Searches:
+    """What there is of searches for words, in numbers: the merchant's own business, like all of its events.
+
+    Attributes:
+        events: how many.
+        users: who searched.
+        distinct: different texts.
+        longest: of them, in characters.
+    """
+
+    events: int = 0
+    users: int = 0
+    distinct: int = 0
+    longest: int = 0
+
+    @classmethod
+    def of(cls, events: pd.DataFrame, histories: Histories) -> Searches:
+        """Those in checked events."""
+        searches = events[asks(events)]
+        longest = max(map(len, histories.queries), default=0)
+        return cls(len(searches), int(searches[C.USER].nunique()), len(histories.queries), longest)
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,7 @@ class MerchantData:
         details: brand, category and price of the catalogue's items.
         kinds: rows of each kind of event in the table, used or not; private like the events.
         no_targets: of those that are used, rows of each kind that is history alone.
+        searches: of these, those for words.
     """
 
     catalogue: Catalogue
@@ -50,6 +76,7 @@ class MerchantData:
     details: ItemDetails = field(default_factory=ItemDetails)
     kinds: Mapping[str, int] = field(default_factory=dict)
     no_targets: Mapping[str, int] = field(default_factory=dict)
+    searches: Searches = Searches()
 
 
 @dataclass(frozen=True)
@@ -59,7 +86,7 @@ class CentralGroup:
     Attributes:
         name: the merchant, or `all` where merchants share a catalogue.
         positions: (items,) the group's items as positions in the central catalogue.
-        histories: the users; item indices point into the *central* catalogue.
+        histories: the users; item indices point into the *central* catalogue, those of searches into all groups' queries.
     """
 
     name: str
@@ -74,6 +101,7 @@ class CentralData:
     Attributes:
         details: brand, category and price of the catalogue's items; an item that several merchants sell has the first one's.
         kinds: rows of each kind of event in the table, used or not.
+        queries: the distinct texts that any of the users searched for.
     """
 
     catalogue: Catalogue
@@ -81,6 +109,7 @@ class CentralData:
     left_out: tuple[LeftOut, ...] = ()
     details: ItemDetails = field(default_factory=ItemDetails)
     kinds: Mapping[str, int] = field(default_factory=dict)
+    queries: tuple[str, ...] = field(default=(), repr=False)
 
 
 def merchant_folders(federation: Path) -> list[Path]:
@@ -131,7 +160,7 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
         sold = items.frame.sort_values(C.ITEM, ignore_index=True)
     catalogue = Catalogue.from_table(sold)
     checked, left_out = check_events(events, items, history_events=source.history_events, strict=strict)
-    target = counts_as_target(kinds_of(checked), source.target_events)
+    target = counts_as_target(checked, source.target_events)
     if not target.any():
         raise InputError(
             f"none of {len(checked)} events is of the kind {' or '.join(source.target_events or ())}", where=events.name,
@@ -140,7 +169,7 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
     histories = Histories.from_table(checked, catalogue, target)
     return MerchantData(
         catalogue, histories, items.left_out + left_out, ItemDetails.from_table(sold),
-        count_kinds(events.frame), count_kinds(checked[~target]),
+        count_kinds(events.frame), count_kinds(checked[~target]), Searches.of(checked, histories),
     )  # fmt: skip
 
 
@@ -166,7 +195,10 @@ def load_central(federation: Path, *, strict: bool = False) -> CentralData:
     catalogue, read = Catalogue.from_table(sold), read_table(events_path)
     events, left_out = check_events(read, items, merchants=own_catalogues, strict=strict)
     groups = tuple(_central_groups(items.frame, events, catalogue, own_catalogues))
-    return CentralData(catalogue, groups, items.left_out + left_out, ItemDetails.from_table(sold), count_kinds(read.frame))
+    return CentralData(
+        catalogue, groups, items.left_out + left_out, ItemDetails.from_table(sold), count_kinds(read.frame),
+        distinct_queries(events),
+    )  # fmt: skip
 
 
 def group_by_merchant(federation: Path, central: CentralData) -> tuple[CentralGroup, ...]:
@@ -186,7 +218,7 @@ def group_by_merchant(federation: Path, central: CentralData) -> tuple[CentralGr
     events, _ = check_events(read, known, merchants=True)
     positions = central.groups[0].positions
     return tuple(
-        CentralGroup(str(name), positions, Histories.from_table(rows, central.catalogue))
+        CentralGroup(str(name), positions, Histories.from_table(rows, central.catalogue, queries=central.queries))
         for name, rows in events.groupby(C.MERCHANT)
     )
 
@@ -194,10 +226,11 @@ def group_by_merchant(federation: Path, central: CentralData) -> tuple[CentralGr
 def _central_groups(
     items: pd.DataFrame, events: pd.DataFrame, catalogue: Catalogue, own_catalogues: bool
 ) -> Iterator[CentralGroup]:
+    queries = distinct_queries(events)
     if not own_catalogues:
-        yield CentralGroup(SHARED, pd.RangeIndex(len(catalogue)), Histories.from_table(events, catalogue))
+        yield CentralGroup(SHARED, pd.RangeIndex(len(catalogue)), Histories.from_table(events, catalogue, queries=queries))
         return
     for name, rows in events.groupby(C.MERCHANT):
         own = items.loc[items[C.MERCHANT] == name, C.ITEM]
         positions = pd.Index(sorted(catalogue.index.get_indexer(own)))
-        yield CentralGroup(str(name), positions, Histories.from_table(rows, catalogue))
+        yield CentralGroup(str(name), positions, Histories.from_table(rows, catalogue, queries=queries))

@@ -2,19 +2,32 @@
 
 A basket is the set of a user's events that share a timestamp; the order inside a basket
 means nothing, so it is made canonical (by item index) and never read.
+
+The words of a search are an event too: its number is that of a text after the catalogue's last one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from fedrec.data.catalogue import Catalogue
+from fedrec.data.kinds import asks
 from fedrec.data.schema import Columns as C
 
-__all__ = ["Histories"]
+__all__ = ["Histories", "distinct_queries"]
+
+
+def distinct_queries(events: pd.DataFrame) -> tuple[str, ...]:
+    """The texts of all searches in checked events, each once, in the order of the alphabet.
+
+    In that order two texts of one user come one after the other in the same way whatever others searched for.
+    """
+    searches = asks(events)
+    return tuple(sorted(set(_words(events[searches])))) if searches.any() else ()
 
 
 @dataclass(frozen=True)
@@ -24,10 +37,11 @@ class Histories:
     Attributes:
         user_ids: (users,) the ids; they never leave the merchant.
         offsets: (users + 1,) user `u` owns events `offsets[u]:offsets[u + 1]`.
-        items: (events,) index of the item in the catalogue.
+        items: (events,) index of the item in the catalogue, or `len(catalogue)` and more: of a text in `queries`.
         baskets: (events,) number of the basket within its user, from 0, ascending.
         target: (events,) whether each is a target or history alone, such as a view; None where all are targets.
         times: (events,) datetime64 of each, for people to read; None where that is not kept.
+        queries: the distinct texts that users searched for, all of them even where only some of the users are here.
     """
 
     user_ids: tuple[str, ...]
@@ -36,19 +50,33 @@ class Histories:
     baskets: np.ndarray
     target: np.ndarray | None = None
     times: np.ndarray | None = None
+    queries: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
-    def from_table(cls, events: pd.DataFrame, catalogue: Catalogue, target: pd.Series | None = None) -> Histories:
+    def from_table(
+        cls,
+        events: pd.DataFrame,
+        catalogue: Catalogue,
+        target: pd.Series | None = None,
+        queries: Sequence[str] | None = None,
+    ) -> Histories:
         """Build from checked events: one entry for each (user, timestamp, item), a target where any of its events is.
 
         Args:
-            target: whether each event is a target; all by default.
+            target: whether each event is a target; by default all but searches for words.
+            queries: the texts to number searches by, where others' histories have the same; by default these events' own.
         """
+        searches = asks(events).to_numpy()
+        items = catalogue.index.get_indexer(events[C.ITEM])
+        if searches.any():
+            queries = distinct_queries(events) if queries is None else queries
+            items[searches] = len(catalogue) + pd.Index(queries).get_indexer(_words(events[searches]))
+            target = pd.Series(~searches) if target is None else target & ~searches
         frame = pd.DataFrame(
             {
                 "user": events[C.USER].to_numpy(),
                 "time": events[C.TIME].to_numpy(),
-                "item": catalogue.index.get_indexer(events[C.ITEM]),
+                "item": items,
             }
         )
         frame["other"] = False if target is None else ~target.to_numpy()
@@ -67,6 +95,7 @@ class Histories:
             baskets=(basket - basket[starts][user_of_event]).astype(np.int64),
             target=~frame["other"].to_numpy() if frame["other"].any() else None,
             times=frame["time"].to_numpy(),
+            queries=tuple(queries or ()),
         )
 
     def __len__(self) -> int:
@@ -80,7 +109,22 @@ class Histories:
         target = None if self.target is None else self.target[rows]
         times = None if self.times is None else self.times[rows]
         names = tuple(self.user_ids[user] for user in users)
-        return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times)
+        return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times, self.queries)
+
+    def renumbered(self, places: np.ndarray, size: int) -> Histories:
+        """The same users in a catalogue of another order; what it does not have is left out, searches stay.
+
+        Args:
+            places: (items,) where each item is there, -1 for nowhere.
+            size: how many items are there.
+        """
+        searched = self.items - len(places)
+        items = np.where(searched < 0, np.append(places, -1)[np.minimum(self.items, len(places))], size + searched)
+        kept = items >= 0
+        offsets = np.append(0, np.cumsum(kept))[self.offsets].astype(np.int64)
+        parts = (None if one is None else one[kept] for one in (self.target, self.times))
+        target, times = parts
+        return Histories(self.user_ids, offsets, items[kept], self.baskets[kept], target, times, self.queries)
 
     @property
     def is_target(self) -> np.ndarray:
@@ -100,3 +144,7 @@ class Histories:
         """Items and basket numbers of user number `user`, in time order."""
         rows = slice(self.offsets[user], self.offsets[user + 1])
         return self.items[rows], self.baskets[rows]
+
+
+def _words(searches: pd.DataFrame) -> list[str]:
+    return [" ".join(text.split()) for text in searches[C.QUERY]]

@@ -1,6 +1,7 @@
 """Kinds of events: which of them say what a user has, and which only say what a user was shown or looked for.
 
-History is what a prediction goes by, and a target is what it is of; by default both are the same kinds.
+History is what a prediction goes by, and a target is what it is of; by default both are the same kinds. A search whose words
+are there (the column `query`) is history by default too, and never a target.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import pandas as pd
 from fedrec.data.schema import Columns as C
 
 __all__ = [
-    "MISSING", "NO_HISTORY", "PURCHASE", "RETURN", "count_kinds", "counts_as_history", "counts_as_target", "kinds_of",
+    "MISSING", "NO_HISTORY", "PURCHASE", "RETURN", "SEARCH", "asks", "count_kinds", "counts_as_history", "counts_as_target",
+    "kinds_of",
 ]  # fmt: skip
 
 MISSING = ("\\N", "NULL")
 """What databases write for a missing value: no id, no time and no kind, but in a text it is a text."""
-PURCHASE, RETURN = "purchase", "return"
-"""What an event without a kind is, and what never is history."""
-NO_HISTORY = frozenset({"impression", "view", "click", RETURN, "search"})
+PURCHASE, RETURN, SEARCH = "purchase", "return", "search"
+"""What an event without a kind is, what never is history, and the only kind whose `query` is read."""
+NO_HISTORY = frozenset({"impression", "view", "click", RETURN, SEARCH})
 """Kinds that are no history unless a merchant says so; any other one is."""
 
 
@@ -38,19 +40,33 @@ def count_kinds(events: pd.DataFrame) -> dict[str, int]:
     return {str(kind): int(rows) for kind, rows in kinds_of(events).value_counts().items()}
 
 
-def counts_as_history(kinds: pd.Series, history_events: Collection[str] | None) -> pd.Series:
-    """Whether an event of each kind is history.
+def asks(events: pd.DataFrame) -> pd.Series:
+    """Whether each event is a search that has its words, so that they count and no item does."""
+    if C.QUERY not in events:
+        return pd.Series(False, index=events.index)
+    words = events[C.QUERY]
+    there = words.notna() & words.str.strip().ne("") & ~words.isin(MISSING)
+    return kinds_of(events).eq(SEARCH) & there.astype(bool)
+
+
+def counts_as_history(events: pd.DataFrame, history_events: Collection[str] | None) -> pd.Series:
+    """Whether each event is of a kind that is history.
 
     Args:
-        history_events: exactly these kinds, in lower case; by default all but `NO_HISTORY`.
+        history_events: exactly these kinds, in lower case; by default all but `NO_HISTORY`, and searches where there is a
+            column `query`.
     """
-    return ~kinds.isin(NO_HISTORY) if history_events is None else kinds.isin(set(history_events))
+    kinds = kinds_of(events)
+    if history_events is not None:
+        return kinds.isin(set(history_events))
+    return ~kinds.isin(NO_HISTORY - {SEARCH} if C.QUERY in events else NO_HISTORY)
 
 
-def counts_as_target(kinds: pd.Series, target_events: Collection[str] | None) -> pd.Series:
-    """Whether an event of each kind of history is to be predicted.
+def counts_as_target(events: pd.DataFrame, target_events: Collection[str] | None) -> pd.Series:
+    """Whether each event of history is to be predicted; a search for words never is.
 
     Args:
         target_events: exactly these kinds, in lower case; by default all.
     """
-    return pd.Series(True, index=kinds.index) if target_events is None else kinds.isin(set(target_events))
+    searches = asks(events)
+    return ~searches if target_events is None else kinds_of(events).isin(set(target_events)) & ~searches

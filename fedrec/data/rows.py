@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fedrec.data.kinds import MISSING, counts_as_history, kinds_of
+from fedrec.data.kinds import MISSING, SEARCH, asks, counts_as_history, kinds_of
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table
 from fedrec.errors import InputError
@@ -126,6 +126,7 @@ def check_events(
     rows = _Rows(table, "events", strict)
     _leave_out_returns(rows)
     _leave_out_kinds(rows, history_events)
+    _leave_out_searches(rows)
     for column in (C.MERCHANT, *C.EVENT_REQUIRED) if merchants else C.EVENT_REQUIRED:
         rows.leave_out_blank(column)
     if merchants:
@@ -158,7 +159,7 @@ class _Rows:
         self.frame = self.frame[~bad]
 
     def leave_out_blank(self, column: str) -> None:
-        """Leave out the rows that have no value here."""
+        """Leave out the rows that have no value here; a search for words needs no item."""
         values = self.frame[column]
         if pd.api.types.is_datetime64_any_dtype(values):
             blank = values.isna()
@@ -168,6 +169,8 @@ class _Rows:
         def found(row: int) -> str:
             return f"is empty: {values[row]} is a database's missing value" if values[row] in MISSING else "is empty"
 
+        if column == C.ITEM:
+            blank &= ~asks(self.frame)
         self.leave_out(blank, column, f"{column} is empty", found, expected="a value")
 
     def result(self) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
@@ -190,7 +193,7 @@ def _leave_out_returns(rows: _Rows) -> None:
 
 def _leave_out_kinds(rows: _Rows, history_events: Collection[str] | None) -> None:
     kinds = kinds_of(rows.frame)
-    kinds = kinds[~counts_as_history(kinds, history_events)]
+    kinds = kinds[~counts_as_history(rows.frame, history_events)]
     named = kinds.value_counts().index[:KINDS_NAMED]
     for kind in (*named, None):
         these = kinds.index[kinds.eq(kind) if kind is not None else ~kinds.isin(named)]
@@ -200,6 +203,17 @@ def _leave_out_kinds(rows: _Rows, history_events: Collection[str] | None) -> Non
             lambda row: f"{kinds[row]!r} is a kind of event that is no history",
             fault=False, hint="history_events in [data] says which kinds count",
         )  # fmt: skip
+
+
+def _leave_out_searches(rows: _Rows) -> None:
+    """Leave out the searches whose words are not there, in a table where others' are."""
+    if C.QUERY not in rows.frame:
+        return
+    wordless = kinds_of(rows.frame).eq(SEARCH) & ~asks(rows.frame)
+    rows.leave_out(
+        wordless, C.QUERY, "a search has no query", lambda row: "is empty, and the event is a search",
+        expected="the words that were searched for",
+    )  # fmt: skip
 
 
 def _leave_out_times(rows: _Rows) -> None:
@@ -224,7 +238,7 @@ def _leave_out_times(rows: _Rows) -> None:
 
 def _leave_out_unknown(rows: _Rows, items: Items) -> None:
     def in_keys(keys: pd.Index) -> pd.Series:
-        return pd.Series(_keys(rows.frame, items.key).isin(keys), index=rows.frame.index)
+        return pd.Series(_keys(rows.frame, items.key).isin(keys), index=rows.frame.index) & ~asks(rows.frame)
 
     def named(row: int) -> str:
         return f"item_id {rows.frame[C.ITEM][row]!r}"
@@ -237,7 +251,7 @@ def _leave_out_unknown(rows: _Rows, items: Items) -> None:
         whose = f"one of merchant {rows.frame[C.MERCHANT][row]}'s items" if C.MERCHANT in items.key else f"in {items.name}"
         return f"{named(row)} is not {whose} ({int(unknown.sum())} such events)"
 
-    unknown = ~in_keys(items.keys)
+    unknown = ~in_keys(items.keys) & ~asks(rows.frame)
     hint = "add the items to the catalogue or remove the events"
     rows.leave_out(unknown, C.ITEM, "the item is not in the catalogue", stranger, hint=hint)
 

@@ -23,6 +23,7 @@ class Columns:
     USER = "user_id"
     TIME = "timestamp"
     EVENT = "event"
+    QUERY = "query"
     VALUE = "value"
     QUANTITY = "quantity"
     BASKET = "basket_id"
@@ -34,7 +35,7 @@ class Columns:
     IDS = (MERCHANT, USER, ITEM, BASKET)
     TEXT = (TITLE, BRAND, CATEGORY, DESCRIPTION)
     """What an item's text is made of, in this order; absent parts are left out."""
-    ALL = (*IDS, *TEXT, PRICE, TIME, EVENT, VALUE, QUANTITY)
+    ALL = (*IDS, *TEXT, PRICE, TIME, EVENT, QUERY, VALUE, QUANTITY)
     """What is read of a table; other columns stay where they are."""
 
 

@@ -46,10 +46,11 @@ class DataSource(BaseModel):
     """File that holds the password and that only its owner can read; a relative path starts at the merchant folder."""
 
     history_events: tuple[Filled, ...] | None = Field(None, min_length=1)
-    """The kinds of events that count as history; by default all but impressions, views, clicks and searches. A return never
-    does."""
+    """The kinds of events that count as history; by default all but impressions, views and clicks, and searches where there is
+    no column `query`. A return never does."""
     target_events: tuple[Filled, ...] | None = Field(None, min_length=1)
-    """Those of them that are to be predicted, and that popularity and the own layer count; by default all."""
+    """Those of them that are to be predicted, and that popularity and the own layer count; by default all but searches for
+    words, which never are."""
 
     @field_validator("history_events", "target_events")
     @classmethod

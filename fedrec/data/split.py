@@ -134,7 +134,8 @@ def _policy(merchant: str, values: dict[str, object]) -> dict[str, object]:
 
 
 def _with_merchant_in_id(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(**{C.ITEM: table[C.MERCHANT].astype(str) + ":" + table[C.ITEM].astype(str)})
+    named = table[C.MERCHANT].astype(str) + ":" + table[C.ITEM].astype(str)
+    return table.assign(**{C.ITEM: named.where(table[C.ITEM].notna())})  # a search has no item
 
 
 def _share(merchant: str, user: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,10 +93,13 @@ def read_table(path: Path) -> Table:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write Parquet to a temporary name and rename."""
+    """Write Parquet to a temporary name and rename; what people searched for only the owner may read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    frame.to_parquet(temporary, index=False)
+    temporary.unlink(missing_ok=True)  # what an interrupted one has left may have other permissions
+    mode = 0o600 if C.QUERY in frame else 0o666
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        frame.to_parquet(file, index=False)
     temporary.replace(path)
 
 

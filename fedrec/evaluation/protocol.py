@@ -39,7 +39,7 @@ class Group:
 
     Attributes:
         positions: (items,) into the central catalogue.
-        items: (users, L) recent history as central positions, 0 where there is none.
+        items: (users, L) recent history as central positions, 0 where there is none; past the last item are searches.
         ages: (users, L) baskets ago, 0 for the latest.
         valid: (users, L) whether there is an event.
         masked: (pairs, 2) user and group item of the targets before the last basket, sorted by user; taken out of the ranking
@@ -115,7 +115,7 @@ def evaluate(
     """Metrics of every user, group after group.
 
     Args:
-        history: (items, hidden) embeddings of the central catalogue as history, unit length.
+        history: (items, hidden) embeddings of the central catalogue as history, unit length, and then those of searches.
         candidate: (items, hidden) the same as candidates.
         counts: (items,) popularity counts of the central catalogue.
         floor: least count.

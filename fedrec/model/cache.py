@@ -53,6 +53,21 @@ class States:
     def __len__(self) -> int:
         return len(self.length)
 
+    def followed_by(self, other: States) -> States:
+        """These texts and then others'."""
+        if not len(other):
+            return self
+        shard = np.concatenate([self.shard, other.shard + len(self.shards)])
+        start, length = np.concatenate([self.start, other.start]), np.concatenate([self.length, other.length])
+        return States((*self.shards, *other.shards), shard, start, length)
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray]) -> States:
+        """Of (tokens, hidden) arrays, one a text, that are kept in memory alone."""
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        joined = [np.concatenate(rows).astype(np.float16)] if rows else []
+        return cls(tuple(joined), np.zeros(len(rows), dtype=np.int64), np.cumsum(lengths) - lengths, lengths)
+
     def padded(self, texts: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """States of `texts` as (texts, tokens, hidden) float16, zeros after the end, and their lengths."""
         lengths = self.length[texts]

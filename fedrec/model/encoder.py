@@ -9,7 +9,7 @@ one vector for a text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -126,7 +126,8 @@ class TextEncoder(nn.Module):
         self.base_size = sum(value.nbytes for value in bert.parameters())
         self.fingerprint, self.files = _fingerprint(bert, tokenizer, self.boundary, max_tokens), files
         bert.requires_grad_(False)
-        self._embedded: dict[tuple[str, str], Tensor] = {}
+        self._embedded: dict[tuple[Hashable, str], Tensor] = {}
+        self._private: dict[tuple[str, ...], States] = {}
         self._cache: TrunkCache | None = None
         self._resident: WeakKeyDictionary[States, Resident | None] = WeakKeyDictionary()
         self.peft: PeftModel | None = None
@@ -219,10 +220,33 @@ class TextEncoder(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Pooled vectors of passing texts, such as queries, that no cache should keep: (texts, hidden)."""
-        rows = [row.astype(np.float16) for row in self._trunk(texts)]
-        lengths = np.array([len(row) for row in rows])
-        starts = np.cumsum(lengths) - lengths
-        return self.pooled(States((np.concatenate(rows),), np.zeros(len(rows), dtype=np.int64), starts, lengths))
+        return self.pooled(States.of(list(self._trunk(texts))))
+
+    def private_states(self, texts: Sequence[str]) -> States:
+        """The trunk's output for what users wrote: in no cache on disk, and each as if there were no other text.
+
+        Who else searched for what must not change how one user's gradient is rounded, so every text goes through alone, padded
+        by its own length and in float32. The last ones asked for stay in this process's memory.
+        """
+        key = tuple(texts)
+        if key not in self._private:
+            self._private[key] = States.of([row for text in texts for row in self._trunk([text], exact=True)])
+            while len(self._private) > EMBEDDED:
+                self._private.pop(next(iter(self._private)))
+        return self._private[key]
+
+    def embed_private(self, texts: Sequence[str]) -> Tensor:
+        """`pooled` for what users wrote, each text alone and in float32: (texts, hidden). Remembered as `embed` does."""
+        key = (tuple(texts), digest({**self.frozen(), **self.trained()}))
+        if key not in self._embedded:
+            states, found = self.private_states(texts), torch.empty(len(texts), self.hidden, device=self.device)
+            with torch.no_grad():
+                for text, length in enumerate(states.length):
+                    rows, _ = states.padded(np.array([text]), int(self.shapes.padded(length)))
+                    mask = self.moved(np.arange(rows.shape[1])[None] < length)
+                    found[text] = self.run_top(self.moved(rows).float(), mask, exact=True)[0]
+            self._remember(key, found)
+        return self._embedded[key]
 
     def read_until(self, text: str) -> int:
         """How many characters of a text are taken in before it is cut at `max_tokens`."""
@@ -235,10 +259,13 @@ class TextEncoder(nn.Module):
         """`pooled` for a whole catalogue; remembered until the LoRA changes, for the last catalogues used."""
         key = (catalogue.digest, digest({**self.frozen(), **self.trained()}))
         if key not in self._embedded:
-            self._embedded[key] = self.pooled(self.states(catalogue))
-            while len(self._embedded) > EMBEDDED:
-                self._embedded.pop(next(iter(self._embedded)))
+            self._remember(key, self.pooled(self.states(catalogue)))
         return self._embedded[key]
+
+    def _remember(self, key: tuple[Hashable, str], found: Tensor) -> None:
+        self._embedded[key] = found
+        while len(self._embedded) > EMBEDDED:
+            self._embedded.pop(next(iter(self._embedded)))
 
     @property
     def _times(self) -> int:
@@ -261,9 +288,14 @@ class TextEncoder(nn.Module):
         padded, lengths = states.padded(texts, tokens)
         return self.moved(padded).float(), self.moved(np.arange(tokens) < lengths[:, None])
 
-    def run_top(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and self.layers > 0), self._attention():
+    def run_top(self, hidden: Tensor, mask: Tensor, exact: bool = False) -> Tensor:
+        """Top layers, then the mean over real tokens: (texts, tokens, hidden) to (texts, hidden) float32.
+
+        Args:
+            exact: compute in float32 whatever the device is good at.
+        """
+        low = self.low_precision and self.layers > 0 and not exact
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low), self._attention():
             for layer in self.top:
                 hidden = layer(hidden, mask[:, None, None, :])
         return _mean(hidden.float(), mask)
@@ -312,8 +344,8 @@ class TextEncoder(nn.Module):
     def _arrays(self, kind: str) -> Arrays:
         return {name: value.detach().float().cpu().numpy().copy() for name, value in self._lora.items() if kind in name}
 
-    def _trunk(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """Hidden states that enter the top layers, one (tokens, hidden) array a text, in order."""
+    def _trunk(self, texts: Sequence[str], exact: bool = False) -> Iterator[np.ndarray]:
+        """Hidden states that enter the top layers, one (tokens, hidden) array a text, in order; `exact` as in `run_top`."""
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]  # type: ignore[operator]
         lengths = np.array([len(ids) for ids in encoded])
         out: list[np.ndarray] = [np.empty(0)] * len(texts)
@@ -324,7 +356,7 @@ class TextEncoder(nn.Module):
                 padded[inside] = np.concatenate([encoded[i] for i in rows])
                 ids, mask = torch.from_numpy(padded).to(self.device), torch.from_numpy(inside).to(self.device)
                 hidden = self.bert.embeddings(ids)  # (texts, tokens, hidden)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision and not exact):
                     for layer in self.bert.encoder.layer[: self.boundary]:
                         hidden = layer(hidden, mask[:, None, None, :])
                 if self.layers:

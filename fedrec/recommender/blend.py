@@ -66,7 +66,7 @@ class TextPart:
     """A federated model over a merchant's catalogue.
 
     Attributes:
-        history: (items, hidden) unit vectors as history.
+        history: (items, hidden) unit vectors as history, and after them those of searches that users' events may be.
         candidate: (items, hidden) as candidates.
         priors: (items,) log popularity, by name.
     """

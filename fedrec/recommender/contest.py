@@ -97,13 +97,24 @@ def popularity_here(histories: Histories, items: int) -> np.ndarray:
     return np.bincount(histories.targets().items, minlength=items).astype(np.float32)
 
 
-def plain_part(pooled: Tensor, here: np.ndarray, centre: Tensor | None = None) -> TextPart:
-    """The untrained text: (items, hidden) pooled vectors, centred on this catalogue or on another's (hidden,)."""
-    e = normalize(pooled - (pooled.mean(0) if centre is None else centre), dim=-1).cpu().numpy()
-    return TextPart(e, e, {HERE: log_prior(here, 1.0)})
+def plain_part(pooled: Tensor, here: np.ndarray, centre: Tensor | None = None, asked: Tensor | None = None) -> TextPart:
+    """The untrained text.
+
+    Args:
+        pooled: (items, hidden).
+        here: (items,) the merchant's own counts.
+        centre: (hidden,) of another catalogue; this one's by default.
+        asked: (queries, hidden) pooled, what users searched for: it is history alone.
+    """
+    mean = pooled.mean(0) if centre is None else centre
+    e = normalize(pooled - mean, dim=-1).cpu().numpy()
+    history = e if asked is None else np.concatenate([e, normalize(asked - mean, dim=-1).cpu().numpy()])
+    return TextPart(history, e, {HERE: log_prior(here, 1.0)})
 
 
-def trained_part(pooled: Tensor, arrays: Arrays, here: np.ndarray, counts: np.ndarray, floor: float) -> TextPart:
+def trained_part(
+    pooled: Tensor, arrays: Arrays, here: np.ndarray, counts: np.ndarray, floor: float, asked: Tensor | None = None
+) -> TextPart:
     """The federated text.
 
     Args:
@@ -111,9 +122,12 @@ def trained_part(pooled: Tensor, arrays: Arrays, here: np.ndarray, counts: np.nd
         arrays: centre and heads.
         here: (items,) the merchant's own counts.
         counts: (items,) the federation's, at least `floor` each.
+        asked: (queries, hidden) of the same encoder, what users searched for: it is history alone.
     """
     e = centred(pooled, arrays)
     history, candidate = (role_table(e, arrays, arrays, role).cpu().numpy() for role in ("history", "candidate"))
+    if asked is not None:
+        history = np.concatenate([history, role_table(centred(asked, arrays), arrays, arrays, "history").cpu().numpy()])
     return TextPart(history, candidate, {HERE: log_prior(here, 1.0), THEIRS: log_prior(counts, floor)})
 
 
@@ -207,7 +221,7 @@ def run_contest(
         measured: users whose own layer knows nothing of them.
         folds: who chooses; where there are none, shared defaults hold.
     """
-    items = len(plain.history)
+    items = len(plain.candidate)
     known = histories.take(roles.train)
     bought = bought_by(known, items)
     kind = choose_kind(bought)

@@ -132,14 +132,15 @@ def _entered(
     place: MerchantPlace, data: MerchantData, here: np.ndarray, strengths: Sequence[float], names: Sequence[str | None]
 ) -> tuple[dict[str, Contender], dict[str, str]]:
     """The untrained text and these versions in their order, as far as each can be used here; and why others cannot."""
-    plain = place.plain(data.catalogue, here)
+    plain = place.plain(data.catalogue, here, data.histories.queries)
     entered, refused = {UNTRAINED: contenders(plain, None, strengths)[ALONE]}, {}
     versions = place.versions
     for name in dict.fromkeys(names):
         if name is None:
             continue
         try:
-            received = place.received(data.catalogue, Adapter(name, *versions.read(name)), here)
+            adapter = Adapter(name, *versions.read(name))
+            received = place.received(data.catalogue, adapter, here, data.histories.queries)
         except InputError as error:
             refused[name] = str(error)
             continue
@@ -191,4 +192,5 @@ def _events(histories: Histories) -> str:
     for array in (histories.offsets, histories.items, histories.baskets, histories.target):
         if array is not None:
             state.update(np.ascontiguousarray(array).tobytes())
+    state.update("\0".join(histories.queries).encode())
     return state.hexdigest()

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedrec.config import flush_folder
 from fedrec.data.erasing import erase_user, rows_of_user
-from fedrec.data.kinds import MISSING, counts_as_history, counts_as_target, kinds_of
+from fedrec.data.kinds import MISSING, counts_as_history, counts_as_target
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table, find_table, read_table
 from fedrec.errors import InputError
@@ -161,8 +161,8 @@ def _events(place: MerchantPlace) -> Table:
 
 def _has_targets(place: MerchantPlace) -> bool:
     """Whether anything is left of which a layer could be made, be it in rows that have another fault."""
-    kinds, source = kinds_of(_events(place).frame), place.settings.data
-    return bool((counts_as_history(kinds, source.history_events) & counts_as_target(kinds, source.target_events)).any())
+    events, source = _events(place).frame, place.settings.data
+    return bool((counts_as_history(events, source.history_events) & counts_as_target(events, source.target_events)).any())
 
 
 def _holds(place: MerchantPlace, asked: Callable[[], bool]) -> bool:

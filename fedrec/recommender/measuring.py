@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedrec.config import RunConfig
-from fedrec.data import Catalogue, MerchantData
+from fedrec.data import MerchantData
 from fedrec.errors import InputError
 from fedrec.evaluation import (
     EvaluationSet,
@@ -74,8 +74,8 @@ def measure_merchant(
         raise InputError("no measured user's last basket holds anything new", where=where, hint="wait for more events")
     known = histories.take(roles.train)
     here = popularity_here(known, items)
-    adapter, received, refused = _received(place, data.catalogue, here)
-    plain = place.plain(data.catalogue, here)
+    adapter, received, refused = _received(place, data, here)
+    plain = place.plain(data.catalogue, here, histories.queries)
     folds = folds_of(histories, roles, items, config.history, config.seed, tell) if len(roles.choose) else []
     entries = run_contest(histories, roles, measured, plain, received, folds, k=config.top_k, seed=config.seed)
     metrics = {name: entry.metrics for name, entry in entries.items() if entry.metrics is not None}
@@ -94,14 +94,15 @@ def measure_merchant(
     }  # fmt: skip
 
 
-def _received(place: MerchantPlace, catalogue: Catalogue, here: np.ndarray) -> tuple[str | None, Received | None, str | None]:
+def _received(place: MerchantPlace, data: MerchantData, here: np.ndarray) -> tuple[str | None, Received | None, str | None]:
     """The current version, or the newest where none is; or why that one cannot be used."""
     current = place.versions.current
     name = current or place.versions.newest
     if name is None:
         return None, None, None
     try:
-        return name, place.received(catalogue, Adapter(name, *place.versions.read(name)), here), None
+        adapter = Adapter(name, *place.versions.read(name))
+        return name, place.received(data.catalogue, adapter, here, data.histories.queries), None
     except InputError as error:
         if current is not None:
             raise  # it should rank, and does not

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -197,18 +197,26 @@ class MerchantPlace:
             write_embedded(folder, key, found.cpu().numpy(), mode=0o600)
         return found
 
-    def plain(self, catalogue: Catalogue, here: np.ndarray) -> TextPart:
-        """The untrained text; `here` (items,) are the merchant's own counts."""
-        return plain_part(self.pooled(catalogue, None), here)
+    def asked(self, queries: Sequence[str], adapter: Adapter | None) -> Tensor | None:
+        """(queries, hidden) what users searched for, as `pooled` has the catalogue; kept nowhere. None for nothing."""
+        if not queries:
+            return None
+        encoder = self.encoder(adapter)
+        encoder.load({name: value for name, value in (adapter.arrays if adapter else {}).items() if "lora_" in name})
+        return encoder.encode(queries)
 
-    def received(self, catalogue: Catalogue, adapter: Adapter, here: np.ndarray) -> Received:
-        """The federated text and popularity.
+    def plain(self, catalogue: Catalogue, here: np.ndarray, queries: Sequence[str] = ()) -> TextPart:
+        """The untrained text; `here` (items,) are the merchant's own counts, `queries` what its histories may hold."""
+        return plain_part(self.pooled(catalogue, None), here, asked=self.asked(queries, None))
+
+    def received(self, catalogue: Catalogue, adapter: Adapter, here: np.ndarray, queries: Sequence[str] = ()) -> Received:
+        """The federated text and popularity; arguments as in `plain`.
 
         Raises:
             InputError: see `encoder`; or its numbers are finite and what they make of a text here is not.
         """
         counts, floor = adapter.counts(catalogue)
-        part = trained_part(self.pooled(catalogue, adapter), adapter.arrays, here, counts, floor)
+        part = trained_part(self.pooled(catalogue, adapter), adapter.arrays, here, counts, floor, self.asked(queries, adapter))
         if not all(np.isfinite(found).all() for found in (part.history, part.candidate, *part.priors.values())):
             # A rank among scores that are no numbers would be the best there is.
             raise InputError(

@@ -97,7 +97,8 @@ class MerchantRanker:
 
     def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
         """See `Ranker`. Who uses words says what is wanted, so popularity is then left out."""
-        events = Pooled.of(pasts, self.part.history, self.length, self.said(query) if query else None)
+        history, pasts = self._searched(pasts)
+        events = Pooled.of(pasts, history, self.length, self.said(query) if query else None)
         out = np.zeros((len(pasts), len(self.catalogue)), dtype=np.float32)
         for decay, weight in self.blend.pooling.items():
             out += np.float32(weight) * products(events.users(decay), self.part.candidate)
@@ -117,7 +118,8 @@ class MerchantRanker:
             counts = {HERE if own else THEIRS: self.counts[items].astype(np.float64)}
             return Shares(held, {}, nothing, nothing, {}, counts, 0.0, np.zeros(0), customers=customers)
         said, candidate = self.said(query) if query else None, self.part.candidate[items]
-        text = text_shares(past, held, said, self.part.history, candidate, self.length, self.blend.pooling)
+        history, (numbered,) = self._searched([past])
+        text = text_shares(numbered, held_items_of(numbered), said, history, candidate, self.length, self.blend.pooling)
         popularity, base = prior_shares(self.part.priors, {} if query else self.blend.priors, items)
         together = nothing
         if self.layer is not None and self.blend.own:
@@ -139,8 +141,26 @@ class MerchantRanker:
         number = self._numbers.get(user_id)
         if number is None:
             return None
-        alone = self.data.histories.take(np.array([number]))
-        return Past(alone.items, alone.baskets, alone.target, alone.times)
+        alone, size = self.data.histories.take(np.array([number])), len(self.catalogue)
+        own = np.unique(alone.items[alone.items >= size])
+        items = np.where(alone.items < size, alone.items, size + np.searchsorted(own, alone.items))
+        queries = tuple(alone.queries[number - size] for number in own)
+        return Past(items, alone.baskets, alone.target, alone.times, queries)
+
+    def _searched(self, pasts: Sequence[Past]) -> tuple[np.ndarray, Sequence[Past]]:
+        """The catalogue as history, with what these people searched for after it, and their events numbered by that."""
+        size = len(self.catalogue)
+        found, numbered, count = [self.part.history], [], 0
+        for past in pasts:
+            recent = np.unique(past.items[-self.length :])
+            recent = recent[recent >= size] - size
+            found += [self.said(past.queries[number]) for number in recent]
+            # What is too long ago to be pooled is numbered too, and not read.
+            order = np.concatenate([recent, np.setdiff1d(np.arange(len(past.queries)), recent)])
+            place = np.append(np.argsort(order), 0)[np.maximum(past.items - size, -1)]
+            numbered.append(past._replace(items=np.where(past.items < size, past.items, size + count + place)))
+            count += len(recent)
+        return np.concatenate(found) if count else self.part.history, numbered if count else pasts
 
     @cached_property
     def _buyers(self) -> csr_array:

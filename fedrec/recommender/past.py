@@ -16,16 +16,18 @@ class Past(NamedTuple):
     """What somebody did, in time order, as `Histories.of` gives it.
 
     Attributes:
-        items: (events,) positions in the catalogue.
+        items: (events,) positions in the catalogue, or `len(catalogue)` and more: of a text in `queries`.
         baskets: (events,) numbers of baskets, ascending.
         target: (events,) whether each was bought, or is history alone, such as a view; None where all were bought.
         times: (events,) datetime64 when each was; None where that is not known.
+        queries: what they searched for; such an event is no target.
     """
 
     items: np.ndarray
     baskets: np.ndarray
     target: np.ndarray | None = None
     times: np.ndarray | None = None
+    queries: tuple[str, ...] = ()
 
     @property
     def bought(self) -> np.ndarray:

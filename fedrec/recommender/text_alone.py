@@ -82,7 +82,7 @@ def settle(place: MerchantPlace, data: MerchantData) -> TextAlone:
 def _entered(place: MerchantPlace, data: MerchantData, arrived: str | None) -> tuple[dict[str, Contender], dict[str, str]]:
     """The untrained text, the current version and the one that arrived, as far as each can be used here."""
     nothing, versions = np.zeros(len(data.catalogue), dtype=np.float32), place.versions
-    plain = place.plain(data.catalogue, nothing)
+    plain = place.plain(data.catalogue, nothing, data.histories.queries)
     entered, refused = {UNTRAINED: contenders(plain, None, (0.0,))[TEXT]}, {}
     try:
         current = versions.current
@@ -92,7 +92,8 @@ def _entered(place: MerchantPlace, data: MerchantData, arrived: str | None) -> t
         if name is None:
             continue
         try:
-            received = place.received(data.catalogue, Adapter(name, *versions.read(name)), nothing)
+            adapter = Adapter(name, *versions.read(name))
+            received = place.received(data.catalogue, adapter, nothing, data.histories.queries)
         except InputError as error:
             refused[name] = str(error)
             continue

@@ -54,7 +54,12 @@ class _Group(NamedTuple):
 
 
 class EncoderTrainer:
-    """The encoder of one merchant's catalogue, ready for private steps; `negatives` are set for each step."""
+    """The encoder of one merchant's catalogue, ready for private steps; `negatives` are set for each step.
+
+    Args:
+        states: of the catalogue's texts, and after them of what users searched for.
+        prior: (items,) of the catalogue.
+    """
 
     def __init__(
         self,
@@ -68,8 +73,10 @@ class EncoderTrainer:
         history: int,
     ) -> None:
         encoder.load({**base, **trained})
-        self.encoder, self.states, self.history = encoder, states, history
+        self.encoder, self.states, self.history, self.items = encoder, states, history, len(prior)
         self.shapes = encoder.shapes
+        # A query is no candidate, and its popularity is asked for and not used.
+        prior = np.append(prior, np.zeros(len(states) - len(prior), dtype=prior.dtype))
         self.softmax = SampledSoftmax(prior, base, trained, scoring, encoder.device, self.shapes.records)
         self.negatives = np.zeros(0, dtype=np.int64)
         modules = encoder.top.named_modules()
@@ -87,15 +94,18 @@ class EncoderTrainer:
         """The lot in pieces of a bounded number of users."""
         hidden, negatives, times = self.encoder.hidden, len(self.negatives), self.shapes.times
         padded = lot.length * (hidden + 8 * lot.positions)  # embeddings that are pooled, and weights with what they are made of
-        scored = 8 * lot.positions * (negatives + len(self.states))  # products, and masks by item
+        scored = 8 * lot.positions * (negatives + self.items)  # products, and masks by item
         pieces = 1 + (negatives + self.history) // self.shapes.texts_per_piece
         trained = pieces * sum(parameter.numel() for parameter in self.parameters())
         bounds = [FLOATS_SHARED // max(1, negatives * hidden), FLOATS_PER_RECORD // max(padded, scored, trained)]
-        tokens = int(self.shapes.padded(self.states.length).max())
+        searched = len(self.states) > self.items
+        # How long the longest query is, and how many there are, is nobody's to see: public sizes stand for them.
+        longest = np.array(self.encoder.max_tokens) if searched else self.states.length
+        tokens = int(self.shapes.padded(longest).max())
         texts = times * FLOATS_AHEAD // _top_layers(self.encoder).numbers(tokens)
         targets = max(1, times * FLOATS_PER_RECORD // hidden)
         most = min(self.shapes.records_per_chunk, *(times * bound for bound in bounds))
-        if texts < len(self.states):
+        if searched or texts < self.items:
             most = min(most, (texts - negatives) // (self.history + lot.positions))
         most = max(1, most)
         for start in range(0, len(lot), most):

@@ -4,6 +4,8 @@ A user's gradient of a head is a few outer products and one sum over the catalog
 
     G = sum_p left[p] (x) right[p] - sum_j along[j] scaled[j] (x) unit[j].
 
+A text that the catalogue does not have, such as a user's own query, is one more outer product.
+
 Its norm, which clipping needs, and the clipped sum, which leaves, both come from the factors;
 the gradient itself (rank, hidden) is made for nobody but the audit. This is ghost clipping
 (Goodfellow 2015, arXiv:1510.01799; Li et al., ICLR 2022, sec. 4) for a layer whose output is
@@ -33,6 +35,8 @@ MARGIN = 3e-4
 """What float32 may have rounded, relative to the square of all that was added up: chains of sums of at
 most four thousand products (rank, hidden, twice the common items), each off by 2^-24, and sums over all items."""
 
+LONGEST = 64
+"""Outer products of a record whose inner products, the square of their number, are added up in float32."""
 UNDERFLOW = 1e-12
 """Lengths over this lose nothing to squares under 2^-126."""
 
@@ -108,7 +112,7 @@ class HeadGradients:
     """Each record's gradient of one head, in factors.
 
     Attributes:
-        left: (records, P, rank).
+        left: (records, P, rank); P counts a record's own texts too.
         right: (records, P, hidden), of a size near 1.
         along: (records, items), without what `own` holds.
         cross: (records,) float64, inner products of the outer products and the sum over the catalogue.
@@ -145,7 +149,9 @@ class HeadGradients:
         rights = torch.bmm(right, right.mT)  # (records, P, P)
         lengths = left.norm(dim=2) * rights.diagonal(dim1=1, dim2=2).sqrt()
         mass = (lengths.sum(1) + _masses(common, table.sizes[: table.common])).double()
-        first = (torch.bmm(left, left.mT) * rights).sum((1, 2)).double()
+        # Up to `LONGEST` outer products the chain of sums is as `MARGIN` has it.
+        exact = torch.float64 if left.shape[1] > LONGEST else None
+        first = (torch.bmm(left, left.mT) * rights).sum((1, 2), dtype=exact).double()
         second = ((common @ table.gram) * common).sum(1).double()  # of the items that are counted exactly
         if self.own is not None:
             items, along = self.own.items, self.own.along

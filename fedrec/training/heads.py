@@ -72,19 +72,30 @@ class HeadsTrainer:
         e: (items, hidden) frozen item embeddings.
         prior: (items,) log popularity.
         events: most events that a record pools, which bounds the records that are computed at once.
+        queries: (queries, hidden) the same of what users searched for; an event's item past the catalogue's last is one of them.
 
     Raises:
         ValueError: the rank is over `MOST_RANK`.
     """
 
-    def __init__(self, e: Tensor, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, events: int = 100) -> None:
+    def __init__(
+        self,
+        e: Tensor,
+        prior: np.ndarray,
+        base: Arrays,
+        trained: Arrays,
+        scoring: Scoring,
+        events: int = 100,
+        queries: Tensor | None = None,
+    ) -> None:
         self.scoring, self.events, self.fixed = scoring, events, e.device.type == "cuda"
+        self.queries = e.new_zeros(0, e.shape[1]) if queries is None else queries
         offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
         # Popular items first, by public counts: see `Table`.
         order = torch.argsort(offset, descending=True, stable=True)
         self.place = torch.argsort(order).cpu().numpy()
         self.offset, e = offset[order], e[order]
-        a = torch.as_tensor(base[HEAD_A], device=e.device)
+        self.a = a = torch.as_tensor(base[HEAD_A], device=e.device)
         if a.shape[1] > MOST_RANK:
             raise ValueError(f"the heads have rank {a.shape[1]}, at most {MOST_RANK} is allowed")
         b = {role: torch.as_tensor(trained[name], device=e.device) for role, name in HEAD_B.items()}
@@ -104,7 +115,10 @@ class HeadsTrainer:
         history, candidate = self.history.table(), self.candidate.table()
         for part in self._parts(lot):
             rows, chunks = zip(*self._chunks(part), strict=True)
-            found = tuple(self._gradients(chunk, len(own), history, candidate) for own, chunk in zip(rows, chunks, strict=True))
+            found = tuple(
+                self._gradients(chunk, asked, len(own), history, candidate)
+                for own, (chunk, asked) in zip(rows, chunks, strict=True)
+            )
             yield RecordGradients(found, self._moved(np.concatenate(rows)))
 
     @torch.no_grad()
@@ -114,8 +128,8 @@ class HeadsTrainer:
         out = [self.offset.new_zeros(0)]
         for part in self._parts(lot):
             out.append(self.offset.new_zeros(len(part)))
-            for rows, chunk in self._chunks(part):
-                losses = masked_loss(self._scores(chunk, history, candidate).logits, chunk)
+            for rows, (chunk, asked) in self._chunks(part):
+                losses = masked_loss(self._scores(chunk, asked, history, candidate).logits, chunk)
                 out[-1][self._moved(rows)] = losses[: len(rows)]
         return torch.cat(out)
 
@@ -124,12 +138,15 @@ class HeadsTrainer:
         items, hidden = self.history.e.shape
         kept = items + lot.positions * (self.history.ea.shape[1] + hidden)
         times = TIMES if self.fixed else 1
-        most = max(1, min(times * FLOATS_KEPT // kept, times * FLOATS_PADDED // (8 * self.events * lot.positions)))
+        padded = self.events * 8 * lot.positions
+        if len(self.queries):
+            padded = max(padded, self.events * (self.history.ea.shape[1] + hidden))
+        most = max(1, min(times * FLOATS_KEPT // kept, times * FLOATS_PADDED // padded))
         for start in range(0, len(lot), most):
             yield lot.take(np.arange(start, min(start + most, len(lot)))).padded()
 
-    def _chunks(self, part: Examples) -> Iterator[tuple[np.ndarray, Examples]]:
-        """Records of one width each, and which rows of the part they are.
+    def _chunks(self, part: Examples) -> Iterator[tuple[np.ndarray, tuple[Examples, _Asked | None]]]:
+        """Records of one width each, what they searched for, and which rows of the part they are.
 
         How a product is rounded depends on its shape, and hostile weights can make much of rounding: a record
         that was computed with fewer others, or beside one with a longer history, had another gradient. So a
@@ -146,22 +163,37 @@ class HeadsTrainer:
         else:
             used = np.any(part.weights, axis=1)  # (records, L)
             longest = np.where(used.any(axis=1), part.length - used[:, ::-1].argmax(axis=1), 1)
-        doublings = np.ceil(np.log2(np.maximum(longest, WIDTH) / WIDTH)).astype(int)
-        for times in np.unique(doublings):
-            rows = np.flatnonzero(doublings == times)
-            for start in range(0, len(rows), size):
-                own = rows[start : start + size]
-                records = size if self.fixed else max(min(size, LEAST_RECORDS), -(-len(own) // 8) * 8)
-                yield own, self._filled(part.take(own), records, WIDTH << times)
+        asked = (part.items >= len(self.place)).sum(axis=1)
+        rooms = np.where(asked > 0, _doublings(np.full(len(part), self.events) if self.fixed else asked), -1)
+        kinds = np.stack([_doublings(longest), rooms], axis=1)
+        for times, room in np.unique(kinds, axis=0).tolist():
+            rows, most = np.flatnonzero((kinds == (times, room)).all(axis=1)), size if room < 0 else max(8, size // 16 * 8)
+            for start in range(0, len(rows), most):
+                own = rows[start : start + most]
+                records = most if self.fixed else max(min(most, LEAST_RECORDS), -(-len(own) // 8) * 8)
+                yield own, self._filled(part.take(own), records, WIDTH << times, 0 if room < 0 else WIDTH << room)
 
-    def _filled(self, chunk: Examples, records: int, width: int) -> Examples:
+    def _filled(self, chunk: Examples, records: int, width: int, room: int) -> tuple[Examples, _Asked | None]:
         items = np.zeros((records, width), dtype=np.int64)
         weights = np.zeros((records, chunk.positions, width), dtype=chunk.weights.dtype)
         columns = min(width, chunk.length)
         items[: len(chunk), :columns] = chunk.items[:, :columns]
         weights[: len(chunk), :, :columns] = chunk.weights[:, :, :columns]
+        asked = self._asked(items, weights, room) if room else None
         target, seen = self._placed(chunk.target), self._placed(chunk.seen)
-        return Examples(self.place[items], weights, target, chunk.target_weight, seen)
+        return Examples(self.place[items], weights, target, chunk.target_weight, seen), asked
+
+    def _asked(self, items: np.ndarray, weights: np.ndarray, room: int) -> _Asked:
+        """What records searched for, which is taken out of `items` and `weights`."""
+        record, slot = np.nonzero(items >= len(self.place))
+        column = np.arange(len(record)) - np.searchsorted(record, record)
+        vectors = self.queries.new_zeros(len(items), room, self.queries.shape[1])
+        of_asked = np.zeros((*weights.shape[:2], room), dtype=weights.dtype)
+        of_asked[record, :, column] = weights[record, :, slot]
+        texts = self._moved(items[record, slot] - len(self.place))
+        vectors[self._moved(record), self._moved(column)] = self.queries[texts]
+        items[record, slot], weights[record, :, slot] = 0, 0
+        return _Asked(vectors, self._moved(of_asked))
 
     def _placed(self, rows: np.ndarray) -> np.ndarray:
         return np.column_stack([rows[:, :2], self.place[rows[:, 2]]])
@@ -169,22 +201,26 @@ class HeadsTrainer:
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.offset.device)
 
-    def _scores(self, chunk: Examples, history: Table, candidate: Table) -> _Scores:
+    def _scores(self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table) -> _Scores:
         scale, given = self.scoring.temperature, (self._moved(chunk.items), self._moved(chunk.weights), self.offset)
+        words = () if asked is None else (*asked, self.a, self.history.weight.detach())
         if not self.fixed:
-            return _scored(*given, history, candidate, temperature=scale)
+            return _scored(*given, history, candidate, *words, temperature=scale)
+        some = [part for table in (history, candidate) for part in (table.unit, table.scaled, table.known_spread)]
+        tables = [part for part in some if part is not None]
 
         def function(items: Tensor, weights: Tensor, offset: Tensor, *parts: Tensor) -> _Scores:
-            half = len(parts) // 2
-            found = _scored(items, weights, offset, _table(*parts[:half]), _table(*parts[half:]), temperature=scale)
-            return found._replace(used=None)
+            half = len(tables) // 2
+            both = _table(*parts[:half]), _table(*parts[half : 2 * half])
+            return _scored(items, weights, offset, *both, *parts[2 * half :], temperature=scale)._replace(used=None)
 
-        tables = [part for table in (history, candidate) for part in (table.unit, table.scaled, table.known_spread)]
-        return cast(_Scores, _GRAPHS(("scores", scale), function, [*given, *(part for part in tables if part is not None)]))
+        return cast(_Scores, _GRAPHS(("scores", scale), function, [*given, *tables, *words]))
 
     @torch.no_grad()
-    def _gradients(self, chunk: Examples, count: int, history: Table, candidate: Table) -> tuple[HeadGradients, HeadGradients]:
-        scores, scale = self._scores(chunk, history, candidate), self.scoring.temperature
+    def _gradients(
+        self, chunk: Examples, asked: _Asked | None, count: int, history: Table, candidate: Table
+    ) -> tuple[HeadGradients, HeadGradients]:
+        scores, scale = self._scores(chunk, asked, history, candidate), self.scoring.temperature
         given = self._moved(_targets(chunk)), _at_logits(scores.logits, chunk)
         if not self.fixed:
             of_history, of_candidate = _factors(*given, scores, temperature=scale)
@@ -201,6 +237,33 @@ class HeadsTrainer:
         return replace(of_history, count=count), replace(of_candidate, count=count)
 
 
+class _Asked(NamedTuple):
+    """What a chunk's records searched for.
+
+    Others' searches must be in no table that a record is computed with, so each has its own vectors, in room for its own number.
+
+    Attributes:
+        vectors: (records, room, hidden) embeddings, zeros after a record's last.
+        weights: (records, P, room) pooling weights.
+    """
+
+    vectors: Tensor
+    weights: Tensor
+
+
+class _Words(NamedTuple):
+    """`_Asked` under the history head: `unit` and `scaled` as in `Table`, for each record."""
+
+    unit: Tensor
+    scaled: Tensor
+    weights: Tensor
+
+
+def _doublings(longest: np.ndarray) -> np.ndarray:
+    """How often `WIDTH` is doubled until so many fit."""
+    return np.ceil(np.log2(np.maximum(longest, WIDTH) / WIDTH)).astype(int)
+
+
 class _Scores(NamedTuple):
     """A chunk's forward pass, and what it was made of.
 
@@ -209,6 +272,7 @@ class _Scores(NamedTuple):
         weights: (records, P, L) pooling weights.
         used: (records, L, hidden) embeddings that are pooled; None where it is quicker to look them up again than to keep them.
         tables: of the history head and of the candidate head.
+        words: what was searched for; None where nobody did.
     """
 
     items: Tensor
@@ -219,20 +283,34 @@ class _Scores(NamedTuple):
     cosines: Tensor
     logits: Tensor
     tables: tuple[Table, ...]
+    words: _Words | None = None
 
 
 def _table(unit: Tensor, scaled: Tensor, spread: Tensor | None = None) -> Table:
     return Table(unit, scaled, common_items(len(unit)), spread)
 
 
-def _scored(items: Tensor, weights: Tensor, offset: Tensor, history: Table, candidate: Table, temperature: float) -> _Scores:
+def _scored(
+    items: Tensor, weights: Tensor, offset: Tensor, history: Table, candidate: Table, *asked: Tensor, temperature: float
+) -> _Scores:
+    """`asked`: vectors and weights of `_Asked`, and the history head's two factors; nothing where nobody searched."""
     used = embedding(items, history.unit)  # (records, L, hidden); several times faster than indexing
     pooled = weights @ used  # (records, P, hidden)
+    words = _words(*asked) if asked else None
+    if words is not None:
+        pooled = pooled + words.weights @ words.unit
     length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     users = pooled / length
     cosines = users @ candidate.unit.T  # (records, P, items)
     logits = torch.add(offset, cosines, alpha=temperature)
-    return _Scores(items, weights, used, length, users, cosines, logits, (history, candidate))
+    return _Scores(items, weights, used, length, users, cosines, logits, (history, candidate), words)
+
+
+def _words(vectors: Tensor, weights: Tensor, a: Tensor, b: Tensor) -> _Words:
+    scaled = vectors @ a  # (records, room, rank)
+    z = vectors + scaled @ b
+    length = z.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return _Words(z / length, scaled / length, weights)
 
 
 def _factors(targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: float) -> tuple[HeadGradients, HeadGradients]:
@@ -258,11 +336,21 @@ def _factors(targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: f
     used = embedding(scores.items, history.unit) if scores.used is None else scores.used
     projected = right @ used.mT  # (records, P, L)
     own_along = (projected * weights * size).sum(1)  # (records, L)
+    if scores.words is not None:
+        left, right = _with_words(left, right, size, scores.words)
+        projected = right @ used.mT  # (records, P + room, L)
     cross = (own_along * ((left @ scaled.mT) * projected).sum(1)).sum(1, dtype=torch.float64)
     along = torch.zeros_like(cosines[:, 0]).scatter_add_(1, scores.items, own_along)
     own = strongest(along, scores.items.masked_fill(weights.amax(1) == 0, -1), history)
     of_history = HeadGradients(left, right, along, cross, own, history)
     return of_history.with_norms(), of_candidate.with_norms()
+
+
+def _with_words(left: Tensor, right: Tensor, size: Tensor, words: _Words) -> tuple[Tensor, Tensor]:
+    """The outer products with those of what was searched for: terms of the sum over texts that are in nobody else's table."""
+    along = ((right @ words.unit.mT) * words.weights * size).sum(1)  # (records, room)
+    left = left + (words.weights @ words.scaled) * size
+    return torch.cat([left, -along[:, :, None] * words.scaled], 1), torch.cat([right, words.unit], 1)
 
 
 def _targets(chunk: Examples) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -92,6 +92,7 @@ def train_round(
     prior: np.ndarray,
     population: int,
     noise: NoiseSource,
+    queries: Sequence[str] = (),
 ) -> Arrays:
     """Take the round's private steps and return the noisy change of the trained part.
 
@@ -100,6 +101,7 @@ def train_round(
         prior: (items,) log popularity of the merchant's catalogue.
         population: the publicly declared number of users; never the true one.
         noise: where sampling and noise come from.
+        queries: what users searched for, as `Histories` has it.
 
     Returns:
         `trained after - trained before` for the arrays of `task.part`, float32.
@@ -107,7 +109,7 @@ def train_round(
     Raises:
         RuntimeError: the adapter did not move, which means that no gradient reached it.
     """
-    trainer = _trainer(task, catalogue, encoder, base, trained, prior)
+    trainer = _trainer(task, catalogue, encoder, base, trained, prior, queries)
     before = trainer.arrays()
     optimizer = UserDPOptimizer(
         trainer.parameters(),
@@ -137,6 +139,7 @@ def round_sum(
     trained: Arrays,
     prior: np.ndarray,
     noise: NoiseSource,
+    queries: Sequence[str] = (),
 ) -> Arrays:
     """The sum of clipped gradients of one drawn lot, WITHOUT noise: what a merchant adds to a secure sum.
 
@@ -146,11 +149,12 @@ def round_sum(
         examples: every record of the merchant, as `build_records` makes them.
         prior: (items,) log popularity of the merchant's catalogue.
         noise: where sampling comes from.
+        queries: what users searched for, as `Histories` has it.
 
     Returns:
         The arrays of `task.part`, float64.
     """
-    trainer = _trainer(task, catalogue, encoder, base, trained, prior)
+    trainer = _trainer(task, catalogue, encoder, base, trained, prior, queries)
     totals = [torch.zeros_like(parameter, dtype=torch.float64, device="cpu") for parameter in trainer.parameters()]
     for gradients in _lot(task, trainer, len(catalogue), examples, noise):
         for total, part in zip(totals, clipped_sum(gradients, task.clip_norm), strict=True):
@@ -159,13 +163,21 @@ def round_sum(
 
 
 def _trainer(
-    task: RoundTask, catalogue: Catalogue, encoder: TextEncoder, base: Arrays, trained: Arrays, prior: np.ndarray
+    task: RoundTask,
+    catalogue: Catalogue,
+    encoder: TextEncoder,
+    base: Arrays,
+    trained: Arrays,
+    prior: np.ndarray,
+    queries: Sequence[str],
 ) -> HeadsTrainer | EncoderTrainer:
     encoder.load({**base, **trained})
     if task.part == "heads":
         e = centred(encoder.embed(catalogue), base)
-        return HeadsTrainer(e, prior, base, trained, task.scoring, events=2 * task.history)
-    return EncoderTrainer(encoder, encoder.states(catalogue), prior, base, trained, task.scoring, history=task.encoder_history)
+        asked = torch.cat([e[:0], *(centred(one[None], base) for one in encoder.embed_private(queries))])
+        return HeadsTrainer(e, prior, base, trained, task.scoring, events=2 * task.history, queries=asked)
+    states = encoder.states(catalogue).followed_by(encoder.private_states(queries))
+    return EncoderTrainer(encoder, states, prior, base, trained, task.scoring, history=task.encoder_history)
 
 
 def _lot(

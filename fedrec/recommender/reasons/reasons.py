@@ -41,6 +41,7 @@ __all__ = [
     "HISTORY",
     "POPULARITY",
     "QUERY",
+    "SEARCHED",
     "TEXT",
     "Reasons",
     "Share",
@@ -49,7 +50,7 @@ __all__ = [
     "reasons_of",
 ]
 
-HISTORY, QUERY, POPULARITY, BASE = "history", "query", "popularity", "base"
+HISTORY, SEARCHED, QUERY, POPULARITY, BASE = "history", "search", "query", "popularity", "base"
 """Kinds of shares, beside the own layer's."""
 TEXT, FREQUENCY = "text", "frequency"
 """Through what an item of the history adds, beside the own layer."""
@@ -62,8 +63,8 @@ class Share:
     """A part of a score.
 
     Attributes:
-        kind: `history`, `query`, `popularity`, `own layer` or `base`.
-        name: the history's item, or the popularity (`own`, `federation`); empty for others.
+        kind: `history`, `search` (an earlier one), `query`, `popularity`, `own layer` or `base`.
+        name: the history's item, what was searched for, or the popularity (`own`, `federation`); empty for others.
         value: what it adds.
         through: what `value` is the sum of: the text by pooling decay, the own layer, frequency.
         sentence: how a shopper is told of it; None where a shopper is not.
@@ -215,7 +216,8 @@ class Teller:
             name, did, what, when = self._phrases[row]
             what = "this" if shares.held[row] == self.items[column] else what
             through, said = dict(zip(names, table[:, row].tolist(), strict=True)), f"Because you {did} {what}{when}"
-            found.append(Share(HISTORY, name, float(totals[row]), through, said, float(told[row])))
+            kind = HISTORY if shares.held[row] < len(self.ranker.catalogue) else SEARCHED
+            found.append(Share(kind, name, float(totals[row]), through, said, float(told[row])))
         return found
 
     @cached_property
@@ -228,8 +230,12 @@ class Teller:
         found = []
         for item in self.shares.held.tolist():
             event = last[item]
-            did = "bought" if bought[event] else "looked at"
             when = "" if past.times is None else ago(past.times[event], self.now)
+            if item >= len(catalogue):
+                query = past.queries[item - len(catalogue)]
+                found.append((query, "searched for", quoted(query), when))
+                continue
+            did = "bought" if bought[event] else "looked at"
             found.append((catalogue.item_ids[item], did, quoted(catalogue.texts[item]), when))
         return found
 

@@ -53,7 +53,7 @@ class Shares:
     """What each part adds to the scores of some items; their sum is the scores. All are float64.
 
     Attributes:
-        held: (held,) the distinct items of the history, the latest last.
+        held: (held,) the distinct items of the history, the latest last, searches among them as `Past` numbers them.
         text: by pooling decay, (held, items) through the text.
         own: (held, items) through the own layer.
         frequency: (held, items) through how often and how recently it was bought.
@@ -186,13 +186,15 @@ def count_customers(by_item: csr_array, past: Past, held: np.ndarray, items: np.
         by_item: (catalogue, users) of ones, who bought each item. The one who asks may be among the users: where they have
             bought the item they count as one, and are taken off.
     """
-    of_held = by_item[held].T.tocsr()  # (users, held)
+    bought = held < by_item.shape[0]  # nobody buys a search
+    of_held = by_item[held[bought]].T.tocsr()  # (users, bought)
     starts, counts = by_item.indptr[items], np.diff(by_item.indptr)[items]
     column = np.repeat(np.arange(len(items)), counts)  # (buyers of any,) whose buyers they are
     place = np.arange(len(column)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    both = of_held[by_item.indices[place]]  # (buyers of any, held)
+    both = of_held[by_item.indices[place]]  # (buyers of any, bought)
     row = np.repeat(np.arange(len(column)), np.diff(both.indptr))
     asking = np.isin(items, past.bought).astype(np.int64)
-    cells = np.bincount(both.indices * len(items) + column[row], minlength=len(held) * len(items))
-    pairs = np.maximum(cells.reshape(len(held), len(items)) - asking, 0)
+    cells = np.bincount(both.indices * len(items) + column[row], minlength=int(bought.sum()) * len(items))
+    pairs = np.zeros((len(held), len(items)), dtype=np.int64)
+    pairs[bought] = np.maximum(cells.reshape(int(bought.sum()), len(items)) - asking, 0)
     return Customers(pairs, np.maximum(counts - asking, 0))
