@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ from fedrec.wire import HistogramTask
 from simulations.run import simulate
 
 from .conftest import WORDS, make_catalogue, make_encoder, make_histories
-from .helpers import central, make_federation, settings_of
+from .helpers import central, make_federation, settings_of, with_searches
 from .merchants import open_shop, public_and_trained, task, write_merchant
 from .test_per_user_gradients import factors_of, flat_gradients, hostile_heads, setup
 
@@ -34,10 +35,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 LOW = pytest.mark.parametrize("low_precision", [False, True], ids=["float32", "bfloat16"])
 
 
-@pytest.fixture
-def shops(tiny_bert_folder: Path, tmp_path: Path) -> list[Merchant]:
-    """One merchant on the processor and on the GPU, with the same seed of noise."""
-    folder, out = write_merchant(tmp_path / "shop", epsilon=50.0), []
+@pytest.fixture(params=[False, True], ids=["bought", "searched"])
+def shops(request: pytest.FixtureRequest, tiny_bert_folder: Path, tmp_path: Path) -> list[Merchant]:
+    """One merchant on the processor and on the GPU, with the same seed of noise; its users may have searched for something."""
+    folder, out = write_merchant(tmp_path / "shop", epsilon=50.0), list[Merchant]()
+    if request.param:
+        with_searches(pd.read_parquet(folder / "events.parquet")).to_parquet(folder / "events.parquet", index=False)
     for device in ("cpu", "cuda"):
         shop = open_shop(folder, tiny_bert_folder, tmp_path / device)
         model = shop.site.model.model_copy(update={"device": device})

@@ -213,6 +213,8 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
         slow.append(gradients_of(loss, list(b.values())))
         expected.append(loss.item())
     compare(fast, slow)
+    trainer.fixed, trainer.events = True, 2 * history  # as on a GPU: all chunks of one size
+    torch.testing.assert_close(torch.cat([chunk.per_record() for chunk in trainer.gradients(merged(examples))]), once)
     base, trained = ({k: v.astype(np.float32) for k, v in arrays.items()} for arrays in (base, trained))
     losses = HeadsTrainer(e.float(), prior, base, trained, scoring, queries=asked.float()).losses(single)
     assert losses.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
