@@ -8,7 +8,8 @@ stands a search of one to three words of the title of one item that is in the ba
 a word of another title. So the figures say what the model makes of searches that mean what is bought next, and not how
 often people search like that.
 
-Everything is measured on the server's users, all of whom then have a search as their last event. `queries.json` has the rows.
+Everything is measured on the server's users, all of whom then have a search as their last event. `queries.json` has the rows;
+interrupted, it goes on after the last of them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from simulations.run import simulate
 __all__ = ["main", "with_searches"]
 
 NOISE, SHARE, EARLIER = 0.3, 1 / 3, 1
-WORDS = 3
+WORDS, ROWS = 3, "queries.json"
 Trained = tuple[Arrays, Arrays]
 """The public part and what was trained."""
 
@@ -52,16 +53,19 @@ def main() -> None:
     args = parser.parse_args()
     quiet_libraries()
     plain, searched = args.out / "plain", args.out / "searched"
-    prepare(args.federation, plain, searched, args.merchants)
+    if not (args.out / ROWS).exists():
+        prepare(args.federation, plain, searched, args.merchants)
     settings = {"trust": "secure-aggregation", "encoder_rounds": 0, **parse_overrides(args.settings)}
     config = RunConfig.model_validate(settings)
     encoder = load_encoder_for(config)
-    rows = []
+    rows = json.loads((args.out / ROWS).read_text()) if (args.out / ROWS).exists() else []
     for noise, train in (("none", _reference), (f"epsilon {config.epsilon:g}", _private)):
         for name, federation in (("without", plain), ("with", searched)):
+            if any((one["noise"], one["trained"]) == (noise, name) for one in rows):
+                continue
             trained = train(federation, args.out / f"run-{name}", config, encoder)
             rows += [{"noise": noise, "trained": name, **one} for one in _measured(trained, plain, searched, config, encoder)]
-            write_atomically(args.out / "queries.json", json.dumps(rows, indent=1).encode())
+            write_atomically(args.out / ROWS, json.dumps(rows, indent=1).encode())
     print_json(rows)
 
 
