@@ -39,6 +39,8 @@ __all__ = ["main", "with_searches"]
 
 NOISE, SHARE, EARLIER = 0.3, 1 / 3, 1
 WORDS, ROWS = 3, "queries.json"
+KINDS = NONE, PLANNED = "none", "planned"
+"""Of noise: none, and no clipping, or what the settings' epsilon asks for."""
 Trained = tuple[Arrays, Arrays]
 """The public part and what was trained."""
 
@@ -48,7 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("federation", type=Path)
-    parser.add_argument("--merchants", type=int, default=2, help="so many of the largest take part")
+    parser.add_argument("--merchants", type=int, default=4, help="so many of the largest take part")
+    parser.add_argument("--noise", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE", help="a setting of the runs")
     args = parser.parse_args()
     quiet_libraries()
@@ -59,7 +62,8 @@ def main() -> None:
     config = RunConfig.model_validate(settings)
     encoder = load_encoder_for(config)
     rows = json.loads((args.out / ROWS).read_text()) if (args.out / ROWS).exists() else []
-    for noise, train in (("none", _reference), (f"epsilon {config.epsilon:g}", _private)):
+    for noise in args.noise:
+        train = _reference if noise == NONE else _private
         for name, federation in (("without", plain), ("with", searched)):
             if any((one["noise"], one["trained"]) == (noise, name) for one in rows):
                 continue

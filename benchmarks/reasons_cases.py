@@ -64,13 +64,11 @@ class Subject:
 
     def pasts(self, users: int) -> list[Past]:
         """Of some users who have `FEWEST` items at least; what they searched for is left out."""
-        found, size = list[Past](), len(self.ranker.catalogue)
+        found, histories = list[Past](), self.histories.without_searches(len(self.ranker.catalogue))
         for user in np.random.default_rng(0).permutation(len(self.histories)).tolist():
-            one = self.histories.take(np.array([user]))
-            items = one.items < size
-            if len(np.unique(one.items[items])) >= FEWEST:
-                target, times = (None if rows is None else rows[items] for rows in (one.target, one.times))
-                found.append(Past(one.items[items], one.baskets[items], target, times))
+            one = histories.take(np.array([user]))
+            if len(np.unique(one.items)) >= FEWEST:
+                found.append(Past(one.items, one.baskets, one.target, one.times))
             if len(found) == users:
                 break
         return found

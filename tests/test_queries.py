@@ -44,7 +44,7 @@ from simulations.checks import nothing_to_learn
 from .conftest import WORDS, make_catalogue, make_encoder, make_events, write_source
 from .helpers import settings_of, with_searches
 from .merchants import TASK
-from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
+from .test_cli_errors import Fedrec, fedrec  # noqa: F401
 from .test_data import TOML, fault, write_csv
 from .test_merchant_recommender import make_shop, with_settings
 from .test_per_user_gradients import check_factors, compare, flat_gradients, head, in_order, one_text
@@ -98,7 +98,8 @@ def test_what_is_missing_is_named_once(row: str, reason: str, column: str, tmp_p
     folder = shop(tmp_path, EVENTS + row + "\n")
     (left_out,) = load_merchant(folder).left_out
     assert left_out.reason == reason and left_out.rows == 1
-    assert column in fault(lambda: load_merchant(folder, strict=True))
+    said = fault(lambda: load_merchant(folder, strict=True))
+    assert column in said and ("is empty, and the event is a search" in said) == (column[0] == "q")
 
 
 def test_without_their_words_searches_are_what_they_were(tmp_path: Path) -> None:
@@ -119,8 +120,6 @@ def test_a_check_counts_searches(fedrec: Fedrec, tmp_path: Path) -> None:
     assert "2 searches by 2 users, 2 different ones, the longest of 19 characters" in said.out and "pen" not in said.out
     found = json.loads(fedrec("data", "check", "shop", "--json").out)
     assert found["searches"] == {"shop": {"events": 2, "users": 2, "distinct": 2, "longest": 19}}
-    (tmp_path / "shop" / "events.csv").write_text(EVENTS + "u,,2026-01-05,search,\n")
-    assert_refused(fedrec("data", "check", "shop", "--strict"), "query, line 7: is empty, and the event is a search")
 
 
 @pytest.mark.parametrize("own_catalogues", [False, True])
@@ -187,7 +186,7 @@ def loss_of(histories, user, history, positions, h, c, scoring, prior, only=None
     return total
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> None:
     _, encoder, _, base, trained, scoring, prior, histories, examples, history, positions = setup(tiny_bert_folder, seed)
     catalogue = make_catalogue(len(prior), seed)
@@ -220,7 +219,7 @@ def test_heads_equal_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> No
     assert losses.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_encoder_equals_one_user_at_a_time(tiny_bert_folder: Path, seed: int) -> None:
     rng, encoder, states, base, trained, scoring, prior, histories, examples, history, positions = setup(tiny_bert_folder, seed)
     trainer = EncoderTrainer(encoder, states, prior, base, trained, scoring, history=2 * history)
@@ -249,9 +248,12 @@ def without_others_searches(events: pd.DataFrame, user: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("part", ["heads", "encoder"])
 @pytest.mark.parametrize("name", ["tiny", pytest.param(PACKAGED, marks=pytest.mark.slow)])
-def test_what_others_searched_for_changes_no_bit_of_a_users_gradient(name: str, part: str, tiny_bert_folder: Path) -> None:
+def test_what_others_searched_for_changes_no_bit_of_a_users_gradient(
+    name: str, part: str, tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor how many they are, how long, or who is in the lot; with the low precision that a processor may have."""
-    encoder = load_encoder(str(tiny_bert_folder) if name == "tiny" else name, 1, 4, 32, "cpu", 16)
+    monkeypatch.setenv("FEDREC_CACHE", str(tmp_path))  # another test's encoder is as exact as it can be
+    encoder = make_encoder(tiny_bert_folder, 1, 4) if name == "tiny" else load_encoder(name, 1, 4, 32, "cpu", 16)
     rng, catalogue, encoder.low_precision = np.random.default_rng(0), make_catalogue(50), True
     task = replace(TASK, part=part, history=6, positions=3, encoder_history=6, max_tokens=32, encoder_rank=4)
     base = init_base(encoder, encoder.states(catalogue), True, 8, "principal", 0)
@@ -274,7 +276,7 @@ def test_what_others_searched_for_changes_no_bit_of_a_users_gradient(name: str, 
     torch.set_num_threads(1)
     try:
         whole, everyone, searched = gradients(events, np.arange(40)), Histories.from_table(events, catalogue), 0
-        for user in range(0, 40, 5):
+        for user in range(0, 40, 8):
             alone = without_others_searches(events, everyone.user_ids[user])
             searched += len(Histories.from_table(alone, catalogue).queries)
             lot = np.unique([user, *rng.choice(40, int(rng.integers(1, 9)))])
@@ -373,7 +375,7 @@ def test_what_is_forgotten_was_never_searched_for(searched: Path, tmp_path: Path
     assert not [path for path in folder.rglob("*") if path.is_file() and b"planted words" in path.read_bytes()]
 
 
-@pytest.mark.parametrize("own_catalogues", [False, True])
+@pytest.mark.parametrize("own_catalogues", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_central_users_are_ranked_with_their_searches(own_catalogues: bool, tmp_path: Path, tiny_bert_folder: Path) -> None:
     """The server's figures, and a simulation's at each merchant, are those of vectors that are looked up text by text."""
     source = write_source(tmp_path / "source", own_catalogues=own_catalogues)
@@ -393,4 +395,10 @@ def test_central_users_are_ranked_with_their_searches(own_catalogues: bool, tmp_
         assert (group.items[group.valid] >= len(central.catalogue)).any()
         (moved,) = [one for one in central.groups if one.name == group.name]
         mine = moved.histories.renumbered(np.arange(len(central.catalogue))[::-1].copy(), len(central.catalogue))
+        assert (np.sort(mine.items) >= len(central.catalogue)).sum() == (moved.histories.items >= len(central.catalogue)).sum()
+        without = moved.histories.without_searches(len(central.catalogue))
+        assert (
+            without.items.max() < len(central.catalogue)
+            and without.targets().items.tolist() == moved.histories.targets().items.tolist()
+        )
         assert [mine.queries, len(mine.items)] == [moved.histories.queries, len(moved.histories.items)]

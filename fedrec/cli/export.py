@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +73,8 @@ def _central_users(path: Path, source: Source, data: Path | None) -> Users:
     if central.catalogue.keys.tolist() != source.catalogue.keys.tolist():
         raise InputError("its catalogue is not the run's", where=str(data), hint="leave --data out, or name the run's own")
     share = config.calibration_share if config.calibrate else 0.0
-    users, _ = EvaluationSet.build(central, config.history, share, config.seed)
+    groups = [replace(one, histories=one.histories.without_searches(len(central.catalogue))) for one in central.groups]
+    users, _ = EvaluationSet.build(replace(central, groups=tuple(groups)), config.history, share, config.seed)
     counts = read_adapter(path / "adapter")[2][COUNT].to_numpy()
     return Users(users, counts, float(source.settings["floor"]))
 
@@ -87,7 +89,9 @@ def _own_users(path: Path, source: Source, config: RunConfig) -> Users:
     place = MerchantPlace(path)
     held = place.data()
     everyone = Users.of_items(source.catalogue)
-    group = users_as_group(held.histories, place.roles(held).measure, len(held.catalogue), config.history)
+    # An export has vectors of items, so it is measured on what was done to them.
+    histories = held.histories.without_searches(len(held.catalogue))
+    group = users_as_group(histories, place.roles(held).measure, len(held.catalogue), config.history)
     if group is None:
         return everyone
     return Users(EvaluationSet((group,), 0), everyone.counts, everyone.floor)

@@ -39,10 +39,9 @@ def drift(
 
     config, version = RunConfig(), place.versions.current
     adapter, here = place.adapter(version), popularity_here(data.histories, len(data.catalogue))
-    received = None if adapter is None else place.received(data.catalogue, adapter, here, data.histories.queries)
-    model = contenders(place.plain(data.catalogue, here, data.histories.queries), received, (0.0,))[
-        TEXT if received is None else SERVED
-    ]
+    queries = data.histories.queries
+    received = None if adapter is None else place.received(data.catalogue, adapter, here, queries)
+    model = contenders(place.plain(data.catalogue, here, queries), received, (0.0,))[TEXT if received is None else SERVED]
     roles = place.roles(data)
     held_back = np.union1d(roles.choose, roles.measure)
     found = measure_drift(

@@ -120,11 +120,16 @@ class Histories:
         """
         searched = self.items - len(places)
         items = np.where(searched < 0, np.append(places, -1)[np.minimum(self.items, len(places))], size + searched)
-        kept = items >= 0
+        return replace(self._where(items >= 0), items=items[items >= 0])
+
+    def without_searches(self, size: int) -> Histories:
+        """The same users with what they did to the `size` items of the catalogue alone."""
+        return replace(self._where(self.items < size), queries=()) if self.queries else self
+
+    def _where(self, kept: np.ndarray) -> Histories:
         offsets = np.append(0, np.cumsum(kept))[self.offsets].astype(np.int64)
-        parts = (None if one is None else one[kept] for one in (self.target, self.times))
-        target, times = parts
-        return Histories(self.user_ids, offsets, items[kept], self.baskets[kept], target, times, self.queries)
+        target, times = (None if one is None else one[kept] for one in (self.target, self.times))
+        return Histories(self.user_ids, offsets, self.items[kept], self.baskets[kept], target, times, self.queries)
 
     @property
     def is_target(self) -> np.ndarray:
@@ -135,10 +140,7 @@ class Histories:
         """The same users with their targets alone: what they have, and not what they only looked at."""
         if self.target is None:
             return self
-        offsets = np.append(0, np.cumsum(self.target))[self.offsets].astype(np.int64)
-        times = None if self.times is None else self.times[self.target]
-        kept = self.items[self.target], self.baskets[self.target]
-        return replace(self, offsets=offsets, items=kept[0], baskets=kept[1], target=None, times=times)
+        return replace(self._where(self.target), target=None)
 
     def of(self, user: int) -> tuple[np.ndarray, np.ndarray]:
         """Items and basket numbers of user number `user`, in time order."""
