@@ -22,12 +22,14 @@ from benchmarks.own_layer import Size, purchases
 from fedrec.data import Catalogue, Histories, ItemDetails, MerchantData
 from fedrec.model import log_prior
 from fedrec.recommender.answers import Answer, Person, Wish, answer_many
+from fedrec.recommender.asking import Asking
 from fedrec.recommender.blend import Blend, TextPart
 from fedrec.recommender.ease import Ease
 from fedrec.recommender.frequency import SHARED
 from fedrec.recommender.of_merchant import MerchantRanker
 from fedrec.recommender.own_model import OwnModel
 from fedrec.recommender.selection import Filter
+from fedrec.recommender.words import BM25Index, Searcher, Tokeniser
 
 __all__ = ["main"]
 
@@ -61,13 +63,12 @@ def shop() -> Shop:
     placed = OwnModel(layer, catalogue.item_ids, BLEND, None, SHARED, {}).placed(catalogue)
     nobody = Histories((), np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     data = MerchantData(catalogue, nobody, details=ItemDetails.from_table(table))
-    ranker = MerchantRanker(
-        data, part, placed, counts, BLEND, frequency=SHARED, length=LENGTH, said=lambda _: vectors[:1], source="benchmark"
-    )
+    ranker = MerchantRanker(data, part, placed, counts, BLEND, frequency=SHARED, length=LENGTH, source="benchmark")
     items = rng.choice(ITEMS, HISTORY, p=counts / counts.sum())
     stock = tuple(table["item_id"][rng.random(ITEMS) < 0.8])
     wanted = Filter(category=("kitchen", "toys"), price_min=3.0, price_max=60.0, only=stock)
-    return Shop(ranker, table, Person([f"i{item}" for item in items]), Wish(K, filter=wanted, repeats=True, diversity=DIVERSITY))
+    asking = Asking(ranker, lambda: Searcher(catalogue, BM25Index(catalogue.texts, Tokeniser()), vectors, lambda _: vectors[:1]))
+    return Shop(asking, table, Person([f"i{item}" for item in items]), Wish(K, filter=wanted, repeats=True, diversity=DIVERSITY))
 
 
 def ours(made: Shop) -> Answer:

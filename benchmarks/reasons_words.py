@@ -101,13 +101,13 @@ class Namers:
 
     def value(self, texts: Sequence[str], direction: np.ndarray) -> np.ndarray:
         """(texts,) f of them."""
-        return self.reader.vectors(texts).astype(np.float64) @ direction
+        return self.reader.vectors(texts)[:, : len(direction)].astype(np.float64) @ direction
 
     def shares(self, text: str, spans: Spans, direction: np.ndarray) -> dict[str, np.ndarray]:
         """(words,) by way; only their order counts."""
         found: dict[str, Any] = {}
         ways: dict[str, Callable[[], Any]] = {
-            "shown": lambda: words_of([text], direction, self.reader)[0],
+            "shown": lambda: words_of([text], direction[None], self.reader)[0],
             "left out": lambda: -self.value([without(text, [span]) for span in spans], direction),
             "alone": lambda: self.value([text[start:end] for start, end in spans], direction),
             "gradients": lambda: self.gradients.shares(text, spans, direction),

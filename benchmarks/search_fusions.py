@@ -57,12 +57,15 @@ class Queries:
             gains.append(2.0 ** rows["rating"].to_numpy(float) - 1)
         return cls(catalogue, words, judged, gains, without)
 
-    def ndcg(self, number: int, scores: np.ndarray) -> tuple[float, float]:
+    def ndcg(self, number: int, scores: np.ndarray, gains: np.ndarray | None = None) -> tuple[float, float]:
         """NDCG@10 of one ranking over the whole catalogue, where what was not judged is worth nothing, and of the judged alone.
 
         Equal scores are in the catalogue's order. The ideal is that of the judged items (Järvelin and Kekäläinen, TOIS 2002).
+
+        Args:
+            gains: (judged,) what else the judged items are worth.
         """
-        judged, gains = self.judged[number], self.gains[number]
+        judged, gains = self.judged[number], self.gains[number] if gains is None else gains
         worth = np.zeros(len(scores))
         worth[judged] = gains
         best = np.sort(gains)[::-1]

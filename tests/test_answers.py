@@ -18,6 +18,7 @@ from fedrec.model.saved import COUNT, table_of_run
 from fedrec.model.towers import init_base, init_trained, user_vectors
 from fedrec.recommender import Answer, Filter, Person, Recommender, Wish
 from fedrec.recommender.answers import answer_many
+from fedrec.recommender.asking import Asking
 from fedrec.recommender.of_run import RunRanker
 from fedrec.recommender.past import Past
 
@@ -63,9 +64,10 @@ def test_a_history_is_answered_as_it_is_ranked(recommender: Recommender) -> None
         ranked = recommender.rank(HISTORY, 7, **asked)  # type: ignore[arg-type]
         assert ids(answer) == [item for item, _ in ranked]
         assert dict(answer.items) == pytest.approx(dict(ranked), abs=1e-5)
-        assert (answer.source, answer.notes) == ("model", ())
+        assert (answer.source, answer.notes) == ("model + search" if "query" in asked else "model", ())
     words = recommender.recommend(query="soap", k=30)
-    assert ids(words) == [item for item, _ in recommender.rank([], 30, query="soap")] and words.source == "model"
+    assert ids(words) == [item for item, _ in recommender.rank([], 30, query="soap")] and words.source == "search"
+    assert words.items == recommender.search("soap", k=30).items, "without a history words are a search's"
 
 
 def test_many_people_are_answered_as_one_after_the_other(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +117,7 @@ FALLBACKS: dict[str, tuple[Asked, str, list[str]]] = {
     "unknown items": (lambda r: r.recommend(["a", "b", "c", "d"]), "popularity", ["'a', 'b', 'c' and 1 more", "no hist"]),
     "unknown items with times": (lambda r: r.recommend(["a"], times=["2026-01-01"]), "popularity", ["ignored: 'a'", "no hist"]),
     "an unknown item": (lambda r: r.recommend(["a", *HISTORY]), "model", ["ignored: 'a'"]),
-    "an unknown user with words": (lambda r: r.recommend(user_id="u", query="soap"), "model", ["'u' is not known"]),
+    "an unknown user with words": (lambda r: r.recommend(user_id="u", query="soap"), "search", ["'u' is not known"]),
 }
 
 
@@ -201,10 +203,11 @@ class Shop(RunRanker):
 
 
 def test_a_known_user_is_answered_from_what_was_bought_here(recommender: Recommender) -> None:
-    run = recommender._ranker(None)
+    run = recommender._ranker(None).ranker
+    assert isinstance(run, RunRanker)
     shop = Shop(**{one.name: getattr(run, one.name) for one in fields(run)})
     people = [Person(user_id="ann"), Person(user_id="bob"), Person(["i8"], "ann"), Person(user_id="eve")]
-    ann, bob, given, eve = answer_many(shop, people, Wish())
+    ann, bob, given, eve = answer_many(Asking(shop, lambda: recommender._searcher("none")), people, Wish())
     assert dict(ann.items) == pytest.approx(dict(recommender.recommend(HISTORY, times=[1, 2, 1]).items), abs=1e-5)
     assert dict(given.items) == pytest.approx(dict(recommender.recommend(["i8"]).items), abs=1e-5)
     assert ann.source == given.source == "model" and not ann.notes + given.notes

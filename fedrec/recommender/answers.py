@@ -3,9 +3,9 @@
 Whoever ranks (a run's model, a merchant's with its own layer) is a `Ranker`; who falls back on what, and what is said
 about it, is decided here and is the same for all of them:
 
-    a history, or words        the ranker's own scores
+    a history                  the ranker's own scores
+    words                      those of a search, joined with the history's where there is one
     neither, or none is left   the popularity list
-    a search                   words and meaning, whoever asks
     nothing may be shown       an empty list
 """
 
@@ -71,8 +71,15 @@ class Ranker(Protocol):
     def frequency(self) -> PersonalFrequency:
         """What is added where a list may hold what was bought before."""
 
+    def notes(self, query: str | None) -> tuple[str, ...]:
+        """What is to be said of the words, each a sentence."""
+
     def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
-        """(users, items) float32, -inf for what it does not offer. Without a query no past is empty."""
+        """(users, items) float32, -inf for what it does not offer. Without a query no past is empty.
+
+        Raises:
+            InputError: there are no words in the query.
+        """
 
     def shares(self, past: Past, query: str | None, items: np.ndarray) -> Shares:
         """What each part adds to the scores of these items (positions of what it offers), frequency left out. Without a query
@@ -108,7 +115,7 @@ class Wish:
 
     Attributes:
         k: most items.
-        query: words that count as one more, most recent, item; popularity is then left out.
+        query: words for what is looked for; a history then orders what they find.
         filter: what it may hold.
         exclude: item ids that it must not hold, beside the filter's.
         repeats: whether it may hold what is in the history; without words, how often and how recently that was bought then
@@ -132,7 +139,8 @@ class Answer:
 
     Attributes:
         items: (item id, score), in the order in which they are to be shown.
-        source: what made it: the ranker's `source`, `popularity` (scores are counts), `search` or `none`.
+        source: what made it: the ranker's `source`, `search`, both with a plus between, `popularity` (scores are counts) or
+            `none`.
         notes: what was ignored, missing or fallen back on, each a sentence.
         distance: mean of one minus the cosine over the pairs of the list; None for fewer than two items.
         reasons: of each item, in the same order; empty where they were not asked for.
@@ -201,18 +209,24 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
     masked = [(user, item) for user, past in enumerate(pasts) for item in past.bought.tolist() if not wish.repeats]
     pairs = np.array(masked, dtype=np.int64).reshape(-1, 2)
     lists = choose(scores, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
-    answers = []
+    answers, words = [], ranker.notes(wish.query)
     for past, found, some, said in zip(pasts, lists, going, notes, strict=True):
         rows = [item for item, _ in found]
-        source = ranker.source if some else POPULARITY
+        source = _source(ranker, past, wish.query)
         if not some:
             said = [*said, "there is no history to go by, so this is the popularity list"]
         short = _shortness(len(found), wish, allowed)
         items = [(ranker.catalogue.item_ids[item], score) for item, score in found]
         distance = intra_list_distance(ranker.vectors, rows) if len(rows) > 1 else None
         reasons = reasons_of(ranker, past, found, wish.query, wish.repeats) if wish.explain and found else ()
-        answers.append(Answer(items, source if items else NOTHING, (*said, *about, *short), distance, reasons))
+        answers.append(Answer(items, source if items else NOTHING, (*said, *words, *about, *short), distance, reasons))
     return answers
+
+
+def _source(ranker: Ranker, past: Past, query: str | None) -> str:
+    if not len(past.items):
+        return SEARCH if query else POPULARITY
+    return f"{ranker.source} + {SEARCH}" if query else ranker.source
 
 
 def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:

@@ -16,8 +16,9 @@ from torch.nn.functional import normalize
 from fedrec.config import RunConfig
 from fedrec.data import Catalogue, ItemDetails, MerchantData
 from fedrec.errors import InputError
-from fedrec.model.ranking import blocks, pairs_of, products
+from fedrec.model.ranking import products
 from fedrec.model.towers import centred, role_table
+from fedrec.recommender.asking import Asking, listed
 from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import (
     ALONE,
@@ -48,15 +49,14 @@ from fedrec.recommender.reasons.shares import (
 )
 from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending, exported
-from fedrec.recommender.selection import choose
-from fedrec.recommender.shelf import Ranked, look_up
+from fedrec.recommender.shelf import Ranked
 
 __all__ = ["MerchantRanker", "MerchantRecommender"]
 
 
 @dataclass(frozen=True)
 class MerchantRanker:
-    """A catalogue ranked under a merchant's blend; a `Ranker`.
+    """A catalogue ranked under a merchant's blend; a `HistoryRanker`.
 
     Attributes:
         data: catalogue, details and the users by name.
@@ -65,7 +65,7 @@ class MerchantRanker:
         counts: (items,) how often each was bought here, or in the federation where the own layer is turned off.
         blend: how they are joined.
         length: how many of a history's latest events the text pools.
-        said: from words to their vector as history, (1, hidden).
+        said: from what a user searched for to its vector as history, (1, hidden).
         source: what ranks.
         frequency: what is added where people buy again.
     """
@@ -95,32 +95,31 @@ class MerchantRanker:
         """(items, hidden) the items as candidates."""
         return self.part.candidate
 
-    def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
-        """See `Ranker`. Who uses words says what is wanted, so popularity is then left out."""
+    def scores(self, pasts: Sequence[Past]) -> np.ndarray:
+        """See `HistoryRanker`."""
         history, pasts = self._searched(pasts)
-        events = Pooled.of(pasts, history, self.length, self.said(query) if query else None)
+        events = Pooled.of(pasts, history, self.length)
         out = np.zeros((len(pasts), len(self.catalogue)), dtype=np.float32)
         for decay, weight in self.blend.pooling.items():
             out += np.float32(weight) * products(events.users(decay), self.part.candidate)
-        if not query:
-            for name, weight in self.blend.priors.items():
-                out += np.float32(weight) * self.part.priors[name]
+        for name, weight in self.blend.priors.items():
+            out += np.float32(weight) * self.part.priors[name]
         if self.layer is not None and self.blend.own:
             out += np.float32(self.blend.own) * own_scores(self.layer, _bought(pasts, len(self.catalogue)))
         return out
 
-    def shares(self, past: Past, query: str | None, items: np.ndarray) -> Shares:
-        """See `Ranker`."""
+    def shares(self, past: Past, items: np.ndarray) -> Shares:
+        """See `HistoryRanker`."""
         held, own = held_items_of(past), HERE in self.blend.priors or bool(self.blend.own)
         nothing = np.zeros((len(held), len(items)))
         customers = count_customers(self._buyers, past, held, items) if own else None
-        if not len(held) and not query:
-            counts = {HERE if own else THEIRS: self.counts[items].astype(np.float64)}
-            return Shares(held, {}, nothing, nothing, {}, counts, 0.0, np.zeros(0), customers=customers)
-        said, candidate = self.said(query) if query else None, self.part.candidate[items]
+        if not len(held):
+            counts, none = {HERE if own else THEIRS: self.counts[items].astype(np.float64)}, np.zeros((len(items), 0))
+            return Shares(held, {}, nothing, nothing, {}, counts, np.zeros(len(items)), none, customers=customers)
+        candidate = self.part.candidate[items]
         history, (numbered,) = self._searched([past])
-        text = text_shares(numbered, held_items_of(numbered), said, history, candidate, self.length, self.blend.pooling)
-        popularity, base = prior_shares(self.part.priors, {} if query else self.blend.priors, items)
+        text = text_shares(numbered, held_items_of(numbered), history, candidate, self.length, self.blend.pooling)
+        popularity, base = prior_shares(self.part.priors, self.blend.priors, items)
         together = nothing
         if self.layer is not None and self.blend.own:
             together = own_shares(self.layer, past, held, items, self.blend.own, len(self.catalogue))
@@ -130,14 +129,14 @@ class MerchantRanker:
             (OWN, self.blend.own),
         ]
         opposite = frozenset(part for part, weight in weights if weight < 0)
-        return Shares(held, text.text, together, nothing, text.query, popularity, base, text.direction, opposite, customers)
+        return Shares(held, text.text, together, nothing, {}, popularity, base, text.direction, opposite, customers)
 
     def popularity(self) -> np.ndarray:
-        """See `Ranker`."""
+        """See `HistoryRanker`."""
         return self.counts
 
     def past_of(self, user_id: str) -> Past | None:
-        """See `Ranker`."""
+        """See `HistoryRanker`."""
         number = self._numbers.get(user_id)
         if number is None:
             return None
@@ -235,8 +234,8 @@ class MerchantRecommender(Recommending):
         """
         if not len(history) and not query:
             raise InputError("there is neither a history nor a query", expected="at least one of them")
-        ranks = self._ranks if catalogue is None else self._strange(catalogue)
-        return self._listed(ranks, [history], k, query)[0]
+        asking = self._ranker(None) if catalogue is None else self._strange(catalogue)
+        return listed(asking, [history], k, query)[0]
 
     def rank_many(self, histories: Sequence[Sequence[str]], k: int = 10) -> list[Ranked]:
         """`rank` for many histories, in their order.
@@ -246,21 +245,12 @@ class MerchantRecommender(Recommending):
         """
         if empty := [number for number, history in enumerate(histories) if not len(history)]:
             raise InputError("there is an empty history", where=f"histories[{empty[0]}]")
-        return self._listed(self._ranks, histories, k, None)
+        return listed(self._ranker(None), histories, k, None)
 
-    def _listed(self, ranks: MerchantRanker, histories: Sequence[Sequence[str]], k: int, query: str | None) -> list[Ranked]:
-        asked, lists = look_up(histories, ranks.catalogue), []
-        for rows in blocks(len(histories), len(ranks.catalogue)):
-            part = pairs_of(asked, rows)
-            ends = np.cumsum([len(history) for history in histories[rows]])
-            pasts = [Past(items, np.arange(len(items))) for items in np.split(part[:, 1], ends[:-1])]
-            lists += choose(ranks.scores(pasts, query), k, np.unique(part, axis=0))
-        return [[(ranks.catalogue.item_ids[item], score) for item, score in one] for one in lists]
-
-    def _ranker(self, merchant: str | None) -> MerchantRanker:
+    def _ranker(self, merchant: str | None) -> Asking:
         if merchant not in (None, self.settings.name):
             raise InputError(f"there is no merchant {merchant!r}", where=str(self.place.path), expected=self.settings.name)
-        return self._ranks
+        return Asking(self._ranks, lambda: self._searcher(self.language))
 
     @property
     def _federations(self) -> np.ndarray:
@@ -273,14 +263,16 @@ class MerchantRecommender(Recommending):
         return self.place.pooled(self.catalogue, None).mean(0)
 
     def _said(self, query: str) -> np.ndarray:
-        """Words as one more item of a history, (1, hidden)."""
-        return self._read([query], "history")
-
-    def _read(self, texts: Sequence[str], role: str) -> np.ndarray:
-        """Passing texts in a role, (texts, hidden)."""
+        """What somebody searched for, as an event of the history, (1, hidden)."""
         arrays = {} if self.adapter is None else self.adapter.arrays
-        found: np.ndarray = role_table(self._encoded(texts), arrays, arrays, role).cpu().numpy()
+        found: np.ndarray = role_table(self._encoded([query]), arrays, arrays, "history").cpu().numpy()
         return found
+
+    def _read(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Reader`."""
+        arrays = {} if self.adapter is None else self.adapter.arrays
+        encoded = self._encoded(texts)
+        return np.hstack([role_table(encoded, arrays, arrays, "candidate").cpu().numpy(), encoded.cpu().numpy()])
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         """See `Recommending`."""
@@ -292,7 +284,7 @@ class MerchantRecommender(Recommending):
         return self._unit(encoder.encode(texts))
 
     def _reader(self) -> Reader:
-        return Reader(self.place.encoder(self.adapter).read_until, lambda texts: self._read(texts, "candidate"))
+        return Reader(self.place.encoder(self.adapter).read_until, self._read)
 
     def _text(self) -> np.ndarray:
         """See `Recommending`: without the heads, which know what is bought together."""
@@ -303,7 +295,7 @@ class MerchantRecommender(Recommending):
         """Pooled vectors without what all texts have in common."""
         return normalize(pooled - self._centre, dim=-1) if self.adapter is None else centred(pooled, self.adapter.arrays)
 
-    def _strange(self, catalogue: Catalogue | pd.DataFrame) -> MerchantRanker:
+    def _strange(self, catalogue: Catalogue | pd.DataFrame) -> Asking:
         """Items that are not the merchant's, by their texts alone."""
         items = catalogue if isinstance(catalogue, Catalogue) else Catalogue.from_table(catalogue)
         nothing = np.zeros(len(items), dtype=np.float32)
@@ -315,7 +307,8 @@ class MerchantRecommender(Recommending):
             part = trained_part(pooled, adapter.arrays, nothing, *adapter.counts(items))
         blend = Blend(self._ranks.blend.pooling, {}, 0.0, 0.0)
         data = MerchantData(items, self._data.histories)
-        return replace(self._ranks, data=data, part=part, layer=None, counts=nothing, blend=blend)
+        ranks = replace(self._ranks, data=data, part=part, layer=None, counts=nothing, blend=blend)
+        return Asking(ranks, lambda: self._indexed(items, self._unit(pooled).cpu().numpy(), self.language))
 
 
 def _bought(pasts: Sequence[Past], items: int) -> csr_array:

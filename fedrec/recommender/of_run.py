@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,8 @@ __all__ = ["RunRanker"]
 
 @dataclass(frozen=True)
 class RunRanker:
-    """The items of a shelf, ranked by the run's two towers; a `Ranker`.
+    """The items of a shelf, ranked by the run's two towers; a
+    `HistoryRanker`.
 
     Attributes:
         shelf: what may be recommended.
@@ -30,7 +31,6 @@ class RunRanker:
         counts: (catalogue,) the run's central popularity.
         decay: of the pooling, a basket.
         length: how many of a history's latest events count.
-        said: from words to their vector as history, (1, hidden).
         frequency: a run has the shared defaults.
     """
 
@@ -40,7 +40,6 @@ class RunRanker:
     counts: np.ndarray
     decay: float
     length: int
-    said: Callable[[str], np.ndarray]
     source: str = "model"
     frequency: PersonalFrequency = SHARED
 
@@ -49,28 +48,25 @@ class RunRanker:
         """The run's whole catalogue: what a history may name."""
         return self.shelf.catalogue
 
-    def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
-        """See `Ranker`; words count as `Recommender.rank` counts them."""
-        events = Pooled.of(pasts, self.shelf.history, self.length, self.said(query) if query else None)
-        users = events.users(self.decay)
-        found = products(with_prior(users, 0.0 if query else 1.0), self.shelf.table)
-        return self._on_the_shelf(found)
+    def scores(self, pasts: Sequence[Past]) -> np.ndarray:
+        """See `HistoryRanker`."""
+        users = Pooled.of(pasts, self.shelf.history, self.length).users(self.decay)
+        return self._on_the_shelf(products(with_prior(users, 1.0), self.shelf.table))
 
-    def shares(self, past: Past, query: str | None, items: np.ndarray) -> Shares:
-        """See `Ranker`."""
+    def shares(self, past: Past, items: np.ndarray) -> Shares:
+        """See `HistoryRanker`."""
         held, place = held_items_of(past), np.searchsorted(self.shelf.positions, items)
         nothing = np.zeros((len(held), len(items)))
-        if not len(held) and not query:
-            return Shares(held, {}, nothing, nothing, {}, {THEIRS: self.counts[items].astype(np.float64)}, 0.0, np.zeros(0))
-        said = self.said(query) if query else None
+        if not len(held):
+            counts = {THEIRS: self.counts[items].astype(np.float64)}
+            return Shares(held, {}, nothing, nothing, {}, counts, np.zeros(len(items)), np.zeros((len(items), 0)))
         offered = self.shelf.table[place, :-1]  # tau c
-        text = text_shares(past, held, said, self.shelf.history, offered, self.length, {self.decay: 1.0})
-        prior = {} if query else {THEIRS: 1.0}
-        popularity, base = prior_shares({THEIRS: self.shelf.table[:, -1]}, prior, place)
-        return Shares(held, text.text, nothing, nothing, text.query, popularity, base, text.direction)
+        text = text_shares(past, held, self.shelf.history, offered, self.length, {self.decay: 1.0})
+        popularity, base = prior_shares({THEIRS: self.shelf.table[:, -1]}, {THEIRS: 1.0}, place)
+        return Shares(held, text.text, nothing, nothing, {}, popularity, base, text.direction)
 
     def popularity(self) -> np.ndarray:
-        """See `Ranker`: the counts that the run's merchants gave, with noise."""
+        """See `HistoryRanker`: the counts that the run's merchants gave, with noise."""
         return self._on_the_shelf(self.counts[self.shelf.positions])
 
     def past_of(self, user_id: str) -> Past | None:

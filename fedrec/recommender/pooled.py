@@ -1,4 +1,4 @@
-"""What users did, padded for the user tower; words count as one more, most recent, item."""
+"""What users did, padded for the user tower."""
 
 from __future__ import annotations
 
@@ -28,27 +28,22 @@ class Pooled:
     valid: np.ndarray
 
     @classmethod
-    def of(cls, pasts: Sequence[Past], history: np.ndarray, length: int, said: np.ndarray | None) -> Pooled:
+    def of(cls, pasts: Sequence[Past], history: np.ndarray, length: int) -> Pooled:
         """The latest `length` events of each user.
 
         Args:
             history: (items, hidden) the catalogue as history.
-            said: (1, hidden) words as one more item; None for no words.
         """
         last = [past.items[-length:] for past in pasts]
         vectors = history[np.concatenate([np.zeros(0, dtype=np.int64), *last])]  # (events, hidden)
-        words = 0 if said is None else 1
-        if said is not None:
-            vectors = np.concatenate([vectors, said])
-        shape = (len(pasts), words + max(map(len, last), default=0))
+        shape = (len(pasts), max(map(len, last), default=0))
         rows, ages, valid = np.full(shape, len(vectors) - 1), np.zeros(shape), np.zeros(shape, dtype=bool)
-        valid[:, :words] = True
         start = 0
         for user, past in enumerate(pasts):
             baskets, count = past.baskets, len(last[user])
-            events = slice(words, words + count)  # the latest first, after the words
+            events = slice(count)  # the latest first
             rows[user, events] = np.arange(start, start + count)[::-1]
-            ages[user, events] = (words + baskets[-1:] - baskets[len(baskets) - count :])[::-1]
+            ages[user, events] = (baskets[-1:] - baskets[len(baskets) - count :])[::-1]
             valid[user, events] = True
             start += count
         return cls(vectors, rows, ages, valid)

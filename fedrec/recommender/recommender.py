@@ -21,6 +21,7 @@ from fedrec.model.adapter import Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.saved import COUNT, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
+from fedrec.recommender.asking import Asking, listed
 from fedrec.recommender.index import ItemIndex
 from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.of_run import RunRanker
@@ -121,10 +122,11 @@ class Recommender(Recommending):
 
         Args:
             history: item ids, most recent last; each counts as a basket of its own.
-            query: words that count as one more, most recent, item. Who asks says what is wanted,
-                so popularity, which is weighed for histories, is then left out.
+            query: words for what is looked for: as `search` ranks, and a history orders what they find
+                (`fedrec.recommender.asking`).
             catalogue: rank these items instead (a `Catalogue`, or a table with `item_id` and
-                `title`); without popularity, since none is known for them.
+                `title`); without popularity, since none is known for them. The words of their own
+                texts are then indexed.
             merchant: rank only this merchant's items of the run's catalogue.
 
         Returns:
@@ -135,14 +137,15 @@ class Recommender(Recommending):
         """
         if not len(history) and not query:
             raise InputError("there is neither a history nor a query", expected="at least one of them")
+        if query:
+            asking = self._ranker(merchant) if catalogue is None else self._asking(_as_catalogue(catalogue))
+            return listed(asking, [history], k, query)[0]
         shelf = self._shelf(merchant) if catalogue is None else self._strange(_as_catalogue(catalogue))
         asked = look_up([history], shelf.catalogue)
         vectors = shelf.history[asked[-self.settings["history"] :, 1]]
-        if query:
-            vectors = np.concatenate([vectors, self._said(query)])
         rows = np.stack([np.zeros(len(vectors), dtype=np.int64), np.arange(len(vectors))], axis=1)
         users = self._users(vectors, rows, 1, len(vectors))
-        return shelf.best(users, 0.0 if query else 1.0, asked, k)[0]
+        return shelf.best(users, 1.0, asked, k)[0]
 
     def rank_many(self, histories: Sequence[Sequence[str]], k: int = 10, merchant: str | None = None) -> list[Ranked]:
         """`rank` for many histories, in their order: a matrix product for a block of them.
@@ -175,19 +178,25 @@ class Recommender(Recommending):
         items[rows[:, 0], age], valid[rows[:, 0], age] = rows[:, 1], True
         return user_vectors(vectors, items, np.broadcast_to(np.arange(float(shape[1])), shape), valid, self.scoring.decay)
 
-    def _ranker(self, merchant: str | None) -> RunRanker:
+    def _ranker(self, merchant: str | None) -> Asking:
         shelf, (_, candidates) = self._shelf(merchant), self._own_tables()
         counts = self.table[COUNT].to_numpy(np.float32)
-        return RunRanker(shelf, self.details, candidates, counts, self.scoring.decay, self.settings["history"], self._said)
+        ranker = RunRanker(shelf, self.details, candidates, counts, self.scoring.decay, self.settings["history"])
+        return Asking(ranker, lambda: self._searcher(self.language))
 
-    def _said(self, query: str) -> np.ndarray:
-        """Words as one more item of a history, (1, hidden)."""
-        return self._read([query], "history")
+    def _asking(self, catalogue: Catalogue) -> Asking:
+        """Who ranks another catalogue for words."""
+        e = centred(self._embedded(catalogue), self.arrays)
+        (history, candidate), counts = self._roles_of(e), np.zeros(len(catalogue), dtype=np.float32)
+        shelf = self._stocked(catalogue, history, candidate)
+        ranker = RunRanker(shelf, ItemDetails(), candidate, counts, self.scoring.decay, self.settings["history"])
+        return Asking(ranker, lambda: self._indexed(catalogue, e.cpu().numpy(), self.language))
 
-    def _read(self, texts: Sequence[str], role: str) -> np.ndarray:
-        """Passing texts in a role, (texts, hidden)."""
-        found: np.ndarray = role_table(self._encoded(texts), self.arrays, self.arrays, role).cpu().numpy()
-        return found
+    def _read(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Reader`."""
+        encoded = self._encoded(texts)
+        _, candidate = self._roles_of(encoded)
+        return np.hstack([candidate * self.scoring.temperature, encoded.cpu().numpy()])
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         """See `Recommending`."""
@@ -197,7 +206,7 @@ class Recommender(Recommending):
         return centred(self.encoder.encode(texts), self.arrays)
 
     def _reader(self) -> Reader:
-        return Reader(self.encoder.read_until, lambda texts: self._read(texts, "candidate") * self.scoring.temperature)
+        return Reader(self.encoder.read_until, self._read)
 
     def _text(self) -> np.ndarray:
         """See `Recommending`: without the heads, which know what is bought together."""
@@ -217,14 +226,19 @@ class Recommender(Recommending):
 
     def _strange(self, catalogue: Catalogue) -> Shelf:
         """Another catalogue, whose popularity nobody knows."""
-        history, candidate = self._tables(catalogue)
+        return self._stocked(catalogue, *self._tables(catalogue))
+
+    def _stocked(self, catalogue: Catalogue, history: np.ndarray, candidate: np.ndarray) -> Shelf:
         items = len(catalogue)
         unknown = np.zeros(items, dtype=np.float32)
         return Shelf.stocked(catalogue, history, np.arange(items), candidate, unknown, self.scoring.temperature)
 
     def _tables(self, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
         """Its items as history and as candidates, (items, hidden) each."""
-        e = centred(self._embedded(catalogue), self.arrays)
+        return self._roles_of(centred(self._embedded(catalogue), self.arrays))
+
+    def _roles_of(self, e: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Texts as history and as candidates, from their unit vectors (items, hidden)."""
         history, candidate = (role_table(e, self.arrays, self.arrays, role).cpu().numpy() for role in ("history", "candidate"))
         return history, candidate
 

@@ -147,7 +147,8 @@ class Recommending(ABC):
         if not explained:
             return answer
         places = self.catalogue.index.get_indexer([one.item_id for one in explained])
-        found = words_of([self.catalogue.texts[place] for place in places], explained[0].direction, self._reader())
+        directions = np.stack([one.direction for one in explained])
+        found = words_of([self.catalogue.texts[place] for place in places], directions, self._reader())
         return replace(answer, reasons=tuple(replace(one, words=said) for one, said in zip(explained, found, strict=True)))
 
     def search(
@@ -192,6 +193,8 @@ class Recommending(ABC):
 
     def _searcher(self, language: str) -> Searcher:
         if language not in self._searchers:
-            index = BM25Index(self.catalogue.texts, Tokeniser(language))
-            self._searchers[language] = Searcher(self.catalogue, index, self._vectors, self._query)
+            self._searchers[language] = self._indexed(self.catalogue, self._vectors, language)
         return self._searchers[language]
+
+    def _indexed(self, catalogue: Catalogue, vectors: np.ndarray, language: str) -> Searcher:
+        return Searcher(catalogue, BM25Index(catalogue.texts, Tokeniser(language)), vectors, self._query)

@@ -66,7 +66,8 @@ class Share:
         kind: `history`, `search` (an earlier one), `query`, `popularity`, `own layer` or `base`.
         name: the history's item, what was searched for, or the popularity (`own`, `federation`); empty for others.
         value: what it adds.
-        through: what `value` is the sum of: the text by pooling decay, the own layer, frequency.
+        through: what `value` is the sum of: the text by pooling decay, the own layer, frequency; of the query its words, their
+            meaning, and that it names the item.
         sentence: how a shopper is told of it; None where a shopper is not.
         told: what of `value` that sentence and class go by: its parts of positive weight.
     """
@@ -115,8 +116,9 @@ class Reasons:
 
     @property
     def direction(self) -> np.ndarray:
-        """(hidden,) see `Shares`."""
-        return self.teller.shares.direction
+        """(width,) see `Shares`."""
+        found: np.ndarray = self.teller.shares.direction[self.column]
+        return found
 
     @property
     def sentence(self) -> str | None:
@@ -191,16 +193,16 @@ class Teller:
         named = np.ones(len(shares.held), dtype=bool) if behind is None else behind.pairs[:, column] >= FEWEST_CUSTOMERS
         found = self._of_history(column, named)
         if self.query:
-            through = {f"{TEXT} {decay:g}": float(value[column]) for decay, value in shares.query.items()}
-            told = sum(float(value[column]) for decay, value in shares.query.items() if decay not in shares.opposite)
-            found.append(Share(QUERY, "", sum(through.values()), through, f"Because you asked for {quoted(self.query)}", told))
+            through = {name: float(value[column]) for name, value in shares.query.items()}
+            value = sum(through.values())
+            found.append(Share(QUERY, "", value, through, f"Because you asked for {quoted(self.query)}", value))
         if behind is not None and shares.own[:, column].any():
             found.append(Share(OWN, "", float(shares.own[~named, column].sum())))
         for name, values in shares.popularity.items():
             value = float(values[column])
             found.append(Share(POPULARITY, name, value, sentence=self._popular(name, column), told=value))
         found.sort(key=lambda share: -share.value)
-        return (*found, Share(BASE, "", shares.base))
+        return (*found, Share(BASE, "", float(shares.base[column])))
 
     def _of_history(self, column: int, named: np.ndarray) -> list[Share]:
         shares = self.shares

@@ -13,7 +13,7 @@ of them, so a popularity's share is counted from the mean over the catalogue, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -57,10 +57,11 @@ class Shares:
         text: by pooling decay, (held, items) through the text.
         own: (held, items) through the own layer.
         frequency: (held, items) through how often and how recently it was bought.
-        query: by pooling decay, (items,) of the words.
+        query: by name, (items,) of the words that were asked for: `words`, `meaning`, `named`.
         popularity: (items,) by name, counted from the mean over the catalogue.
-        base: what every item has.
-        direction: (hidden,) whose product with an item's vector, as `Recommending` reads texts, is the text's part of its score.
+        base: (items,) what is left: the mean of the popularities; with words also what the person's scores are counted from.
+        direction: (items, width) whose product with an item's vector, as `Reader` reads texts, is the text's part of its score;
+            the width is `hidden`, twice that where words were asked for, 0 where no text has a part.
         opposite: decays, popularities, and `OWN`, whose weight is negative: a share of theirs says the opposite of its name.
         customers: None where no part was computed from customers without noise.
     """
@@ -69,9 +70,9 @@ class Shares:
     text: Mapping[float, np.ndarray]
     own: np.ndarray
     frequency: np.ndarray
-    query: Mapping[float, np.ndarray]
+    query: Mapping[str, np.ndarray]
     popularity: Mapping[str, np.ndarray]
-    base: float
+    base: np.ndarray
     direction: np.ndarray
     opposite: frozenset[str | float] = frozenset()
     customers: Customers | None = None
@@ -101,9 +102,8 @@ class Shares:
 class TextShares:
     """The text's part of `Shares`; its attributes are theirs."""
 
-    text: Mapping[float, np.ndarray] = field(default_factory=dict)
-    query: Mapping[float, np.ndarray] = field(default_factory=dict)
-    direction: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    text: Mapping[float, np.ndarray]
+    direction: np.ndarray
 
 
 def held_items_of(past: Past) -> np.ndarray:
@@ -114,35 +114,30 @@ def held_items_of(past: Past) -> np.ndarray:
 
 
 def text_shares(
-    past: Past, held: np.ndarray, said: np.ndarray | None, history: np.ndarray, candidate: np.ndarray, length: int,
-    pooling: Mapping[float, float],
+    past: Past, held: np.ndarray, history: np.ndarray, candidate: np.ndarray, length: int, pooling: Mapping[float, float]
 ) -> TextShares:  # fmt: skip
     """Through each pooling of the history.
 
     Args:
-        said: (1, hidden) the words as one more item; None for no words.
         history: (catalogue, hidden).
         candidate: (items, hidden) the items that are explained.
         length: how many of the latest events count.
         pooling: a decay's weight.
     """
-    events = Pooled.of([past], history, length, said)
+    events = Pooled.of([past], history, length)
     vectors = events.vectors[events.rows[0]].astype(np.float64)  # (L, hidden)
-    words = 0 if said is None else 1
-    place = np.argsort(held)[np.searchsorted(np.sort(held), past.items[-length:][::-1])]  # (L - words,)
+    place = np.argsort(held)[np.searchsorted(np.sort(held), past.items[-length:][::-1])]  # (L,)
     cosines = vectors @ candidate.astype(np.float64).T  # (L, items)
-    text, query, direction = {}, {}, np.zeros(history.shape[1])
+    text, direction = {}, np.zeros(history.shape[1])
     for decay, weight in pooling.items():
         weights = recency_weights(events.ages, events.valid, decay)[0].astype(np.float64)
         pooled = weights @ vectors
         weights *= weight / max(float(np.linalg.norm(pooled)), 1e-12)
         terms = weights[:, None] * cosines
         text[decay] = np.zeros((len(held), len(candidate)))
-        np.add.at(text[decay], place, terms[words:])
-        if words:
-            query[decay] = terms[0]
+        np.add.at(text[decay], place, terms)
         direction += weights @ vectors
-    return TextShares(text, query, direction)
+    return TextShares(text, np.tile(direction, (len(candidate), 1)))
 
 
 def own_shares(layer: Scores, past: Past, held: np.ndarray, items: np.ndarray, weight: float, size: int) -> np.ndarray:
@@ -163,8 +158,8 @@ def own_shares(layer: Scores, past: Past, held: np.ndarray, items: np.ndarray, w
 
 def prior_shares(
     priors: Mapping[str, np.ndarray], weights: Mapping[str, float], items: np.ndarray
-) -> tuple[dict[str, np.ndarray], float]:
-    """(items,) by name what the popularities add, from their means, and the sum of the means.
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(items,) by name what the popularities add, from their means, and the sum of the means, (items,) of one number.
 
     Args:
         priors: (catalogue,) log popularity by name.
@@ -176,7 +171,7 @@ def prior_shares(
         mean = float(priors[name].mean(dtype=np.float64))
         found[name] = weight * (priors[name][items] - mean)
         base += weight * mean
-    return found, base
+    return found, np.full(len(items), base)
 
 
 def count_customers(by_item: csr_array, past: Past, held: np.ndarray, items: np.ndarray) -> Customers:

@@ -2,11 +2,11 @@
 
     share(word) = (f(text) - f(text without the word) + f(the word alone) - f(no text)) / 2,    f(text) = <direction, c(text)>
 
-`direction` is the person, and c the whole way of a text: encoder with its LoRA, pooling, centring, normalisation, head. It is the
-mean of what the word adds as the last and as the first one: the two ends of its Shapley value, and the whole of it for two words.
-To leave out alone (occlusion; Zeiler and Fergus, ECCV 2014, section 4.2) is blind to a word that is said twice. f is not linear
-in the words, so the shares do not add up; what they leave of f(text) - f(no text) is reported. `docs/reasons.md` has the
-measurement against both ends and against integrated gradients.
+`direction` is the person, with words also the query's meaning, and c the whole way of a text: encoder with its LoRA, pooling,
+centring, normalisation, head. It is the mean of what the word adds as the last and as the first one: the two ends of its
+Shapley value, and the whole of it for two words. To leave out alone (occlusion; Zeiler and Fergus, ECCV 2014, section 4.2) is
+blind to a word that is said twice. f is not linear in the words, so the shares do not add up; what they leave of f(text) - f(no
+text) is reported. `docs/reasons.md` has the measurement against both ends and against integrated gradients.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Reader(NamedTuple):
 
     Attributes:
         until: how many characters of a text the encoder takes in.
-        vectors: (texts, hidden), whose product with `Shares.direction` is the text's part of the score.
+        vectors: (texts, 2 hidden): as a candidate, and as the encoder has it. The product of the first `width` of these with a
+            row of `Shares.direction` is the text's part of the score.
     """
 
     until: Callable[[str], int]
@@ -91,18 +92,24 @@ def without(text: str, spans: Sequence[tuple[int, int]]) -> str:
     return "".join([*parts, text[last:]])
 
 
-def words_of(texts: Sequence[str], direction: np.ndarray, reader: Reader) -> list[Words]:
-    """The words of some items' texts for one person; all are read in one call."""
+def words_of(texts: Sequence[str], directions: np.ndarray, reader: Reader) -> list[Words]:
+    """The words of some items' texts for one person; all are read in one call.
+
+    Args:
+        directions: (texts, width) of `Shares`.
+    """
     read = [text[: reader.until(text)] for text in texts]
     spans = [split_words(text) for text in read]
     asked = [""]
     for text, words in zip(read, spans, strict=True):
         asked += [text, *(without(text, [span]) for span in words), *(text[start:end] for start, end in words)]
-    values = reader.vectors(asked).astype(np.float64) @ direction
-    found, nothing, place = [], float(values[0]), 1
-    for text, words in zip(read, spans, strict=True):
-        score, count = float(values[place]), len(words)
-        last, first = score - values[place + 1 :][:count], values[place + 1 + count :][:count] - nothing
+    vectors = reader.vectors(asked)[:, : directions.shape[1]].astype(np.float64)
+    found, place = [], 1
+    for text, words, direction in zip(read, spans, directions, strict=True):
+        count = len(words)
+        nothing, score = float(vectors[0] @ direction), float(vectors[place] @ direction)
+        values = vectors[place + 1 :][: 2 * count] @ direction
+        last, first = score - values[:count], values[count:] - nothing
         shares = tuple(((last + first) / 2).tolist())
         found.append(Words(text, words, shares, score, score - nothing - sum(shares)))
         place += 1 + 2 * count

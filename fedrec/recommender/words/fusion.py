@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["FUSION", "Fusion"]
+__all__ = ["FUSION", "Fusion", "unit"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,12 @@ class Fusion:
 
     def scores(self, lexical: np.ndarray, cosines: np.ndarray) -> np.ndarray:
         """(items,) float32 from an index's (items,) scores and the (items,) cosines of query and items."""
-        scores: np.ndarray = (self.lexical * _unit(lexical) + _unit(cosines)).astype(np.float32)
-        return scores
+        words, meaning = self.parts(lexical, cosines)
+        return words + meaning
+
+    def parts(self, lexical: np.ndarray, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each of the two adds, (items,) float32."""
+        return (self.lexical * unit(lexical)).astype(np.float32), unit(cosines).astype(np.float32)
 
 
 FUSION = Fusion(lexical=0.5)
@@ -36,7 +40,8 @@ FUSION = Fusion(lexical=0.5)
 cross-validation: `docs/search.md`."""
 
 
-def _unit(scores: np.ndarray) -> np.ndarray:
+def unit(scores: np.ndarray) -> np.ndarray:
+    """Scores from 0 to 1; zeros where they are all alike."""
     least = float(scores.min(initial=np.inf))
     spread = float(scores.max(initial=-np.inf)) - least
     return (scores - least) / spread if spread > 0 else np.zeros(len(scores))

@@ -34,10 +34,14 @@ class Found:
 
     Attributes:
         scores: (items,) float32.
+        parts: (items,) float32 by name, what they are the sum of: the words, the meaning, and what is named exactly.
+        meaning: (hidden,) whose product with a text's unit vector is its meaning, but for what all texts have.
         notes: what was read in place of what was asked for, each a sentence.
     """
 
     scores: np.ndarray
+    parts: dict[str, np.ndarray]
+    meaning: np.ndarray
     notes: tuple[str, ...]
 
 
@@ -71,11 +75,15 @@ class Searcher:
         if not query:
             raise InputError("there are no words", where="query", expected="what is looked for")
         found = self.index.search(query)
-        cosines = products(self.encode(_respelt(query, found)), self.vectors)[0]
-        scores = self.fusion.scores(found.scores, cosines)
+        said = self.encode(_respelt(query, found))
+        cosines = products(said, self.vectors)[0]
+        words, meaning = self.fusion.parts(found.scores, cosines)
+        exact = np.zeros(len(words), dtype=np.float32)
         for named in self._named(query, found):
-            scores[named] += np.float32(EXACT)
-        return Found(scores, _notes(found))
+            exact[named] += np.float32(EXACT)
+        spread = float(np.ptp(cosines))
+        towards = said[0] / np.float32(spread) if spread > 0 else np.zeros_like(said[0])
+        return Found(words + meaning + exact, {"words": words, "meaning": meaning, "named": exact}, towards, _notes(found))
 
     @cached_property
     def _texts(self) -> list[str]:
