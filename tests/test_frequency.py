@@ -403,7 +403,7 @@ def test_the_second_table_is_that_of_a_loop(fedrec: Fedrec, shop: Path, tmp_path
         if not before.any():
             continue
         truth, had = items[~before].tolist(), set(items[before].tolist())
-        without = ranker.scores([Past(items[before], baskets[before])], None)[0].astype(float)
+        without = ranker.scores([Past(items[before], baskets[before])])[0].astype(float)
         past = [items[baskets == number].tolist() for number in range(int(baskets[-1]))]
         more = without.copy()
         for item, value in frequency_by_hand(past, again["chosen"]["decay"]).items():
