@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.measure import timed
 from fedrec.data import Catalogue, ItemDetails
-from fedrec.recommender.answers import Wish, answer_search
+from fedrec.recommender.answers import Person, Wish, answer_many, answer_search
+from fedrec.recommender.asking import Asking
+from fedrec.recommender.of_run import RunRanker
+from fedrec.recommender.shelf import Shelf
 from fedrec.recommender.words import BM25Index, Searcher, Tokeniser
 
 __all__ = ["speed"]
 
 TYPOS = ("labtop stand", "bluetoth hedphones")
+HISTORY = 10
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What a search asks of who ranks."""
-
-    catalogue: Catalogue
-    details: ItemDetails
-    vectors: np.ndarray
-
-    def popularity(self) -> np.ndarray:
-        """(items,): all are offered."""
-        return np.zeros(len(self.catalogue), dtype=np.float32)
-
-
-def offer_of(size: int, texts: Sequence[str], vectors: np.ndarray) -> Offer:
+def offer_of(size: int, texts: Sequence[str], vectors: np.ndarray) -> RunRanker:
     """A catalogue of any size: the texts themselves, and then halves of two of them, with vectors between theirs."""
     rng = np.random.default_rng(0)
     made, points = list(texts[:size]), vectors[:size]
@@ -42,7 +33,8 @@ def offer_of(size: int, texts: Sequence[str], vectors: np.ndarray) -> Offer:
         points = np.concatenate([points, vectors[first] + vectors[second]])
     unit = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
     details = ItemDetails(*(np.full(size, "", dtype=object) for _ in range(2)), np.full(size, np.nan))
-    return Offer(Catalogue([f"i{item}" for item in range(size)], made), details, unit)
+    catalogue, counts = Catalogue([f"i{item}" for item in range(size)], made), np.zeros(size, dtype=np.float32)
+    return RunRanker(Shelf.stocked(catalogue, unit, np.arange(size), unit, counts, 1.0), details, unit, counts, 0.1, 50)
 
 
 def speed(
@@ -52,9 +44,20 @@ def speed(
     offer, made = offer_of(size, texts, vectors), list[BM25Index]()
     build = timed(lambda: made.append(BM25Index(offer.catalogue.texts, Tokeniser())))
     searcher = Searcher(offer.catalogue, made[0], offer.vectors, encode)
-    first = timed(lambda: [answer_search(offer, searcher, Wish(10, typo)) for typo in TYPOS])
+    rng = np.random.default_rng(1)
+
+    def search(query: str) -> None:
+        answer_search(Asking(offer, lambda: searcher), searcher, Wish(10, query))
+
+    def both(query: str, explain: bool = False) -> None:
+        held = [offer.catalogue.item_ids[item] for item in rng.integers(size, size=HISTORY)]
+        answer_many(Asking(offer, lambda: searcher), [Person(held)], Wish(10, query, explain=explain))
+
+    first = timed(lambda: [search(typo) for typo in TYPOS])
     asked = [query for _ in range(turns) for query in queries]
-    wall, processor = clocked(lambda query: answer_search(offer, searcher, Wish(10, query)), asked)
+    wall, processor = clocked(search, asked)
+    person, person_processor = clocked(both, asked)
+    explained, _ = clocked(partial(both, explain=True), queries)
     _, encoding = clocked(encode, queries)
     return {
         "items": size,
@@ -66,6 +69,10 @@ def speed(
         "p95_ms": 1e3 * float(np.quantile(wall, 0.95)),
         "p50_processor_ms": 1e3 * float(np.median(processor)),
         "p95_processor_ms": 1e3 * float(np.quantile(processor, 0.95)),
+        "person_p50_ms": 1e3 * float(np.median(person)),
+        "person_p95_ms": 1e3 * float(np.quantile(person, 0.95)),
+        "person_p95_processor_ms": 1e3 * float(np.quantile(person_processor, 0.95)),
+        "explained_p50_ms": 1e3 * float(np.median(explained)),
         "encoding_processor_ms": 1e3 * float(np.median(encoding)),
     }
 

@@ -24,7 +24,7 @@ Times = Annotated[
     typer.Option("--times", help="A time for each of them, ISO 8601 or whole numbers; items of one time are one basket."),
 ]
 User = Annotated[str | None, typer.Option("--user", help="A user whose events are known here.")]
-Query = Annotated[str | None, typer.Option("--query", help="Words that count as one more item.")]
+Query = Annotated[str | None, typer.Option("--query", help="Words for what is looked for; a history orders what they find.")]
 Merchant = Annotated[str | None, typer.Option("--merchant", help="Rank only this merchant's items.")]
 K = Annotated[int, typer.Option("--k", min=1, help="How many.")]
 Repeats = Annotated[bool, typer.Option("--repeats", help="The list may hold what is in the history.")]
