@@ -2,7 +2,7 @@
 
 Of customers with three baskets at least the last one is hidden. The query is a word of the text of something new in it, one
 that `FEWEST` to `MOST` items hold; what of the hidden basket is new and holds the word is what was looked for. Own layer and
-popularity here are of the other customers; the blend is that of the folder.
+popularity here are of the other customers; the blend is that of the folder. As a control the history is that of another customer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = ["shoppers"]
 
 FEWEST, MOST, SHORTEST = 10, 400, 3
 CUSTOMERS = 300
+ANOTHER = "with another customer's history"
 
 
 def shoppers(folder: Path) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ def shoppers(folder: Path) -> list[dict[str, Any]]:
     }
     ways = {name: Asking(one, lambda: searcher) for name, one in people.items()}
     nobody = Past(*(np.zeros(0, dtype=np.int64),) * 2)
-    found: dict[str, list[float]] = {name: [] for name in ("words", "history", *ways)}
+    found: dict[str, list[float]] = {name: [] for name in ("words", "history", *ways, ANOTHER)}
     words = [_words(text) for text in recommender.catalogue.texts]
     held = Counter(word for some in words for word in some)
     for user in able:
@@ -56,6 +57,8 @@ def shoppers(folder: Path) -> list[dict[str, Any]]:
         past, query, true = asked
         scores = {"words": ways["with the history"].scores([nobody], query)[0], "history": ranks.scores([past])[0]}
         scores |= {name: way.scores([past], query)[0] for name, way in ways.items()}
+        other = histories.take(rng.choice(np.setdiff1d(np.arange(len(histories)), able), 1))
+        scores[ANOTHER] = ways["with the history"].scores([Past(other.items, other.baskets, other.target)], query)[0]
         for name, value in scores.items():
             value[past.items] = -np.inf
             found[name].append(_ndcg(value, true))

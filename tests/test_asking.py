@@ -16,7 +16,7 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.towers import centred
 from fedrec.recommender import Filter, MerchantRecommender, Recommender
-from fedrec.recommender.asking import FIRST, TRUST_FROM, TRUST_WHOLE, WEIGHT, Asking, trusted
+from fedrec.recommender.asking import FIRST, LATEST, TRUST_FROM, TRUST_WHOLE, WEIGHT, Asking, trusted
 from fedrec.recommender.ease import Ease
 from fedrec.recommender.past import Past
 from fedrec.recommender.words import BM25Index, Found, Searcher, Tokeniser
@@ -53,12 +53,11 @@ def test_the_score_is_its_formula() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     plain = asking(merchant(Ease))
     for _ in range(20):
-        found, past = some_found(rng, ITEMS), person(rng, ITEMS)
+        found, past = some_found(rng, ITEMS), person(rng, ITEMS, 4)
         who = fixed(found, vectors, plain)
         (scores,), (alone,) = who.scores([past], "x"), who.ranker.scores([past])
-        mean = vectors[past.items].astype(float).mean(axis=0)
         first = sorted(range(ITEMS), key=lambda item: -found.scores[item])[:FIRST]
-        cosine = max(float(vectors[item] @ mean) for item in first) / np.linalg.norm(mean)
+        cosine = max(float(vectors[item] @ vectors[held]) for item in first for held in past.items)
         trust = min(1.0, max(0.0, (cosine - TRUST_FROM) / (TRUST_WHOLE - TRUST_FROM)))
         fused = [float(found.parts["words"][item] + found.parts["meaning"][item]) for item in range(ITEMS)]
         for item in range(ITEMS):
@@ -85,18 +84,17 @@ def test_a_history_of_something_else_has_no_part() -> None:
     found = some_found(rng, ITEMS)
     last = np.argsort(-found.scores, kind="stable")[FIRST:]
     who = fixed(found, vectors, asking(merchant(Ease)))
-    for held, part in ((last[:3], False), (np.append(last[:3], [3, 3, 3]), True)):
+    for held, part in ((last[:3], False), (np.append(last[:3], 3), True)):
         past = Past(held, np.arange(len(held)))
         assert np.array_equal(who.scores([past], "x")[0], found.scores) != part
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.lists(st.integers(0, 5), max_size=6, unique=True))
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.lists(st.integers(0, 9), max_size=6, unique=True))
 def test_trust_is_a_share_and_goes_by_the_latest(held: list[int], first: list[int]) -> None:
-    vectors = np.eye(6, dtype=np.float32)
+    angle = np.arange(10) * 0.3
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     found = trusted(vectors, np.array(held), np.array(first, dtype=np.int64))
-    latest = held[-50:]
-    counts = np.bincount(latest, minlength=6)
-    cosine = max([counts[item] for item in first], default=-1) / np.linalg.norm(counts)
+    cosine = max((np.cos(0.3 * (one - other)) for one in held[-LATEST:] for other in first), default=-1)
     assert found == pytest.approx(min(1.0, max(0.0, (cosine - TRUST_FROM) / (TRUST_WHOLE - TRUST_FROM))), abs=1e-5)
 
 

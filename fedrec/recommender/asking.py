@@ -8,7 +8,7 @@
     among(j)    max(0, 2 fused(j) / max fused - 1), fused being words and meaning without what is named exactly: a history
                 orders what the words find, and brings up nothing else
     trust       (cosine - TRUST_FROM) / (TRUST_WHOLE - TRUST_FROM), from 0 to 1; the cosine is the largest of those between the
-                mean of the history's latest texts and the `FIRST` items that the words find first, through the encoder
+                texts of the history's `LATEST` events and of the `FIRST` items that the words find first, through the encoder
                 without heads. So a history of something else has no part
 
 Without words a ranker's scores are as they are; without a history those of the search are. `docs/search.md` has the measurement.
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -39,7 +39,7 @@ WEIGHT = 0.5
 FIRST = 30
 LATEST = 50
 """Events of a history that say what it is about."""
-TRUST_FROM, TRUST_WHOLE = 0.25, 0.5
+TRUST_FROM, TRUST_WHOLE = 0.35, 0.6
 FLATTEST = 1e-2
 """Least spread of a person's scores beside the largest: below it they differ by little but their rounding."""
 
@@ -86,7 +86,7 @@ class Asking:
     ranker: HistoryRanker
     searcher: Callable[[], Searcher]
     weight: float = WEIGHT
-    _found: dict[str, Found] = field(default_factory=dict, repr=False)
+    _asked: dict[str, _Asked] = field(default_factory=dict, repr=False)
 
     @property
     def source(self) -> str:
@@ -123,7 +123,7 @@ class Asking:
 
     def notes(self, query: str | None) -> tuple[str, ...]:
         """See `Ranker`."""
-        return self._search(query).notes if query else ()
+        return self._of(query).found.notes if query else ()
 
     def scores(self, pasts: Sequence[Past], query: str | None) -> np.ndarray:
         """See `Ranker`; the formula is the module's.
@@ -133,7 +133,7 @@ class Asking:
         """
         if not query:
             return self.ranker.scores(pasts)
-        found = np.tile(np.where(self._offered, self._search(query).scores, np.float32(-np.inf)), (len(pasts), 1))
+        found = np.tile(np.where(self._offered, self._of(query).found.scores, np.float32(-np.inf)), (len(pasts), 1))
         some = [user for user, past in enumerate(pasts) if len(past.items)]
         if some:
             person = self.ranker.scores([pasts[user] for user in some])[:, self._offered]
@@ -148,7 +148,7 @@ class Asking:
         """See `Ranker`. What the history and the popularity add is what they add without words, by the item's factor."""
         if not query:
             return self.ranker.shares(past, items)
-        found = self._search(query)
+        found = self._of(query).found
         asked = {name: value[items].astype(np.float64) for name, value in found.parts.items() if value[items].any()}
         meaning = np.tile(found.meaning.astype(np.float64), (len(items), 1))
         if not len(past.items):
@@ -166,23 +166,41 @@ class Asking:
 
     def _factor(self, past: Past, query: str) -> np.ndarray:
         """(items,) float32: WEIGHT * trust * among."""
-        found = self._search(query)
-        fused = found.parts["words"] + found.parts["meaning"]
-        most = float(fused.max(initial=0.0))
-        among = np.maximum(2 * fused / most - 1, 0) if most else np.zeros(len(fused))
-        first = np.where(self._offered, found.scores, -np.inf)
-        first = np.argpartition(-first, min(FIRST, len(first)) - 1)[:FIRST]
-        trust = trusted(self.searcher().vectors, past.items, first[self._offered[first]])
-        return (self.weight * trust * among).astype(np.float32)
+        asked = self._of(query)
+        return np.float32(self.weight * trusted(self.searcher().vectors, past.items, asked.first)) * asked.among
 
-    def _search(self, query: str) -> Found:
-        if query not in self._found:
-            self._found[query] = self.searcher().search(query)
-        return self._found[query]
+    def _of(self, query: str) -> _Asked:
+        if query not in self._asked:
+            self._asked[query] = _Asked.of(self.searcher().search(query), self._offered)
+        return self._asked[query]
 
     @cached_property
     def _offered(self) -> np.ndarray:
         return self.ranker.popularity() > -np.inf
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What words find, whoever asks.
+
+    Attributes:
+        among: (items,) float32 of the formula.
+        first: positions of what is offered and found first.
+    """
+
+    found: Found
+    among: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def of(cls, found: Found, offered: np.ndarray) -> Self:
+        fused = found.parts["words"] + found.parts["meaning"]
+        most = float(fused.max(initial=0.0))
+        among = np.maximum(2 * fused / np.float32(most) - 1, 0) if most else np.zeros_like(fused)
+        first = np.flatnonzero(offered)
+        if len(first) > FIRST:
+            first = first[np.argpartition(-found.scores[first], FIRST - 1)[:FIRST]]
+        return cls(found, among, first)
 
 
 def listed(asking: Asking, histories: Sequence[Sequence[str]], k: int, query: str | None) -> list[Ranked]:
@@ -205,12 +223,10 @@ def trusted(vectors: np.ndarray, held: np.ndarray, first: np.ndarray) -> float:
 
     Args:
         vectors: (items, hidden) unit vectors of the catalogue's texts, without heads.
-        held: (events,) items of the history, the latest last.
+        held: (events,) items of a history, the latest last.
         first: (found,) what the words find first.
     """
-    mean = vectors[held[-LATEST:]].mean(axis=0, keepdims=True)
-    mean /= max(float(np.linalg.norm(mean)), 1e-12)
-    nearest = float(products(mean, vectors[first]).max(initial=-1.0))
+    nearest = float(products(vectors[np.unique(held[-LATEST:])], vectors[first]).max(initial=-1.0))
     return float(np.clip((nearest - TRUST_FROM) / (TRUST_WHOLE - TRUST_FROM), 0.0, 1.0))
 
 
