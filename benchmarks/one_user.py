@@ -63,7 +63,9 @@ def shop() -> Shop:
     placed = OwnModel(layer, catalogue.item_ids, BLEND, None, SHARED, {}).placed(catalogue)
     nobody = Histories((), np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     data = MerchantData(catalogue, nobody, details=ItemDetails.from_table(table))
-    ranker = MerchantRanker(data, part, placed, counts, BLEND, frequency=SHARED, length=LENGTH, source="benchmark")
+    ranker = MerchantRanker(
+        data, part, placed, counts, BLEND, frequency=SHARED, length=LENGTH, said=lambda _: vectors[:1], source="benchmark"
+    )
     items = rng.choice(ITEMS, HISTORY, p=counts / counts.sum())
     stock = tuple(table["item_id"][rng.random(ITEMS) < 0.8])
     wanted = Filter(category=("kitchen", "toys"), price_min=3.0, price_max=60.0, only=stock)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.search_fusions import K, interval
+from fedrec.data import Histories
 from fedrec.model.towers import log_prior
 from fedrec.recommender.asking import WEIGHT, Asking
 from fedrec.recommender.contest import HERE, popularity_here
@@ -35,10 +36,11 @@ ANOTHER = "with another customer's history"
 def shoppers(folder: Path) -> list[dict[str, Any]]:
     """NDCG@10 of words, of the history, and of both, with and without parts of the person."""
     recommender = MerchantRecommender.load(folder)
-    histories, rng = recommender._data.histories, np.random.default_rng(0)
+    histories = recommender._data.histories.without_searches(len(recommender.catalogue))
+    rng = np.random.default_rng(0)
     baskets = [len(np.unique(histories.of(user)[1])) for user in range(len(histories))]
     able = rng.permutation(np.flatnonzero(np.array(baskets) >= 3))[:CUSTOMERS]
-    ranks = _without(recommender, able)
+    ranks = _without(recommender, histories, able)
     blend, searcher = ranks.blend, recommender._searcher("english")
     people = {
         "with the history": ranks,
@@ -51,7 +53,7 @@ def shoppers(folder: Path) -> list[dict[str, Any]]:
     words = [_words(text) for text in recommender.catalogue.texts]
     held = Counter(word for some in words for word in some)
     for user in able:
-        asked = _asked(recommender, user, words, held, rng)
+        asked = _asked(histories.take(np.array([user])), words, held, rng)
         if asked is None:
             continue
         past, query, true = asked
@@ -70,9 +72,9 @@ def shoppers(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _without(recommender: MerchantRecommender, users: np.ndarray) -> MerchantRanker:
+def _without(recommender: MerchantRecommender, histories: Histories, users: np.ndarray) -> MerchantRanker:
     """The merchant's ranker as it would be without these customers."""
-    ranks, histories, items = recommender._ranks, recommender._data.histories, len(recommender.catalogue)
+    ranks, items = recommender._ranks, len(recommender.catalogue)
     others = histories.take(np.setdiff1d(np.arange(len(histories)), users))
     bought = bought_by(others, items)
     layer, every = choose_kind(bought).fit(bought, ranks.blend.strength), np.arange(items)
@@ -81,10 +83,9 @@ def _without(recommender: MerchantRecommender, users: np.ndarray) -> MerchantRan
 
 
 def _asked(
-    recommender: MerchantRecommender, user: int, words: Sequence[set[str]], held: Counter[str], rng: np.random.Generator
+    alone: Histories, words: Sequence[set[str]], held: Counter[str], rng: np.random.Generator
 ) -> tuple[Past, str, np.ndarray] | None:
     """What was done before the last basket, a word, and what was looked for; None where the basket has nothing new."""
-    alone = recommender._data.histories.take(np.array([user]))
     before = alone.baskets < alone.baskets.max()
     past = Past(alone.items[before], alone.baskets[before], None if alone.target is None else alone.target[before])
     new = np.setdiff1d(alone.items[~before], past.items)

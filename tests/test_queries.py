@@ -326,19 +326,19 @@ def test_a_known_users_searches_count_and_are_reasons(searched: Path) -> None:
     layer = ranker.layer
     assert layer is not None
     expected = np.zeros((len(users), size))
-    events = Pooled.of(whole, part.history, ranker.length, None)
+    events = Pooled.of(whole, part.history, ranker.length)
     for decay, weight in ranker.blend.pooling.items():
         expected += weight * events.users(decay) @ part.candidate.T
     for name, weight in ranker.blend.priors.items():
         expected += weight * part.priors[name]
     bought = csr_array([np.isin(np.arange(size), past.bought).astype(np.float32) for past in whole])
     expected += ranker.blend.own * own_scores(layer, bought)
-    found = ranker.scores(pasts, None)
+    found = ranker.scores(pasts)
     assert found == pytest.approx(expected, abs=1e-4)
     nothing = [
         past._replace(items=past.items[past.items < size], baskets=past.baskets[past.items < size], queries=()) for past in pasts
     ]
-    assert np.abs(ranker.scores([one._replace(target=None) for one in nothing], None) - found).max() > 1e-3
+    assert np.abs(ranker.scores([one._replace(target=None) for one in nothing]) - found).max() > 1e-3
 
     for user, past in zip(users, pasts, strict=True):
         answer = recommender.explain(user_id=histories.user_ids[user], k=size)
@@ -347,6 +347,14 @@ def test_a_known_users_searches_count_and_are_reasons(searched: Path) -> None:
             assert sum(share.value for share in reasons.shares) == pytest.approx(reasons.score, abs=1e-5)
             said = {share.name: share.sentence for share in reasons.shares if share.kind == SEARCHED}
             assert said.keys() == set(past.queries) and all("Because you searched for" in str(one) for one in said.values())
+    for query in (WORDS[0], data.catalogue.texts[3]):
+        answer = recommender.explain(user_id=histories.user_ids[users[0]], query=query, k=size)
+        assert answer.items != recommender.explain(query=query, k=size).items
+        for reasons in answer.reasons:
+            assert sum(share.value for share in reasons.shares) == pytest.approx(reasons.score, abs=1e-5)
+    only = Past(np.array([size]), np.array([0]), np.array([False]), None, (WORDS[0],))
+    asking = recommender._ranker(None)
+    assert np.array_equal(asking.scores([only], WORDS[1])[0], asking.searcher().search(WORDS[1]).scores)
 
 
 def test_those_who_choose_are_ranked_with_their_searches(searched: Path) -> None:

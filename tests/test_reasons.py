@@ -64,7 +64,7 @@ def merchant(kind: type[Ease] | type[ItemKnn] = Ease, sign: float = 1.0, histori
     return MerchantRanker(
         MerchantData(catalogue, histories), part,
         Placed(layer, np.arange(1, ITEMS - 2), places[1:], ITEMS - 2, ITEMS),
-        popularity_here(histories, ITEMS), blend, 6, "both", PersonalFrequency(0.2, 8.0),
+        popularity_here(histories, ITEMS), blend, 6, lambda _: unit(rng, 1), "both", PersonalFrequency(0.2, 8.0),
     )  # fmt: skip
 
 

@@ -339,7 +339,7 @@ def test_views_are_history_and_never_taken_for_purchases(shop: Path, tiny_bert_f
             pasts.append(cut)
             at += 1
     assert at == len(group.items) > 100
-    np.testing.assert_allclose(found._ranks.scores(pasts, None), expected, atol=2e-5)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found._ranks.scores(pasts), expected, atol=2e-5)  # type: ignore[attr-defined]
     # A change of the setting is a change of what the layer is made of.
     with_settings(shop, model={"encoder": str(tiny_bert_folder), "device": "cpu"}, data={"history_events": ["view", "purchase"]})
     place = MerchantPlace(shop)

@@ -8,7 +8,7 @@
     among(j)    max(0, 2 fused(j) / max fused - 1), fused being words and meaning without what is named exactly: a history
                 orders what the words find, and brings up nothing else
     trust       (cosine - TRUST_FROM) / (TRUST_WHOLE - TRUST_FROM), from 0 to 1; the cosine is the largest of those between the
-                texts of the history's `LATEST` events and of the `FIRST` items that the words find first, through the encoder
+                texts of the history's `LATEST` items and of the `FIRST` items that the words find first, through the encoder
                 without heads. So a history of something else has no part
 
 Without words a ranker's scores are as they are; without a history those of the search are. `docs/search.md` has the measurement.
@@ -38,7 +38,7 @@ WEIGHT = 0.5
 """Chosen by `python -m benchmarks.search_person`: `docs/search.md`. Far below `EXACT`, so what is named exactly stays first."""
 FIRST = 30
 LATEST = 50
-"""Events of a history that say what it is about."""
+"""Items of a history that say what it is about."""
 TRUST_FROM, TRUST_WHOLE = 0.35, 0.6
 FLATTEST = 1e-2
 """Least spread of a person's scores beside the largest: below it they differ by little but their rounding."""
@@ -223,9 +223,10 @@ def trusted(vectors: np.ndarray, held: np.ndarray, first: np.ndarray) -> float:
 
     Args:
         vectors: (items, hidden) unit vectors of the catalogue's texts, without heads.
-        held: (events,) items of a history, the latest last.
+        held: (events,) of a history, the latest last; past searches, which are no items, have no part.
         first: (found,) what the words find first.
     """
+    held = held[held < len(vectors)]
     nearest = float(products(vectors[np.unique(held[-LATEST:])], vectors[first]).max(initial=-1.0))
     return float(np.clip((nearest - TRUST_FROM) / (TRUST_WHOLE - TRUST_FROM), 0.0, 1.0))
 
