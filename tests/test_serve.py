@@ -257,7 +257,8 @@ def test_the_document_declares_every_status_and_model(client: TestClient) -> Non
     document = client.get("/openapi.json", headers={"Authorization": ""}).json()
     for path, routes in document["paths"].items():
         (route,) = routes.values()
-        assert "200" in route["responses"], path
+        (schema,) = (said["schema"] for said in route["responses"]["200"].get("content", {"": {"schema": {}}}).values())
+        assert path == "/metrics" or set(schema) == {"$ref"}, "an answer is a model of its own"
         if path.startswith("/v1/"):
             assert set(route["responses"]) == {"200", *map(str, STATUS)}
             model = route["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
