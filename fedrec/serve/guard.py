@@ -116,7 +116,7 @@ class Guard:
         if here and name not in here:
             raise Fault(400, "host", "the service is not known under this name", "Host")
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise Fault(400, "origin", "a page from elsewhere may not ask", "Origin")
 
 

@@ -140,15 +140,21 @@ class Tenants:
         """Look again and again whether a folder has changed, and who is idle; it ends by being cancelled."""
         while True:
             await asyncio.sleep(self._settings.poll)
-            for tenant in list(self.all.values()):
-                if tenant.model is None:
-                    continue
-                if self.several and time.monotonic() - tenant.used > self._settings.idle:
-                    tenant.rest()
-                    continue
-                stamp = await asyncio.to_thread(stamp_of, tenant.folder)
-                if tenant.due(stamp, self._settings.refresh):
-                    await tenant.start_loading(self._one_at_a_time, self._metrics)
+            for tenant in self.all.values():
+                try:
+                    await self._look(tenant)
+                except Exception as error:  # one folder's fault must not end the watch over the others
+                    logger.error("%s: its folder cannot be looked at (%s)", tenant.name, type(error).__name__)
+
+    async def _look(self, tenant: Tenant) -> None:
+        if tenant.model is None:
+            return
+        if self.several and time.monotonic() - tenant.used > self._settings.idle:
+            tenant.rest()
+            return
+        stamp = await asyncio.to_thread(stamp_of, tenant.folder)
+        if tenant.due(stamp, self._settings.refresh):
+            await tenant.start_loading(self._one_at_a_time, self._metrics)
 
     def _make_room(self) -> None:
         loaded = sorted((one for one in self.all.values() if one.model is not None), key=lambda one: one.used)
