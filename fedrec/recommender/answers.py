@@ -288,7 +288,7 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
         return known, [] if len(known.items) else [f"nothing is known here of user {person.user_id!r}"]
     if isinstance(person.history, str):
         raise InputError(f"found the text {person.history!r}", where="history", expected="a list of item ids")
-    positions = ranker.catalogue.index.get_indexer(list(person.history))
+    positions = ranker.catalogue.positions(person.history)
     times = person.times
     if times is not None and (isinstance(times, str) or len(times) != len(positions)):
         found = "found a text" if isinstance(times, str) else f"found {len(times)}"
@@ -336,7 +336,7 @@ def _notes_on(wanted: Filter, parts: dict[str, np.ndarray], allowed: np.ndarray,
     """What is to be said of the filters, whoever asks."""
     notes = []
     stock = list(wanted.only or ())
-    if gone := [stock[place] for place in np.flatnonzero(catalogue.index.get_indexer(stock) < 0)]:
+    if gone := [stock[place] for place in np.flatnonzero(catalogue.positions(stock) < 0)]:
         notes.append(f"in stock and not in the catalogue, so ignored: {first_few([repr(item) for item in gone])}")
     if parts and not allowed.any():
         each = ", ".join(f"{name} {int(part.sum()):,}" for name, part in parts.items())
