@@ -54,6 +54,10 @@ def test_an_event_counts_once_whoever_sends_it_and_is_its_owners_alone(tmp_path:
     with pytest.raises(InputError, match="control character"):
         one.append([event(9, user_id="a\nb")])
     assert ids_in(tmp_path) == ["e0", "e1", "e2", "e3"]
+    path = tmp_path / FEEDBACK / LOG
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *(line.replace("user-", "somebody-else-") for line in lines[2:])]))
+    assert one.append([event(0), event(1)]) == (1, 1), "in a file that somebody put in its place, what it holds is known"
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -87,7 +87,7 @@ class FeedbackLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / FEEDBACK
         self._known: set[bytes] = set()
-        self._read, self._file = 0, 0
+        self._read, self._last = 0, b""  # up to where it was read, and the last line of that
 
     def append(self, events: Sequence[FeedbackEvent]) -> Appended:
         """Append what is new of `events`; on disk when this returns.
@@ -103,17 +103,18 @@ class FeedbackLog:
                 if (key := _key(event.event_id)) not in self._known:
                     new.setdefault(key, event)
             if new:
-                _write(file, end, _lines(([] if end else [HEADER]) + [astuple(event) for event in new.values()]))
+                lines = _lines(([] if end else [HEADER]) + [astuple(event) for event in new.values()])
+                _write(file, end, lines)
                 flush_folder(self.folder)
                 self._known |= new.keys()
-                self._read = file.tell()
+                self._moved(lines)
         return Appended(len(new), len(events) - len(new))
 
     def _catch_up(self, file: io.BufferedRandom) -> int:
         """Read what others appended, take away what is torn, and say where the whole lines end."""
-        found = os.fstat(file.fileno())
-        if found.st_ino != self._file or found.st_size < self._read:  # another file: somebody was taken out of it
-            self._known, self._read, self._file = set(), 0, found.st_ino
+        file.seek(self._read - len(self._last))
+        if file.read(len(self._last)) != self._last:  # another file: somebody was taken out of it
+            self._known, self._read, self._last = set(), 0, b""
         file.seek(self._read)
         data = file.read()
         whole = _whole(data)
@@ -121,8 +122,12 @@ class FeedbackLog:
             file.truncate(self._read + len(whole))
         lines = whole.splitlines()
         self._known |= {_key(line.partition(b",")[0].decode()) for line in (lines if self._read else lines[1:])}
-        self._read += len(whole)
+        self._moved(whole)
         return self._read
+
+    def _moved(self, lines: bytes) -> None:
+        self._read += len(lines)
+        self._last = lines[lines[:-1].rfind(b"\n") + 1 :] or self._last
 
 
 def read_feedback(folder: Path) -> Table | None:

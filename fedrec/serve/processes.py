@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -62,7 +63,7 @@ def serve(bound: socket.socket, path: Path, host: str, key_file: Path | None, se
         why.append(error)
         server.should_exit = True
 
-    _log()
+    _prepare()
     server = uvicorn.Server(_config(create_app(path, host, key_file, settings, give_up), settings))
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has its own, and raises it again when it is done
     server.run(sockets=[bound])
@@ -74,7 +75,7 @@ def app_of_environment() -> FastAPI:
     """The application of a worker process."""
     from fedrec.serve.app import create_app
 
-    _log()
+    _prepare()
     given = json.loads(os.environ[WORKER])
     key_file = None if given["key_file"] is None else Path(given["key_file"])
 
@@ -83,6 +84,13 @@ def app_of_environment() -> FastAPI:
         os.kill(os.getppid(), signal.SIGTERM)
 
     return create_app(Path(given["path"]), given["host"], key_file, ServeSettings.model_validate(given["settings"]), give_up)
+
+
+def _prepare() -> None:
+    """Log; and have what has been imported looked at by no collection of garbage again, which would stop a request for long."""
+    _log()
+    gc.collect()
+    gc.freeze()
 
 
 def _serve_by_many(

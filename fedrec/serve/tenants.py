@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from contextlib import suppress
@@ -89,6 +90,7 @@ class Tenant:
                 return
             self.swaps += self.model is not None
             self.model, self.failure, self._tried = model, None, None
+            await asyncio.to_thread(gc.collect)  # what was there before has cycles in it, and is large
         metrics.swaps.labels(self.name, "done").inc()
         metrics.failing.labels(self.name).set(0)
         metrics.loaded.labels(self.name, model.version).set(model.loaded)
