@@ -55,6 +55,9 @@ def test_an_event_counts_once_whoever_sends_it_and_is_its_owners_alone(tmp_path:
         one.append([event(9, user_id="a\nb")])
     assert ids_in(tmp_path) == ["e0", "e1", "e2", "e3"]
     path = tmp_path / FEEDBACK / LOG
+    with path.open("ab") as file:
+        file.write(b"e8,u," + b"x" * 300 + b"\0" * 9)
+    assert one.append([event(2)]) == (0, 1) and path.read_bytes().endswith(b"\n"), "a long torn line is gone"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], *(line.replace("user-", "somebody-else-") for line in lines[2:])]))
     assert one.append([event(0), event(1)]) == (1, 1), "in a file that somebody put in its place, what it holds is known"
