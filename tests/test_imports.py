@@ -29,10 +29,11 @@ ROOMS = [
     "export",
     "report",
     "wire",
+    "serve",
     "cli",
 ]
 FEDREC = {f"fedrec.{room}" for room in ROOMS}
-LIBRARY = FEDREC - {"fedrec.cli"} | {"fedrec"}
+LIBRARY = FEDREC - {"fedrec.cli", "fedrec.serve"} | {"fedrec"}
 AWAY = LIBRARY - {"fedrec.recommender", "fedrec.export"}
 """For what sends messages or sees a gradient: a merchant's own layer stays at the merchant."""
 
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     "fedrec.deploy": rooms("merchant", "secure", "data", "privacy", "config", "errors"),
     "fedrec.report": rooms("config", "errors", "privacy", "merchant", "text"),
     "fedrec.wire": rooms("model", "secure", "privacy", "training", "config", "errors", "text"),
+    "fedrec.serve": rooms("recommender", "data", "model", "merchant", "config", "errors", "text") | {"fedrec"},
     "fedrec.cli": FEDREC | {"fedrec", "server", "clients", "simulations"},
     "server": AWAY,
     "clients": AWAY,

@@ -124,6 +124,34 @@ def split(
     out.print(f"next: {run}", style="dim", soft_wrap=True)
 
 
+@app.command("import")
+def import_events(
+    file: Annotated[Path, typer.Argument(help="CSV or Parquet with user_id, item_id and timestamp.")],
+    to: Annotated[Path, typer.Option("--to", help="The merchant's folder.")],
+    json: Json = False,
+) -> None:
+    """Append what customers did to a merchant's own events; a row that was imported before is left out."""
+    from fedrec.data.feedback import FeedbackLog
+    from fedrec.data.importing import events_of
+    from fedrec.data.tables import read_table
+    from fedrec.merchant import MERCHANT_FILE, read_merchant_file
+
+    read_merchant_file(to / MERCHANT_FILE)
+    if file.suffix not in (".csv", ".parquet"):
+        raise InputError(f"found {file.name}", where="FILE", expected="a .csv or .parquet table")
+    events = events_of(read_table(file))
+    try:
+        found = FeedbackLog(to).append(events)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=str(error.filename or to)) from None
+    if json:
+        print_json({"file": str(file), "to": str(to), "stored": found.stored, "repeated": found.repeated})
+        return
+    out.print(f"{to}: {found.stored:,} events are new; {found.repeated:,} were there", soft_wrap=True)
+    if found.stored:
+        out.print(f"they count from now on; next: fedrec merchant fit {to}", style="dim", soft_wrap=True)
+
+
 def _some(kinds: list[str]) -> str:
     return ", ".join(kinds[:KINDS]) + (f" and {len(kinds) - KINDS:,} kinds more" if len(kinds) > KINDS else "")
 

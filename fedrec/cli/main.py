@@ -18,6 +18,7 @@ from fedrec.cli.privacy_report import report
 from fedrec.cli.privacy_wire import wire
 from fedrec.cli.recommend import recommend
 from fedrec.cli.search import search
+from fedrec.cli.serve import serve
 from fedrec.cli.terminal import err, styled
 from fedrec.errors import InputError
 from fedrec.text import log_visibly
@@ -46,6 +47,7 @@ app.command()(recommend)
 app.command()(explain)
 app.command()(search)
 app.command()(export)
+app.command()(serve)
 
 
 @app.callback(invoke_without_command=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,6 +48,15 @@ class Catalogue:
     def index(self) -> pd.Index:
         """`item_ids` for look-ups from id to position."""
         return pd.Index(self.item_ids)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.item_ids)}
+
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
+        """(ids,) where each of them is, -1 where it is not: for a few ids many times faster than `index`."""
+        places = self._places
+        return np.fromiter((places.get(name, -1) for name in ids), dtype=np.int64, count=len(ids))
 
     @cached_property
     def keys(self) -> np.ndarray:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from fedrec.data.catalogue import Catalogue, ambiguous_id
 from fedrec.data.details import ItemDetails
+from fedrec.data.feedback import with_feedback
 from fedrec.data.histories import Histories, distinct_queries
 from fedrec.data.kinds import asks, count_kinds, counts_as_target
 from fedrec.data.rows import LeftOut, check_events, check_items
@@ -135,7 +136,7 @@ def merchant_folders(federation: Path) -> list[Path]:
 def load_merchant(folder: Path, source: DataSource | None = None, *, strict: bool = False) -> MerchantData:
     """Read and check a merchant's tables; a row that cannot be used is left out and counted.
 
-    So one user's bad row fails nobody, and the server cannot see that there is one.
+    So one user's bad row fails nobody, and the server cannot see that there is one. What came in as feedback counts as events.
 
     Args:
         folder: the merchant folder.
@@ -158,7 +159,7 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
         items = check_items(products, "the result of [data] items", strict=strict)
         # A database may answer in another order every time, and what is cached for a catalogue is for one order.
         sold = items.frame.sort_values(C.ITEM, ignore_index=True)
-    catalogue = Catalogue.from_table(sold)
+    catalogue, events = Catalogue.from_table(sold), with_feedback(events, folder)
     checked, left_out = check_events(events, items, history_events=source.history_events, strict=strict)
     target = counts_as_target(checked, source.target_events)
     if not target.any():

@@ -9,8 +9,9 @@ one vector for a text.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -33,12 +34,13 @@ from fedrec.model.encoder_files import PACKAGED, encoder_folder, files_digest, f
 from fedrec.model.pretrained import load_bert, tokenizer_identity
 from fedrec.model.shapes import Shapes
 
-__all__ = ["PACKAGED", "TARGETS", "TextEncoder", "cache_folder", "load_encoder", "resolve_device"]
+__all__ = ["PACKAGED", "TARGETS", "TextEncoder", "cache_folder", "encoders_apart", "load_encoder", "resolve_device"]
 
 TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
 EMBEDDED = 32
 """How many catalogues' embeddings a process keeps."""
+_of_this_thread = threading.local()
 
 
 def cache_folder() -> Path:
@@ -72,14 +74,25 @@ def resolve_device(name: str) -> torch.device:
 def load_encoder(
     name: str = PACKAGED, layers: int = 1, rank: int = 8, max_tokens: int = 48, device: str = "auto", texts_per_batch: int = 128
 ) -> TextEncoder:
-    """The encoder for these settings; one a process, shared by all merchants in it, until its files change.
+    """The encoder for these settings; one a process, shared by all merchants in it, until its files change. See `encoders_apart`.
 
     Raises:
         InputError: the model or its tokenizer is not whole (`load_bert`), has too few layers or positions, or is narrower
             than `rank`.
     """
     folder = encoder_folder(name)
-    return _load(folder.resolve(), files_seen(folder), layers, rank, max_tokens, device, texts_per_batch)
+    load: Callable[..., TextEncoder] = getattr(_of_this_thread, "load", _load)
+    return load(folder.resolve(), files_seen(folder), layers, rank, max_tokens, device, texts_per_batch)
+
+
+@contextmanager
+def encoders_apart() -> Iterator[None]:
+    """In this block the thread has encoders of its own: to set the LoRA of a shared one changes what another thread encodes."""
+    _of_this_thread.load = lru_cache(maxsize=4)(_load.__wrapped__)
+    try:
+        yield
+    finally:
+        del _of_this_thread.load
 
 
 @lru_cache(maxsize=4)

@@ -35,6 +35,7 @@ __all__ = [
     "Person",
     "Ranker",
     "Wish",
+    "answer_each",
     "answer_many",
     "answer_search",
     "first_few",
@@ -195,6 +196,52 @@ def _allowed(ranker: Ranker, wish: Wish) -> tuple[np.ndarray, list[str]]:
     return allowed, _notes_on(wanted, parts, allowed, ranker.catalogue)
 
 
+def answer_each(ranker: Ranker, asked: Sequence[tuple[Person, Wish]]) -> list[Answer | InputError]:
+    """What `answer_many` answers each person under a wish of their own; those without words are scored together.
+
+    A score may differ in its last digits by how many are. What is wrong with one question is that one's answer.
+    """
+    found: list[Answer | InputError | None] = [None] * len(asked)
+    open_: list[_Open] = []
+    for place, (person, wish) in enumerate(asked):
+        try:
+            allowed, about = _allowed(ranker, wish)
+            past, notes = _past(ranker, person)
+            open_.append(_Open(place, past, wish, allowed, [*notes], about))
+        except InputError as error:
+            found[place] = error
+    plain = [one for one in open_ if one.going and not one.wish.query]
+    together = ranker.scores([one.past for one in plain], None) if plain else np.zeros((0, 0), dtype=np.float32)
+    scores = dict(zip([one.place for one in plain], together[:, None], strict=True))  # (1, items) each
+    for one in open_:
+        try:
+            if one.place not in scores:
+                scores[one.place] = ranker.scores([one.past], one.wish.query) if one.going else ranker.popularity()[None]
+            elif one.wish.repeats:
+                scores[one.place] = scores[one.place] + _frequency(ranker, [one.past])
+            row = scores.pop(one.place)
+            (found[one.place],) = _answers(ranker, row, [one.past], [one.going], one.wish, one.allowed, [one.notes], one.about)
+        except InputError as error:
+            found[one.place] = error
+    return [one for one in found if one is not None]
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A question that can be answered, as `answer_each` works on it."""
+
+    place: int
+    past: Past
+    wish: Wish
+    allowed: np.ndarray
+    notes: list[str]
+    about: list[str]
+
+    @property
+    def going(self) -> bool:
+        return bool(self.wish.query) or len(self.past.items) > 0
+
+
 def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.ndarray, about: list[str]) -> list[Answer]:
     pasts, notes = zip(*(_past(ranker, person) for person in people), strict=True)
     going = [bool(wish.query) or len(past.items) > 0 for past in pasts]
@@ -203,9 +250,22 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
         known = [past for past, some in zip(pasts, going, strict=True) if some]
         scores[going] = ranker.scores(known, wish.query)
         if wish.repeats and not wish.query:  # who uses words says what is wanted, and that is not the usual
-            scores[going] += ranker.frequency.scores(bought_events(known), (len(known), len(allowed)))
+            scores[going] += _frequency(ranker, known)
     if not all(going):
         scores[~np.array(going)] = ranker.popularity()
+    return _answers(ranker, scores, pasts, going, wish, allowed, notes, about)
+
+
+def _frequency(ranker: Ranker, pasts: Sequence[Past]) -> np.ndarray:
+    """(users, items) what is added where people buy again."""
+    return ranker.frequency.scores(bought_events(pasts), (len(pasts), len(ranker.catalogue)))
+
+
+def _answers(
+    ranker: Ranker, scores: np.ndarray, pasts: Sequence[Past], going: Sequence[bool], wish: Wish, allowed: np.ndarray,
+    notes: Sequence[list[str]], about: list[str],
+) -> list[Answer]:  # fmt: skip
+    """From scores (users, items) to lists."""
     masked = [(user, item) for user, past in enumerate(pasts) for item in past.bought.tolist() if not wish.repeats]
     pairs = np.array(masked, dtype=np.int64).reshape(-1, 2)
     lists = choose(scores, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
@@ -242,7 +302,7 @@ def _past(ranker: Ranker, person: Person) -> tuple[Past, list[str]]:
         return known, [] if len(known.items) else [f"nothing is known here of user {person.user_id!r}"]
     if isinstance(person.history, str):
         raise InputError(f"found the text {person.history!r}", where="history", expected="a list of item ids")
-    positions = ranker.catalogue.index.get_indexer(list(person.history))
+    positions = ranker.catalogue.positions(person.history)
     times = person.times
     if times is not None and (isinstance(times, str) or len(times) != len(positions)):
         found = "found a text" if isinstance(times, str) else f"found {len(times)}"
@@ -290,7 +350,7 @@ def _notes_on(wanted: Filter, parts: dict[str, np.ndarray], allowed: np.ndarray,
     """What is to be said of the filters, whoever asks."""
     notes = []
     stock = list(wanted.only or ())
-    if gone := [stock[place] for place in np.flatnonzero(catalogue.index.get_indexer(stock) < 0)]:
+    if gone := [stock[place] for place in np.flatnonzero(catalogue.positions(stock) < 0)]:
         notes.append(f"in stock and not in the catalogue, so ignored: {first_few([repr(item) for item in gone])}")
     if parts and not allowed.any():
         each = ", ".join(f"{name} {int(part.sum()):,}" for name, part in parts.items())

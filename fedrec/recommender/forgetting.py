@@ -6,12 +6,14 @@ What was released before is not called back: see `STAYS`. Nothing here prints, l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fedrec.config import flush_folder
 from fedrec.data.erasing import erase_user, rows_of_user
+from fedrec.data.feedback import FEEDBACK, LOG, mended
 from fedrec.data.kinds import MISSING, counts_as_history, counts_as_target
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table, find_table, read_table
@@ -20,9 +22,8 @@ from fedrec.recommender.fitting import fit_merchant, up_to_date
 from fedrec.recommender.merchant_text import LOCK, MerchantPlace
 from fedrec.recommender.own_model import FILE
 
-__all__ = ["FEEDBACK", "STAYS", "Layer", "Traces", "erase", "find_traces", "may_have_layer", "renew_layer"]
+__all__ = ["STAYS", "Layer", "Traces", "erase", "find_traces", "may_have_layer", "renew_layer"]
 
-FEEDBACK = "feedback"
 STAYS = (
     "the privacy ledger: it says what was released, and of no one in particular",
     "stored replies: they were released with noise, and a repeated request must get the same bytes",
@@ -79,7 +80,8 @@ def find_traces(place: MerchantPlace, user_id: str) -> Traces:
         events = _events(place)
         events.require((C.USER,))
         in_database = int(events.frame[C.USER].eq(user_id).sum())
-    rows = {path: rows_of_user(path, user_id) for path in tables}
+    with mended(place.path):
+        rows = {path: rows_of_user(path, user_id) for path in tables}
     return Traces({path: count for path, count in rows.items() if count}, in_database)
 
 
@@ -90,7 +92,8 @@ def erase(traces: Traces, user_id: str) -> None:
         InputError: a file cannot be written or has changed meanwhile.
     """
     for path in traces.files:
-        erase_user(path, user_id)
+        with mended(path.parents[1]) if path.parts[-2:] == (FEEDBACK, LOG) else nullcontext():  # a service may be appending
+            erase_user(path, user_id)
 
 
 def may_have_layer(place: MerchantPlace) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
-from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_many, answer_search, first_few
+from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_each, answer_many, answer_search, first_few
 from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
 from fedrec.recommender.words import LANGUAGE, BM25Index, Searcher, Tokeniser
@@ -100,6 +100,10 @@ class Recommending(ABC):
     def recommend_many(self, people: Sequence[Person], wish: Wish, merchant: str | None = None) -> list[Answer]:
         """`recommend` for many people, in their order."""
         return answer_many(self._ranker(merchant), people, wish)
+
+    def recommend_each(self, asked: Sequence[tuple[Person, Wish]], merchant: str | None = None) -> list[Answer | InputError]:
+        """`recommend` for people with a wish each; what is wrong with one question is in its place."""
+        return answer_each(self._ranker(merchant), asked)
 
     def explain(
         self,

@@ -159,9 +159,10 @@ def _diverse(candidates: list[tuple[int, float]], k: int, diversity: float, vect
 
 
 def _among(catalogue: Catalogue, ids: Sequence[str]) -> np.ndarray:
-    """(items,) bool; a set is many times faster here than an index of pandas."""
-    wanted = set(ids)
-    return np.fromiter((name in wanted for name in catalogue.item_ids), dtype=bool, count=len(catalogue))
+    """(items,) bool."""
+    found, positions = np.zeros(len(catalogue), dtype=bool), catalogue.positions(ids)
+    found[positions[positions >= 0]] = True
+    return found
 
 
 def _there(column: Column | None, name: str) -> Column:

@@ -1,0 +1,143 @@
+"""One process that serves, or several that share a socket."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedrec.errors import InputError
+from fedrec.serve.settings import ServeSettings
+from fedrec.text import log_visibly
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["app_of_environment", "listen", "serve"]
+
+WORKER = "FEDREC_SERVE"
+"""Environment variable from which a worker process has what to serve."""
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+WHY = "why.txt"
+"""In the folder of the metrics: why a worker could not begin."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        InputError: the address cannot be listened on.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        told = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"cannot listen ({told})", where=f"{host}, port {port}", hint="--port takes another one") from None
+
+
+def serve(bound: socket.socket, path: Path, host: str, key_file: Path | None, settings: ServeSettings, workers: int) -> None:
+    """Serve until SIGTERM or Ctrl-C; what has begun is finished.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    if workers > 1:
+        _serve_by_many(bound, path, host, key_file, settings, workers)
+        return
+    import uvicorn
+
+    from fedrec.serve.app import create_app
+
+    why: list[InputError] = []
+
+    def give_up(error: InputError) -> None:
+        why.append(error)
+        server.should_exit = True
+
+    _prepare()
+    server = uvicorn.Server(_config(create_app(path, host, key_file, settings, give_up), settings))
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has its own, and raises it again when it is done
+    server.run(sockets=[bound])
+    if why:
+        raise why[0]
+
+
+def app_of_environment() -> FastAPI:
+    """The application of a worker process."""
+    from fedrec.serve.app import create_app
+
+    _prepare()
+    given = json.loads(os.environ[WORKER])
+    key_file = None if given["key_file"] is None else Path(given["key_file"])
+
+    def give_up(error: InputError) -> None:
+        Path(os.environ[METRICS_FOLDER], WHY).write_text(str(error), encoding="utf-8")
+        os.kill(os.getppid(), signal.SIGTERM)
+
+    return create_app(Path(given["path"]), given["host"], key_file, ServeSettings.model_validate(given["settings"]), give_up)
+
+
+def _prepare() -> None:
+    """Log; and have what has been imported looked at by no collection of garbage again, which would stop a request for long."""
+    _log()
+    gc.collect()
+    gc.freeze()
+
+
+def _serve_by_many(
+    bound: socket.socket, path: Path, host: str, key_file: Path | None, settings: ServeSettings, workers: int
+) -> None:
+    from uvicorn.supervisors import Multiprocess
+
+    with tempfile.TemporaryDirectory(prefix="fedrec-serve-") as folder:
+        os.environ[METRICS_FOLDER] = folder
+        os.environ[WORKER] = json.dumps({
+            "path": str(path), "host": host, "key_file": None if key_file is None else str(key_file),
+            "settings": settings.model_dump(mode="json"),
+        })  # fmt: skip
+        _log()
+        config = _config(f"{__name__}:app_of_environment", settings, workers)
+        import uvicorn
+
+        Multiprocess(config, target=uvicorn.Server(config).run, sockets=[bound]).run()
+        if (why := Path(folder, WHY)).exists():
+            raise InputError(why.read_text(encoding="utf-8"))
+
+
+def _config(app: Any, settings: ServeSettings, workers: int = 1) -> Any:
+    import uvicorn
+
+    return uvicorn.Config(
+        app, factory=isinstance(app, str), workers=workers, lifespan="on", ws="none", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, timeout_keep_alive=15,
+        timeout_graceful_shutdown=ceil(settings.time_limit + settings.body_seconds) + 1,
+    )  # fmt: skip
+
+
+class _WithoutStacks(logging.Filter):
+    """A stack names folders, and may hold what a customer sent."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.exc_info = record.exc_text = record.stack_info = None
+        return True
+
+
+def _log() -> None:
+    """To stderr, a line each."""
+    log_visibly()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_WithoutStacks())
+    for name in ("fedrec", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)

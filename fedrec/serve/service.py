@@ -1,0 +1,178 @@
+"""What a request needs: settings, keys, the merchants, the thread that ranks, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from starlette.requests import Request
+
+from fedrec.errors import InputError
+from fedrec.recommender import Answer, Person, Wish
+from fedrec.serve.faults import Fault, fault_of
+from fedrec.serve.keys import Caller, Keys
+from fedrec.serve.metrics import Metrics
+from fedrec.serve.models import Model
+from fedrec.serve.schemas import Item, ListAnswer
+from fedrec.serve.settings import ServeSettings
+from fedrec.serve.tenants import RUN, Tenant, Tenants
+from fedrec.serve.worker import Worker
+
+__all__ = ["Call", "Service", "call_of"]
+
+
+@dataclass
+class Call:
+    """One request.
+
+    Attributes:
+        service: what it is asked of.
+        caller: who asks.
+        id: names it in the answer, and in the feedback to it.
+        begun: when, by `time.perf_counter`.
+    """
+
+    service: Service
+    caller: Caller
+    id: str = field(default_factory=lambda: uuid4().hex)
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def took_ms(self) -> float:
+        """Milliseconds so far."""
+        return round(1e3 * (time.perf_counter() - self.begun), 3)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time limit."""
+        return max(self.service.settings.time_limit - (time.perf_counter() - self.begun), 0.001)
+
+    def tenant(self, merchant: str | None) -> Tenant:
+        """The merchant whose list this is; a run has one whatever part of its catalogue is asked for.
+
+        Raises:
+            Fault: none is named where there are several (422), or there is none of that name for this key (404).
+        """
+        tenants, own = self.service.tenants, self.caller.merchant
+        if not tenants.several:
+            (tenant,) = tenants.all.values()
+            if tenant.name != RUN and merchant not in (None, tenant.name):
+                raise _no_merchant()
+            return tenant
+        if merchant is None:
+            raise Fault(422, "missing", "the service has several merchants; name one", "merchant")
+        if merchant not in tenants.all or own not in (None, merchant):
+            raise _no_merchant()
+        return tenants.all[merchant]
+
+    def may_explain(self, person: Person) -> None:
+        """A shop's key gets reasons for a history that it gave: of a known user they would name what that one bought.
+
+        Raises:
+            Fault: 401.
+        """
+        if not self.caller.staff and person.history is None and person.user_id is not None:
+            raise Fault(401, "staff_key", "reasons for a known user's own events need the staff's key", "user_id")
+
+    async def lists(self, tenant: Tenant, merchant: str | None, person: Person, wish: Wish) -> tuple[Model, Answer]:
+        """A list for a person, ranked with those of others who wait.
+
+        Raises:
+            Fault: what is asked means nothing, or there is no answer now.
+        """
+        model = await self.service.tenants.model(tenant, self.left)
+        part = merchant if tenant.name == RUN else None
+        self.check_words(model, wish.query)
+        answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), (id(model), part))
+        return model, answer
+
+    async def ask(self, question: Callable[[], Answer]) -> Answer:
+        """Any other question, alone."""
+        answer: Answer = await self._do(lambda asked: [question()], None, None)
+        return answer
+
+    async def _do(self, batch: Callable[[list[Any]], Any], asked: Any, group: object) -> Answer:
+        try:
+            answer: Answer = await self.service.worker.do(batch, asked, self.left, group)
+        except InputError as error:
+            raise fault_of(error) from None
+        return answer
+
+    def check_words(self, model: Model, query: str | None) -> None:
+        """Whether words can be read.
+
+        Raises:
+            Fault: 503.
+        """
+        if query is not None and not model.words:
+            raise Fault(503, "no_encoder", "words cannot be read here: the encoder is not there", "query")
+
+    def listed(self, tenant: Tenant, model: Model, answer: Answer) -> ListAnswer:
+        """An answer as this caller may have it."""
+        staff, reasons = self.caller.staff, {one.item_id: one for one in answer.reasons}
+        made = "fallback" if answer.source in ("popularity", "none") else "search" if answer.source == "search" else "model"
+        self.service.metrics.answers.labels(tenant.name, answer.source if made == "fallback" else made).inc()
+        if made == "fallback":
+            self.service.metrics.fallbacks.labels(tenant.name).inc()
+        items = [
+            Item.model_validate({
+                "item_id": name, "text": model.texts[name], "source": answer.source, "score": float(score) if staff else None,
+                "reasons": None if name not in reasons else _reasons(reasons[name], staff),
+            })
+            for name, score in answer.items
+        ]  # fmt: skip
+        return ListAnswer(
+            request_id=self.id, merchant=tenant.name, model=model.version, snapshot=model.snapshot, took_ms=self.took_ms,
+            source=answer.source, notes=list(answer.notes), distance=answer.distance, items=items,
+        )  # fmt: skip
+
+
+class Service:
+    """All that the requests of a process share. It is made, and used, in one event loop."""
+
+    def __init__(self, tenants: dict[str, Tenant], several: bool, settings: ServeSettings, keys: Keys | None) -> None:
+        self.settings, self.keys, self.metrics = settings, keys, Metrics()
+        self.tenants = Tenants(tenants, several, settings, self.metrics)
+        self.worker = Worker(settings.queue, settings.batch)
+        self.writer = ThreadPoolExecutor(1, "feedback")
+        self.in_progress, self.writing = 0, 0
+        self.ready = False
+
+    async def open(self) -> None:
+        """Load, and ask the thread that ranks everything once.
+
+        Raises:
+            InputError: what is to be served cannot be loaded.
+        """
+        await self.tenants.open()
+        for tenant in self.tenants.all.values():
+            if (model := tenant.model) is not None and model.words:
+                ask = lambda asked, model=model: [model.recommender.search("a", k=1)]  # noqa: E731
+                await self.worker.do(ask, None, 120.0)
+        self.ready = True
+
+    async def close(self) -> None:
+        """Finish what has begun."""
+        self.ready = False
+        await asyncio.to_thread(self.worker.close)
+        self.writer.shutdown()
+
+
+def call_of(request: Request) -> Call:
+    """The request's call, as the guard made it."""
+    call: Call = request.scope["fedrec.call"]
+    return call
+
+
+def _reasons(reasons: Any, staff: bool) -> dict[str, Any]:
+    found: dict[str, Any] = reasons.for_staff() if staff else reasons.for_shopper()
+    return found
+
+
+def _no_merchant() -> Fault:
+    return Fault(404, "not_found", "there is no such merchant for this key", "merchant")

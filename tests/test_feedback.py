@@ -1,0 +1,200 @@
+"""Feedback: what was acknowledged is there once, whatever dies when; and it is the merchant's events from then on."""
+
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedrec.data import load_merchant
+from fedrec.data.feedback import FEEDBACK, LOG, FeedbackEvent, FeedbackLog, read_feedback
+from fedrec.errors import InputError
+from fedrec.recommender.fitting import fit_merchant, up_to_date
+from fedrec.recommender.forgetting import erase, find_traces
+from fedrec.recommender.merchant_text import MerchantPlace
+
+from .merchants import write_merchant
+from .stores import client_of, make_store
+from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
+
+WHEN = "2026-02-01T10:00:00.000000Z"
+
+
+def event(number: int, **changes: str) -> FeedbackEvent:
+    return replace(FeedbackEvent(f"e{number}", f"user-{number % 3}", f"i{number % 5}", WHEN), **changes)
+
+
+def ids_in(folder: Path) -> list[str]:
+    lines = (folder / FEEDBACK / LOG).read_text().splitlines()
+    return [line.partition(",")[0] for line in lines[1:]]
+
+
+# The log
+
+
+def test_an_event_counts_once_whoever_sends_it_and_is_its_owners_alone(tmp_path: Path) -> None:
+    one, other = FeedbackLog(tmp_path), FeedbackLog(tmp_path)
+    assert one.append([event(0), event(1), event(0)]) == (2, 1)
+    assert other.append([event(1), event(2)]) == (1, 1), "another process's events are known"
+    assert one.append([event(2), event(3, item_id='a "b", c')]) == (1, 1)
+    assert FeedbackLog(tmp_path).append([event(n) for n in range(4)]) == (0, 4), "and after a start"
+    assert ids_in(tmp_path) == ["e0", "e1", "e2", "e3"]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / FEEDBACK, *(tmp_path / FEEDBACK).iterdir()]}
+    assert modes == {FEEDBACK: 0o700, LOG: 0o600, "lock": 0o600}
+    with pytest.raises(InputError, match="control character"):
+        one.append([event(9, user_id="a\nb")])
+    assert ids_in(tmp_path) == ["e0", "e1", "e2", "e3"]
+    path = tmp_path / FEEDBACK / LOG
+    with path.open("ab") as file:
+        file.write(b"e8,u," + b"x" * 300 + b"\0" * 9)
+    assert one.append([event(2)]) == (0, 1) and path.read_bytes().endswith(b"\n"), "a long torn line is gone"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *(line.replace("user-", "somebody-else-") for line in lines[2:])]))
+    assert one.append([event(0), event(1)]) == (1, 1), "in a file that somebody put in its place, what it holds is known"
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(0, 200), st.booleans()), max_size=6))
+def test_nothing_acknowledged_is_lost_and_nothing_doubled(tmp_path: Path, story: list[tuple[list[int], int, bool]]) -> None:
+    """Batches, after each of which a writer may die: of what it was writing then, any first bytes are there."""
+    folder = tmp_path / "story"
+    shutil.rmtree(folder, ignore_errors=True)
+    log, acknowledged = FeedbackLog(folder), set[str]()
+    for numbers, kept, dies in story:
+        path = folder / FEEDBACK / LOG
+        before = path.read_bytes().rstrip(b"\0").rfind(b"\n") + 1 if path.exists() else 0  # the whole lines
+        log.append([event(number) for number in numbers])
+        if dies:
+            written = path.stat().st_size - before
+            os.truncate(path, before + min(kept, written))
+            if kept % 3 == 0:  # a power cut may leave zeros
+                with path.open("ab") as file:
+                    file.write(b"\0" * 7)
+            log = FeedbackLog(folder)
+        else:
+            acknowledged |= {f"e{number}" for number in numbers}
+        read = read_feedback(folder)
+        assert read is not None
+        found = ids_in(folder) if not dies else None
+        assert found is None or (len(found) == len(set(found)) and acknowledged <= set(found))
+    log.append([event(99)])
+    found = ids_in(folder)
+    assert len(found) == len(set(found)) and acknowledged | {"e99"} <= set(found)
+
+
+def test_what_is_not_on_disk_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = FeedbackLog(tmp_path)
+    log.append([event(0)])
+    flushed: list[str] = []
+    real = os.fsync
+
+    def full(file: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+        if len(flushed) == 1:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        log.append([event(1)])
+    assert ids_in(tmp_path) == ["e0"]
+    assert log.append([event(1)]) == (1, 0)
+    assert flushed == [str(tmp_path / FEEDBACK / LOG)] * 2 + [str(tmp_path / FEEDBACK)], "the log, and the name in its folder"
+
+
+def test_a_log_that_somebody_changed_is_refused_by_its_line(tmp_path: Path) -> None:
+    FeedbackLog(tmp_path).append([event(0)])
+    with (tmp_path / FEEDBACK / LOG).open("a") as file:
+        file.write("e1,u\n")
+    with pytest.raises(InputError, match="line 3"):
+        read_feedback(tmp_path)
+
+
+# As events
+
+
+@pytest.mark.parametrize("table", ["parquet", "csv"])
+def test_feedback_is_events_from_then_on(tmp_path: Path, table: str) -> None:
+    folder = write_merchant(tmp_path / "shop")
+    if table == "csv":
+        pd.read_parquet(folder / "events.parquet").to_csv(folder / "events.csv", index=False)
+        (folder / "events.parquet").unlink()
+    before = load_merchant(folder)
+    FeedbackLog(folder).append(
+        [
+            event(0, user_id="u0", item_id="i7"),
+            event(1, user_id="new", item_id="i8"),
+            event(2, user_id="new", item_id="i8", timestamp="2026-02-02T10:00:00.000000Z", event="view"),
+            event(3, user_id="new", item_id="gone"),
+        ]
+    )
+    with (folder / FEEDBACK / LOG).open("a") as file:
+        file.write("e4,u0,i9,2026-")  # somebody is writing
+    after = load_merchant(folder)
+    assert set(after.histories.user_ids) == {*before.histories.user_ids, "new"}
+    for name, history in (("u0", after.histories), ("new", after.histories)):
+        items, baskets = history.of(history.user_ids.index(name))
+        assert after.catalogue.item_ids[items[-1]] == {"u0": "i7", "new": "i8"}[name] and baskets[-1] == len(set(baskets)) - 1
+    assert {one.reason for one in after.left_out} >= {"the item is not in the catalogue"}
+    assert any("line 5 of feedback/events.csv" in one.first for one in after.left_out)
+    assert after.kinds["view"] == 1
+
+
+def test_a_fit_sees_feedback_and_who_is_forgotten_is_out_of_it(tmp_path: Path, tiny_bert_folder: Path) -> None:
+    folder = make_store(tmp_path / "shop", tiny_bert_folder, users=40)
+    place = MerchantPlace(folder)
+    assert up_to_date(place, place.data())
+    log = FeedbackLog(folder)
+    log.append([event(0, user_id="gone-soon"), event(1, user_id="stays")])
+    assert not up_to_date(place, place.data())
+    fit_merchant(place, place.data())
+    assert up_to_date(place, place.data())
+    with (folder / FEEDBACK / LOG).open("a") as file:
+        file.write("e7,gone-soon,i")  # a writer died
+    traces = find_traces(place, "gone-soon")
+    assert traces.files == {folder / FEEDBACK / LOG: 1}
+    erase(traces, "gone-soon")
+    assert b"gone-soon" not in (folder / FEEDBACK / LOG).read_bytes()
+    assert log.append([event(1, user_id="stays"), event(2)]) == (1, 1), "whoever had it open goes on in the new file"
+    assert ids_in(folder) == ["e1", "e2"]
+    with client_of(folder) as client:
+        answer = client.post("/v1/recommend", json={"user_id": "stays", "repeats": True}).json()
+        assert "untrained text" in answer["source"], "a user who is known by feedback alone"
+        asked = {"events": [{"event_id": "e2", "user_id": "u", "item_id": "i1"}, {
+            "event_id": "e3", "user_id": "u", "item_id": "i1", "timestamp": "2026-02-01T11:00:00+01:00",
+            "request_id": answer["request_id"], "position": 1, "propensity": 0.25, "event": "Click",
+        }]}  # fmt: skip
+        said = client.post("/v1/feedback", json=asked).json()
+        assert (said["stored"], said["repeated"]) == (1, 1)
+    row = (folder / FEEDBACK / LOG).read_text().splitlines()[-1]
+    assert row == f"e3,u,i1,{WHEN},click,,,,,{answer['request_id']},1,0.25"
+
+
+def test_a_file_is_imported_once(fedrec: Fedrec, tmp_path: Path) -> None:
+    folder = write_merchant(tmp_path / "shop")
+    times = ["2026-02-01", "2026-02-01", "2026-02-01T12:00:00+02:00"]
+    rows = pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["i1", "i1", "i2"], "timestamp": times})
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    told = [json.loads(fedrec("data", "import", tmp_path / "new.csv", "--to", folder, "--json").out) for _ in range(2)]
+    assert [(one["stored"], one["repeated"]) for one in told] == [(3, 0), (0, 3)]
+    rows.assign(timestamp=pd.to_datetime(rows["timestamp"], utc=True, format="ISO8601")).to_parquet(tmp_path / "new.parquet")
+    again = fedrec("data", "import", tmp_path / "new.parquet", "--to", folder)
+    assert again.status == 0 and "0 events are new; 3 were there" in again.out
+    assert {"a", "b"} <= set(load_merchant(folder).histories.user_ids)
+    for column, value, where in (("timestamp", "soon", "line 3"), ("user_id", "", "line 3"), ("item_id", "i\x07", "line 3")):
+        wrong = rows.astype(object)
+        wrong.loc[1, column] = value
+        wrong.to_csv(tmp_path / "wrong.csv", index=False)
+        assert_refused(fedrec("data", "import", tmp_path / "wrong.csv", "--to", folder), column, where)
+    assert_refused(fedrec("data", "import", tmp_path / "new.csv", "--to", tmp_path), "merchant.toml")
+    assert len(ids_in(folder)) == 3

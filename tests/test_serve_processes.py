@@ -1,0 +1,185 @@
+"""`fedrec serve` as a process: it is stopped, killed, started twice over, and asked whatever a fuzzer thinks of."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fedrec.data.feedback import FEEDBACK, LOG
+
+from .stores import make_store, with_key
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Served:
+    """A process that serves."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@contextmanager
+def served(path: Path, log: Path, *options: object) -> Iterator[Served]:
+    """`fedrec serve PATH`, ready."""
+    command = [sys.executable, "-m", "fedrec.cli.main", "serve", str(path), "--port", "0", *map(str, options)]
+    wide = {**os.environ, "COLUMNS": "200"}
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, env=wide)
+    try:
+        assert process.stdout is not None
+        url = next(iter(re.findall(r"http://[^\s:]+:\d+", process.stdout.readline())), "")
+        found = Served(process, url, log)
+        end = time.monotonic() + 60
+        while url and process.poll() is None:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    break
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> Path:
+    return make_store(tmp_path_factory.mktemp("secret-place") / "shop", tiny_bert_folder)
+
+
+def events(numbers: list[int]) -> dict[str, Any]:
+    return {"events": [{"event_id": f"e{n}", "user_id": f"u{n % 7}", "item_id": f"i{n % 5}"} for n in numbers]}
+
+
+def test_a_kill_at_any_moment_loses_nothing_acknowledged_and_doubles_nothing(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    shutil.copytree(store, folder)
+    acknowledged: set[int] = set()
+    rng = random.Random(0)
+    for start in range(3):
+        with served(folder, tmp_path / "log") as service:
+
+            def send(first: int, url: str = service.url, start: int = start) -> None:
+                with httpx.Client(base_url=url, timeout=10) as client, suppress(httpx.TransportError):
+                    for batch in range(100_000):
+                        # Each batch again with the one before it, as a client does that has lost its connection.
+                        start_at = 1_000_000 * start + 100_000 * first
+                        numbers = [start_at + 10 * one + n for one in (batch - 1, batch) if one >= 0 for n in range(10)]
+                        if client.post("/v1/feedback", json=events(numbers)).status_code == 200:
+                            acknowledged.update(numbers)
+
+            with ThreadPoolExecutor(3) as pool:
+                sending = [pool.submit(send, first) for first in range(3)]
+                time.sleep(rng.uniform(0.2, 0.7))
+                service.process.send_signal(signal.SIGKILL)
+                for one in sending:
+                    one.result()
+    with served(folder, tmp_path / "log") as service:
+        assert httpx.post(f"{service.url}/v1/feedback", json=events([9_999_999])).json()["stored"] == 1
+        repeated = httpx.post(f"{service.url}/v1/feedback", json=events(sorted(acknowledged)[:500])).json()
+        assert (repeated["stored"], repeated["repeated"]) == (0, 500)
+    found = [line.partition(",")[0] for line in (folder / FEEDBACK / LOG).read_text().splitlines()[1:]]
+    assert len(acknowledged) > 500 and len(found) == len(set(found))
+    assert {f"e{number}" for number in acknowledged} <= set(found)
+
+
+def test_what_has_begun_is_finished_and_the_log_holds_no_key_and_no_path(store: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    with served(store, tmp_path / "log", "--key-file", keys) as service:
+        given = tomllib.loads(keys.read_text())
+        headers = with_key(given["keys"]["shop"]["staff"])
+        stopping, statuses = threading.Event(), []
+
+        def ask() -> None:
+            with httpx.Client(base_url=service.url, headers=headers, timeout=20) as client:
+                while True:
+                    asked = stopping.is_set()
+                    try:
+                        found = client.post("/v1/recommend", json={"history": ["i1", "i2"], "query": "red lamp"})
+                    except httpx.ConnectError:
+                        return  # it listens no longer
+                    except httpx.TransportError:
+                        assert asked or stopping.is_set()
+                        statuses.append(-1)
+                        return
+                    statuses.append(found.status_code)
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask) for _ in range(4)]
+            time.sleep(0.5)
+            stopping.set()
+            assert service.stop() == 0
+            for one in asking:
+                one.result()
+        # A connection that is kept open may be closed between two requests; a request that was being worked on may not.
+        assert set(statuses) <= {200, -1} and statuses.count(200) > 3 and statuses.count(-1) <= 4
+    told = (tmp_path / "log").read_text()
+    assert "secret-place" not in told and "Traceback" not in told
+    assert not [key for key in (given["metrics"], *given["keys"]["shop"].values()) if key in told]
+
+
+def test_figures_of_several_processes_add_up(store: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    with served(store, tmp_path / "log", "--workers", 2, "--key-file", keys) as service:
+        given = tomllib.loads(keys.read_text())
+        for _ in range(30):  # each on a connection of its own, so that both processes have some
+            found = httpx.post(f"{service.url}/v1/recommend", json={}, headers=with_key(given["keys"]["shop"]["shop"]))
+            assert found.status_code == 200
+        text = httpx.get(f"{service.url}/metrics", headers=with_key(given["metrics"])).text
+        assert 'fedrec_requests_total{route="/v1/recommend",status="200"} 30.0' in text
+        assert service.stop() == 0
+
+
+def test_what_cannot_be_served_is_said_in_a_line(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    shutil.copytree(store, folder)
+    (folder / "items.csv").write_text("item_id,title\ni1,a\ni1,b\n")
+    for options in ([], ["--workers", "2"]):
+        with served(folder, tmp_path / "log", *options) as service:
+            assert service.process.wait(60) == 2
+        told = (tmp_path / "log").read_text()
+        assert "item_id 'i1' is there twice" in told and "Traceback" not in told, told
+    with served(store, tmp_path / "log", "--host", "0.0.0.0") as service:
+        assert service.process.wait(60) == 2 and "--key-file" in (tmp_path / "log").read_text()
+
+
+def test_no_fuzzed_request_fails_the_service(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    shutil.copytree(store, folder)
+    with served(folder, tmp_path / "log") as service:
+        command = [
+            str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json", "--max-examples", "25",
+            "--seed", "1", "--no-color", "--phases", "examples,fuzzing", "--exclude-path", "/metrics",
+            "--checks", "not_a_server_error,status_code_conformance,response_schema_conformance,content_type_conformance",
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+    assert "ERROR" not in (tmp_path / "log").read_text()
