@@ -44,10 +44,10 @@ def export(
     if format not in FORMATS:
         raise InputError(f"found {format!r}", where="--format", expected=f"one of {', '.join(FORMATS)}")
     source = Source.open(path)
-    write(source, to, "onnx" if format == "onnx" else "hf", int8)
     at_merchant = (path / MERCHANT_FILE).is_file()
     config = RunConfig()
     users = _own_users(path, source, config) if at_merchant else _central_users(path, source, data)
+    write(source, to, "onnx" if format == "onnx" else "hf", int8)
     with progress_bars(left=True) as progress:
         task = progress.add_task("measured", total=None)
         found = measure_export(source, to, users, config, lambda done, of: progress.update(task, completed=done, total=of))
@@ -64,6 +64,8 @@ def _central_users(path: Path, source: Source, data: Path | None) -> Users:
     from fedrec.model.saved import COUNT, read_adapter
     from server.run_folder import RunFolder
 
+    if data is not None and not data.is_dir():
+        raise InputError("it is no folder", where=f"--data {data}", expected="the run's federation folder, or no --data")
     site = path / "site.json"
     if data is None and site.is_file():
         data = Path(json_module.loads(site.read_text(encoding="utf-8"))["federation"])

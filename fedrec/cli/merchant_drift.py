@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedrec.cli.merchant_own import Folder, Json, opened
+from fedrec.cli.merchant_own import Folder, Json, opened, tell_changed_roles
 from fedrec.cli.terminal import out, print_json, table
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def drift(
         said: dict[str, Any] = {"merchant": place.settings.name, "version": version, **asdict(found), "sentence": sentence}
         for window in said["windows"]:
             window |= {"start": window["start"].date().isoformat(), "end": window["end"].date().isoformat()}
-        print_json({**said, "last_run": cost})
+        print_json({**said, "last_run": cost, "changed_roles": place.changed_roles()})
         return
-    title = f"{place.settings.name}: windows of {weeks} weeks, each against all before it"
-    heads = ["to", "baskets", f"mix by {found.by}", "new items", "baskets before", f"HR@{found.k} of the text", "users"]
+    title = f"{place.settings.name}: windows of {weeks} weeks, the last against the others"
+    heads = ["to", "baskets", "buyers", f"mix by {found.by}", "new since", "baskets before", f"HR@{found.k} of the text", "users"]
     out.print(table(title, heads, [_row(window) for window in found.windows]))
     out.print(sentence, soft_wrap=True)
+    tell_changed_roles(place.changed_roles())
     if not found.held_back:
         out.print("Nobody is held back from training here, so the model may know those whom it is measured on.", style="yellow")
     out.print("These figures come from your customers' data without noise: they are yours alone.", style="dim")
@@ -69,7 +70,16 @@ def _row(window: Window) -> list[str]:
     rate = "-" if hits is None else f"{hits.mean:.3f} [{hits.low:.3f}, {hits.high:.3f}]"
     mix, unknown = ("-" if one is None else f"{one:.3f}" for one in (window.mix, window.unknown))
     users = "0" if hits is None else f"{hits.users:,}"
-    return [window.end.date().isoformat(), f"{window.baskets:,}", mix, unknown, f"{window.history:g}", rate, users]
+    return [
+        window.end.date().isoformat(),
+        f"{window.baskets:,}",
+        f"{window.buyers:,}",
+        mix,
+        unknown,
+        f"{window.history:g}",
+        rate,
+        users,
+    ]
 
 
 def _sentence(found: Drift, cost: dict[str, float] | None) -> str:
@@ -77,8 +87,8 @@ def _sentence(found: Drift, cost: dict[str, float] | None) -> str:
     since = found.windows[-1].start.date().isoformat()
     of = "categories" if found.by == "category" else "items"
     names = {
-        "mix": f"what is bought has shifted between {of} more than in any earlier window",
-        "unknown": "more of it is new than in any earlier window",
+        "mix": f"what is bought has shifted between {of}, further than in any other window",
+        "unknown": "more of it than in any other window was not bought in the window before",
     }
     parts = [names[name] for name in found.unusual]
     if found.change is None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedrec.recommender.frequency import PersonalFrequency
     from fedrec.recommender.merchant_text import MerchantPlace
 
-__all__ = ["Folder", "Json", "another_fit", "evaluate", "fit", "not_written", "opened"]
+__all__ = ["Folder", "Json", "another_fit", "evaluate", "fit", "not_written", "opened", "tell_changed_roles"]
 
 Folder = Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -72,7 +72,7 @@ def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> N
     else:
         out.print("too few users to choose on, so shared defaults hold", style="yellow", soft_wrap=True)
     out.print(_of_frequency(model.frequency), soft_wrap=True)
-    _tell_changed_roles(said["changed_roles"])
+    tell_changed_roles(said["changed_roles"])
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
@@ -107,7 +107,7 @@ def evaluate(
     users = found["users"]
     title = f"{found['merchant']}: {users['measured']:,} users who are in no training, full catalogue, 95% intervals"
     out.print(merchants_table(found, found["k"], title))
-    _tell_changed_roles(found["changed_roles"])
+    tell_changed_roles(found["changed_roles"])
     for part in found["parts"]:
         said = ", ".join(f"{row} {value:.4f}" for row, value in part["ndcg"].items())
         out.print(f"{part['name']} ({part['users']:,} users), NDCG@{found['k']}: {said}", soft_wrap=True)
@@ -161,7 +161,7 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
         print_json({"changed": True, **found.to_json()})
         return
     out.print("the own layer is turned off in merchant.toml: there is none, and no weight was chosen", soft_wrap=True)
-    _tell_changed_roles(found.changed_roles)
+    tell_changed_roles(found.changed_roles)
     for name, why in found.refused.items():
         out.print(f"version {name} cannot be used here: {why}", style="yellow", soft_wrap=True)
     if found.compared:
@@ -177,7 +177,7 @@ def _say_unchanged(found: dict[str, bool], said: str, place: MerchantPlace, json
         print_json({**found, "changed_roles": changed})
         return
     out.print(said)
-    _tell_changed_roles(changed)
+    tell_changed_roles(changed)
 
 
 def _prune(place: MerchantPlace) -> None:
@@ -191,7 +191,8 @@ def _prune(place: MerchantPlace) -> None:
         prune_caches(folder, place.encoders_in_use())
 
 
-def _tell_changed_roles(why: str | None) -> None:
+def tell_changed_roles(why: str | None) -> None:
+    """Say why some of those who choose or are measured may have trained, where some may."""
     if why is not None:
         out.print(why, style="yellow", soft_wrap=True)
 

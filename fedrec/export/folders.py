@@ -84,8 +84,9 @@ def export(source: Source, out: Path, format: Format, int8: bool = False) -> Non
 
 
 def _settings(source: Source) -> dict[str, object]:
-    kept = ("scoring", "max_tokens", "history", "encoder_fingerprint")
-    return {name: source.settings[name] for name in kept} | {"pooling": "mean", "adapter": adapter_digest(source.arrays)}
+    kept = {name: source.settings[name] for name in ("scoring", "max_tokens", "history")}
+    which = {"encoder_fingerprint": source.encoder.fingerprint, "adapter": adapter_digest(source.arrays)}
+    return {**kept, "pooling": "mean", **which}
 
 
 def _write_onnx(bert: BertModel, path: Path) -> None:

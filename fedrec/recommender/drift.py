@@ -1,9 +1,10 @@
 """Whether what customers buy has moved away from what the model learned; computed at the merchant and shown to its people alone.
 
-Time is cut into windows of equal length that end with the last purchase. Of each window three things are said against all that
-came before it: how far the mix of categories moved, how many purchases were of an item that nobody had bought, and how long the
-histories were. A shop's mix always moves, so the last window is held against earlier ones: it is unusual if it moved further
-than they did. Beside that stands what matters: how often the model's list held what was bought next.
+Time is cut into windows of equal length that end with the last purchase. Of each window is said how far its mix of categories is
+from that of all other windows, how much of what it bought the window before had not, and how long histories were. A shop's mix
+always moves, and a distance between samples is larger the smaller they are; so one purchase each of the same number of buyers is
+drawn from every window, and the last one is unusual if it is further away than every other: by chance, in one of as many
+windows as there are. Beside that stands what matters: how often the model's list held what was bought next.
 
 The model is the text with the federation's popularity, under weights in which no user of this merchant had a part, for users who
 are in no round of training. The own layer is left out: it was fitted on all events, those of these very weeks among them.
@@ -18,7 +19,6 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import ttest_ind_from_stats
 
 from fedrec.data import CentralGroup, Histories, MerchantData
 from fedrec.errors import InputError
@@ -28,7 +28,10 @@ from fedrec.recommender.blend import Blend, TextPart, measure
 __all__ = ["Drift", "HitRate", "Window", "measure_drift"]
 
 LEAST_WINDOWS = 4
-"""Earlier windows without which nothing can be called unusual."""
+"""Other windows without which nothing can be called unusual."""
+LEAST_USERS = 30
+"""Fewer say nothing: neither of a window's mix nor of a change of the hit rate."""
+PERMUTATIONS = 2000
 MOST_CASES = 4000
 """Baskets that are ranked: more of them narrow an interval that is narrow already."""
 
@@ -39,7 +42,7 @@ class HitRate:
 
     Attributes:
         mean: over the users of a window, each user's baskets averaged.
-        low, high: 95% interval by the normal approximation over users.
+        low, high: 95% interval of Wilson's, as if a user's mean were a hit or a miss, which is the widest that it can be.
         users: how many.
     """
 
@@ -56,8 +59,9 @@ class Window:
     Attributes:
         start, end: the first moment and the one after the last.
         baskets: how many baskets were bought in it.
-        mix: Jensen-Shannon distance (base 2, 0 to 1) of its purchases by category to those before it; None where there are none.
-        unknown: share of its purchases whose item nobody had bought in an earlier window or before; None where nothing was.
+        buyers: by how many users; with fewer than `LEAST_USERS`, `mix` and `unknown` are None.
+        mix: Jensen-Shannon distance (base 2, 0 to 1) of its purchases by category to those of all other windows.
+        unknown: share of its purchases whose item was not bought in the window before; None in the first one too.
         history: median number of baskets that its buyers had before, at each basket.
         hits: None where nobody who is measured bought anything new.
     """
@@ -65,6 +69,7 @@ class Window:
     start: datetime
     end: datetime
     baskets: int
+    buyers: int
     mix: float | None
     unknown: float | None
     history: float
@@ -80,9 +85,9 @@ class Drift:
         k: length of the lists.
         by: what the mix is of: `category`, or `item` where the catalogue has no categories.
         windows: the earliest first; the last one is held against the others.
-        unusual: names (`mix`, `unknown`) of what was higher in the last window than in every earlier one, where there are enough.
-        change: of the hit rate, last window over the earlier ones together, minus one; None where one of them has no users.
-        p_value: of Welch's test of that difference over users.
+        unusual: names (`mix`, `unknown`) of what is higher in the last window than in every other, where there are enough.
+        change: of the hit rate, last window over the earlier ones together, minus one; None where either has too few users.
+        p_value: of that difference, by a permutation test over users.
         held_back: whether those who were ranked for are in no round of training.
     """
 
@@ -117,25 +122,50 @@ def measure_drift(
     edges = _edges(bought["time"], weeks, windows)
     number = np.searchsorted(edges, bought["time"].to_numpy(), side="right") - 1  # -1 is before the first window
     categories, by = _categories(data)
-    kinds = categories[bought["item"].to_numpy()]
-    first_seen = np.full(len(data.catalogue), np.inf)
-    np.minimum.at(first_seen, bought["item"].to_numpy(), number)
-    cases = _cases(data.histories, edges, users if len(users) else np.arange(len(data.histories)))
-    hits = _hits(data, cases, part, blend, length, k)
+    bought = bought.assign(window=number, kind=categories[bought["item"].to_numpy()])
+    hits = _hits(
+        data, _cases(data.histories, edges, users if len(users) else np.arange(len(data.histories))), part, blend, length, k
+    )
+    mixes, unknowns = _moved(bought, len(edges) - 1)
     found = []
     for window in range(len(edges) - 1):
-        here, before = number == window, number < window
-        mix = unknown = None
-        if before.any() and here.any():
-            sizes = int(kinds.max()) + 1
-            mix = _distance(kinds[here], kinds[before], sizes)
-            unknown = float((first_seen[bought["item"].to_numpy()[here]] == window).mean())
-        baskets = bought[here].drop_duplicates(["user", "basket"])
+        baskets = bought[number == window].drop_duplicates(["user", "basket"])
         history = float(baskets["basket"].median()) if len(baskets) else 0.0
         start, end = (edge.astype("datetime64[us]").item().replace(tzinfo=UTC) for edge in edges[window : window + 2])
-        found.append(Window(start, end, len(baskets), mix, unknown, history, _rate(_of_users(hits[hits["window"] == window]))))
+        rate = _rate(_of_users(hits[hits["window"] == window]))
+        buyers = int(baskets["user"].nunique())
+        found.append(Window(start, end, len(baskets), buyers, mixes[window], unknowns[window], history, rate))
     change, p_value = _change(hits, len(found) - 1)
     return Drift(weeks, k, by, tuple(found), _unusual(found), change, p_value, bool(len(users)))
+
+
+def _moved(bought: pd.DataFrame, windows: int) -> tuple[list[float | None], list[float | None]]:
+    """`mix` and `unknown` of each window, of as many buyers as the smallest window has that has enough.
+
+    They are drawn once: a mean over draws would vary less for a window with many buyers than for one that is drawn whole.
+    """
+    parts = [bought.loc[bought["window"] == window, ["user", "item", "kind"]].to_numpy() for window in range(windows)]
+    buyers = [np.unique(part[:, 0]) for part in parts]
+    enough = [len(one) >= LEAST_USERS for one in buyers]
+    many = min((len(one) for one, some in zip(buyers, enough, strict=True) if some), default=0)
+    sizes = int(bought["kind"].max()) + 1
+    counts = np.array([np.bincount(part[:, 2], minlength=sizes) for part in parts])
+    rng = np.random.default_rng(0)
+
+    def drawn(window: int) -> np.ndarray:
+        """(many, 3): one purchase of each of so many buyers, since neither who buys much nor a busy month may count for more."""
+        part = parts[window][rng.permutation(len(parts[window]))]
+        return part[rng.permutation(np.unique(part[:, 0], return_index=True)[1])[:many]]
+
+    mixes: list[float | None] = [None] * windows
+    unknowns: list[float | None] = [None] * windows
+    for window in range(windows):
+        others = counts.sum(axis=0) - counts[window]
+        if enough[window] and others.any():
+            mixes[window] = _distance(drawn(window)[:, 2], others)
+        if window and enough[window] and enough[window - 1]:
+            unknowns[window] = float(np.mean(~np.isin(drawn(window)[:, 1], drawn(window - 1)[:, 1])))
+    return mixes, unknowns
 
 
 def _purchases(data: MerchantData) -> pd.DataFrame:
@@ -169,9 +199,10 @@ def _categories(data: MerchantData) -> tuple[np.ndarray, str]:
     return pd.factorize(pd.Series(category).fillna(""))[0], "category"
 
 
-def _distance(here: np.ndarray, before: np.ndarray, sizes: int) -> float:
-    shares = (np.bincount(part, minlength=sizes) / len(part) for part in (here, before))
-    return float(np.nan_to_num(jensenshannon(*shares, base=2)))
+def _distance(kinds: np.ndarray, counts: np.ndarray) -> float:
+    """Between the shares of `kinds` (purchases,) and those that are counted, (kinds,)."""
+    here = np.bincount(kinds, minlength=len(counts))
+    return float(np.nan_to_num(jensenshannon(here / here.sum(), counts / counts.sum(), base=2)))
 
 
 def _unusual(windows: Sequence[Window]) -> tuple[str, ...]:
@@ -244,21 +275,24 @@ def _of_users(hits: pd.DataFrame) -> np.ndarray:
 def _rate(users: np.ndarray) -> HitRate | None:
     if not len(users):
         return None
-    mean, wide = float(users.mean()), 1.96 * float(users.std(ddof=1)) / np.sqrt(len(users)) if len(users) > 1 else 1.0
-    return HitRate(mean, max(0.0, mean - wide), min(1.0, mean + wide), len(users))
+    mean, many = float(users.mean()), len(users)
+    squared = 1.96**2 / many
+    middle, wide = mean + squared / 2, 1.96 * np.sqrt(mean * (1 - mean) / many + squared / (4 * many))
+    low, high = (float(np.clip((middle + side * wide) / (1 + squared), 0.0, 1.0)) for side in (-1, 1))
+    return HitRate(mean, low, high, many)
 
 
 def _change(hits: pd.DataFrame, last: int) -> tuple[float | None, float | None]:
     """The last window's rate over that of the earlier ones together, minus one, and the p-value of the difference.
 
-    Of users who are in both, what is theirs counts in both, so the test errs towards finding nothing (Welch's is for others).
+    Of users who are in both, what is theirs counts in both, which makes the two more alike than those of different people.
     """
     now, before = _of_users(hits[hits["window"] == last]), _of_users(hits[hits["window"] < last])
-    if len(now) < 2 or len(before) < 2 or not before.mean():
+    if min(len(now), len(before)) < LEAST_USERS or not before.mean():
         return None, None
-    change = float(now.mean() / before.mean() - 1)
-    (one, wide), (other, wider) = ((users.mean(), users.std(ddof=1)) for users in (now, before))
-    if not wide + wider:
-        return change, float(one == other)
-    found = ttest_ind_from_stats(one, wide, len(now), other, wider, len(before), equal_var=False)
-    return change, float(found.pvalue)
+    found, all_of_them = float(now.mean() - before.mean()), np.concatenate([now, before])
+    rng, many = np.random.default_rng(0), len(now)
+    sums = np.array([rng.permutation(all_of_them)[:many].sum() for _ in range(PERMUTATIONS)])
+    differences = sums / many - (all_of_them.sum() - sums) / len(before)
+    further = int((np.abs(differences) >= abs(found) - 1e-12).sum())
+    return float(now.mean() / before.mean() - 1), (1 + further) / (1 + PERMUTATIONS)
