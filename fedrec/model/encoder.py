@@ -40,9 +40,9 @@ TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
 EMBEDDED = 32
 """How many catalogues' embeddings a process keeps."""
-_of_this_thread = threading.local()
 PRIVATE = 50_000
 """Most texts of users whose states a process keeps, those of the last merchant's in any case."""
+_of_this_thread = threading.local()
 
 
 def cache_folder() -> Path:
