@@ -36,8 +36,8 @@ from simulations.audit import (
 from simulations.audit.target import Attacked, Origin
 from simulations.reference import Pooled
 
-from .conftest import make_catalogue, make_histories
-from .helpers import make_federation
+from .conftest import make_catalogue, make_events, make_histories
+from .helpers import make_federation, with_searches
 
 CANARIES = 200
 
@@ -242,6 +242,20 @@ def test_canaries_of_any_number_of_positions_are_found_without_noise(
 ) -> None:
     found = attack(mechanism, target, small, noise=False, positions=positions)
     assert found.refuted and found.auc > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["heads", "encoder", "secure-sum"])
+def test_canaries_among_users_who_searched_are_found_without_noise(target: Target, small: Target, mechanism: str) -> None:
+    catalogue = target.merchant.data.catalogue
+    histories = Histories.from_table(with_searches(make_events(60, catalogue, 6)), catalogue)
+    assert len(histories.queries) > 60
+    merchant = replace(target.merchant, data=MerchantData(catalogue, histories))
+    found = attack(mechanism, replace(target, merchant=merchant), replace(small, merchant=merchant), noise=False)
+    assert found.refuted and found.auc > 0.95
+    if mechanism == "heads":
+        hard = claim(rounds=30, server_learning_rate=0.05)
+        assert membership_attack(hard, replace(target, merchant=merchant), noise=False).auc > 0.7
 
 
 def test_without_noise_sampling_and_many_steps_hide_nothing(target: Target) -> None:

@@ -124,6 +124,7 @@ def _clipped_rounds(
             train_round(
                 task, one.data.catalogue, kept[task.part], encoder=encoder, base=public, trained=trained, prior=prior,
                 population=one.policy.population, noise=SeededNoise(config.seed, one.name, "clipped", number),
+                queries=one.data.histories.queries,
             )
             for one, prior, kept in zip(merchants, priors, records, strict=True)
         ]  # fmt: skip

@@ -61,7 +61,7 @@ _DATA = {
     "items": "SQL of your catalogue.",
     "events": "SQL of your events.",
     "password_env": "Environment variable that holds the database's password.",
-    "history_events": "The kinds of events that are history; by default all but impressions, views, clicks and searches.",
+    "history_events": "The kinds of events that are history; by default all but impressions, views, clicks, wordless searches.",
     "target_events": "Those of them that are to be predicted; by default all.",
     "password_file": "File that holds the database's password and that only its owner can read.",
 }

@@ -40,6 +40,8 @@ TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
 EMBEDDED = 32
 """How many catalogues' embeddings a process keeps."""
+PRIVATE = 50_000
+"""Most texts of users whose states a process keeps, those of the last merchant's in any case."""
 _of_this_thread = threading.local()
 
 
@@ -244,7 +246,7 @@ class TextEncoder(nn.Module):
         key = tuple(texts)
         if key not in self._private:
             self._private[key] = States.of([row for text in texts for row in self._trunk([text], exact=True)])
-            while len(self._private) > EMBEDDED:
+            while len(self._private) > 1 and sum(map(len, self._private.values())) > PRIVATE:
                 self._private.pop(next(iter(self._private)))
         return self._private[key]
 

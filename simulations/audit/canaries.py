@@ -56,13 +56,14 @@ def disjoint_canaries(catalogue: Catalogue, count: int, seed: int) -> Histories:
 
 
 def joined(first: Histories, second: Histories) -> Histories:
-    """The users of both."""
+    """The users of both; those of one of them may have searched."""
     return Histories(
         first.user_ids + second.user_ids,
         np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
         np.concatenate([first.items, second.items]),
         np.concatenate([first.baskets, second.baskets]),
         None if first.target is None and second.target is None else np.concatenate([first.is_target, second.is_target]),
+        queries=first.queries or second.queries,
     )
 
 

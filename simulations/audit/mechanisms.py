@@ -132,7 +132,7 @@ class SecureSum(Training):
         target, terms = run.target, _terms(run, task.round)
         summed = round_sum(
             task, target.merchant.data.catalogue, examples, encoder=target.encoder, base=target.base, trained=trained,
-            prior=target.prior, noise=noise,
+            prior=target.prior, noise=noise, queries=target.merchant.data.histories.queries,
         )  # fmt: skip
         vector = flat(summed)
         lattice = secure.Lattice(len(vector), _scale(run, task, terms, len(vector)), f"round {task.round}")

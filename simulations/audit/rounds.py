@@ -79,7 +79,7 @@ def noisy_update(run: Attacked, task: RoundTask, examples: Examples | Records, t
     target = run.target
     return train_round(
         task, target.merchant.data.catalogue, examples, encoder=target.encoder, base=target.base, trained=trained,
-        prior=target.prior, population=run.population, noise=noise,
+        prior=target.prior, population=run.population, noise=noise, queries=target.merchant.data.histories.queries,
     )  # fmt: skip
 
 
@@ -111,8 +111,12 @@ def of_all(run: Attacked, one: Round, records: Examples) -> np.ndarray:
 def heads_trainer(target: Target, trained: Arrays, task: RoundTask) -> HeadsTrainer:
     """The heads as a merchant trains them."""
     target.encoder.load({**target.base, **trained})
-    e = centred(target.encoder.embed(target.merchant.data.catalogue), target.base)
-    return HeadsTrainer(e, target.prior, target.base, trained, task.scoring, events=2 * task.history)
+    data = target.merchant.data
+    e = centred(target.encoder.embed(data.catalogue), target.base)
+    asked = [centred(one[None], target.base) for one in target.encoder.embed_private(data.histories.queries)]
+    return HeadsTrainer(
+        e, target.prior, target.base, trained, task.scoring, events=2 * task.history, queries=torch.cat([e[:0], *asked])
+    )
 
 
 def examples_of(config: RunConfig, histories: Histories) -> Examples:
@@ -131,7 +135,8 @@ def _passes(run: Attacked, one: Round, records: Examples) -> Iterator[Iterator[G
     if task.part == "heads":
         yield heads_trainer(target, one.before, task).gradients(records)
         return
-    states = target.encoder.states(target.merchant.data.catalogue)
+    data = target.merchant.data
+    states = target.encoder.states(data.catalogue).followed_by(target.encoder.private_states(data.histories.queries))
     trainer = EncoderTrainer(
         target.encoder, states, target.prior, target.base, one.before, task.scoring, history=task.encoder_history
     )
