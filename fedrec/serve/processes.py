@@ -119,6 +119,7 @@ def _config(app: Any, settings: ServeSettings, workers: int = 1) -> Any:
     return uvicorn.Config(
         app, factory=isinstance(app, str), workers=workers, lifespan="on", ws="none", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=15,
+        timeout_worker_healthcheck=60,  # a worker that loads on a busy machine is slow, and not dead
         timeout_graceful_shutdown=ceil(settings.time_limit + settings.body_seconds) + 1,
     )  # fmt: skip
 
