@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedrec.errors import InputError
 from fedrec.explore.estimators import direct_method, doubly_robust, effective_sample_size, ips, snips
 from fedrec.explore.evaluating import evaluate
-from fedrec.explore.intervals import bootstrap, normal
+from fedrec.explore.intervals import bootstrap, normal, positive
 from fedrec.explore.log import read_log
 from fedrec.explore.rewards import fit_rewards
 
@@ -89,7 +89,7 @@ def test_intervals_cover_at_their_rate() -> None:
     p, pi = rng.dirichlet(np.full(ITEMS, 2.0), CELLS), rng.dirichlet(np.full(ITEMS, 2.0), CELLS)
     p = 0.7 * p + 0.3 / ITEMS
     true = rng.uniform(0.1, 0.4, (CELLS, ITEMS))
-    worth, covered, values, count = float((pi * true).sum(axis=1).mean()), np.zeros(4), np.zeros(2), 600
+    worth, covered, values, count = float((pi * true).sum(axis=1).mean()), np.zeros(5), np.zeros(2), 500
     for _ in range(count):
         request, cell, item, reward = drawn(rng, 300, p, true)
         weights = (pi / p)[cell, item]
@@ -97,11 +97,17 @@ def test_intervals_cover_at_their_rate() -> None:
         pull = weights * (reward - own) / weights.mean()
         alone = np.arange(len(request))
         found = [normal(value, weights * reward - value, request, 0.9), normal(own, pull, request, 0.9)]
-        found += [normal(own, pull, alone, 0.9), bootstrap(lambda counts: snips(weights, reward, counts), request, 0.9, 60, rng)]
+        found += [normal(own, pull, alone, 0.9), bootstrap(lambda counts: snips(weights, reward, counts), request, 0.9, 40, rng)]
+        found.append(positive(value, weights * reward - value, request, 0.9))
         covered += [low <= worth <= high for low, high in found]
         values += value, own
-    ips_rate, snips_rate, rows_rate, bootstrap_rate = covered / count
-    assert 0.87 <= ips_rate <= 0.93 and 0.87 <= snips_rate <= 0.93 and 0.84 <= bootstrap_rate <= 0.93
+    ips_rate, snips_rate, rows_rate, bootstrap_rate, positive_rate = covered / count
+    assert (
+        0.87 <= ips_rate <= 0.93
+        and 0.87 <= positive_rate <= 0.93
+        and 0.87 <= snips_rate <= 0.93
+        and 0.84 <= bootstrap_rate <= 0.93
+    )
     assert rows_rate < snips_rate - 0.02  # rows of one request are no independent ones
     np.testing.assert_allclose(values / count, worth, rtol=0.01)
 
@@ -113,7 +119,7 @@ def two_policies() -> tuple[pd.DataFrame, float, np.ndarray]:
     p, pi = np.full((CELLS, ITEMS), 1 / ITEMS), rng.dirichlet(np.ones(ITEMS), CELLS)
     true, parts = rng.uniform(0.05, 0.5, (CELLS, ITEMS)), []
     for name, chance in (("a", p), ("b", pi)):
-        request, cell, item, reward = drawn(rng, 2000, chance, true)
+        request, cell, item, reward = drawn(rng, 1000, chance, true)
         parts.append(pd.DataFrame({
             "request_id": [f"{name}{one}" for one in request], "position": cell + 1, "item_id": [f"i{one}" for one in item],
             "propensity": chance[cell, item], "click": reward.astype(int), "policy": name,
@@ -143,7 +149,8 @@ def test_a_policy_is_estimated_from_the_log_of_another(
     assert first.on_policy is not None
     for one in (*first.estimates, first.on_policy):
         assert one.low < worth < one.high, one
-    assert (first.rows, first.requests, first.unseen) == (6000, 2000, 0.0) and 100 < first.effective < 6000
+    assert (first.rows, first.requests, first.unseen) == (3000, 1000, 0.0)
+    assert 50 < first.effective_rewards < first.effective < 3000
     # The same policy told by its probabilities, for the shown item alone and for all of them.
     logged = frame[frame["policy"] == "a"].drop(columns="policy")
     numbers = logged["item_id"].str[1:].astype(int).to_numpy(), logged["position"].to_numpy() - 1

@@ -57,9 +57,8 @@ def _show(found: Evaluation, logged: str, target: str, confidence: float) -> Non
     lines.append((logged, found.logged))
     out.print(table(title, columns, [[name, f"{one.value:.5f}", f"{one.low:.5f} to {one.high:.5f}"] for name, one in lines]))
     unseen = "" if found.unseen is None else f"; {found.unseen:.2%} of the policy is on what was never shown"
-    out.print(
-        f"{found.requests:,} requests; effective sample size {found.effective:,.0f}; weights: mean {found.mean_weight:.3f}, "
-        f"largest {found.largest_weight:,.1f}{unseen}", style="dim", soft_wrap=True,
-    )  # fmt: skip
+    sizes = f"effective sample size {found.effective:,.0f}, of rewards {found.effective_rewards:,.0f}"
+    weights = f"weights: mean {found.mean_weight:.3f}, largest {found.largest_weight:,.1f}"
+    out.print(f"{found.requests:,} requests; {sizes}; {weights}{unseen}", style="dim", soft_wrap=True)
     for note in found.notes:
         out.print(note, style="yellow", soft_wrap=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedrec.errors import InputError
 from fedrec.explore.estimators import direct_method, doubly_robust, effective_sample_size, ips, snips
-from fedrec.explore.intervals import bootstrap, normal
+from fedrec.explore.intervals import bootstrap, normal, positive
 from fedrec.explore.log import LogTable
 from fedrec.explore.rewards import fit_rewards
 from fedrec.explore.targets import Rows, Target
@@ -23,8 +23,8 @@ ERRORS, SLACK = 5.0, 0.02
 """How far from 1 the mean weight may be, in standard errors and beyond them, since propensities are rounded."""
 ONE_ERROR = 0.6826895
 """Confidence of an interval that reaches one standard error."""
-FEW = 100
-"""Effective rows below which an interval is too narrow to be trusted."""
+FEW = 50
+"""Effective rewarded rows below which an interval may be too narrow: see `docs/exploration.md`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Evaluation:
         estimates: of the policy to be evaluated; the direct method and doubly robust where every item's probability is known.
         logged: what the policy of the log earned.
         on_policy: what the evaluated policy itself earned, where that is in the log.
-        effective: effective sample size, in rows.
+        effective, effective_rewards: effective sample size, in rows and in rows that were rewarded.
         mean_weight, largest_weight: of pi / p; the mean is near 1 where the propensities are right and support is there.
         unseen: probability on what the log never shows; None where that is not known.
         notes: what is to be said of them.
@@ -58,6 +58,7 @@ class Evaluation:
     logged: Estimate
     on_policy: Estimate | None
     effective: float
+    effective_rewards: float
     mean_weight: float
     largest_weight: float
     unseen: float | None
@@ -91,8 +92,8 @@ def evaluate(
     weights = policy.probability / rows.propensity
     unseen = policy.unseen(rows)
     _check_support(weights, unseen, rows, table.name)
-    effective = effective_sample_size(weights)
-    notes = [] if effective >= FEW else [f"{effective:.0f} effective rows are too few: the intervals are too narrow"]
+    effective, rewards = effective_sample_size(weights), effective_sample_size(weights * rows.reward)
+    notes = [] if rewards >= FEW else [f"{rewards:.0f} effective rewards are few: the intervals may be too narrow"]
     if unseen:
         notes.append(f"{unseen:.1%} of the policy's probability is on what the log never shows, which counts as worth nothing in "
                      "IPS and as the model says in DM and DR")  # fmt: skip
@@ -101,7 +102,7 @@ def evaluate(
     return Evaluation(
         len(rows.item), int(rows.request.max()) + 1, tuple(_estimates(rows, policy, weights, confidence)),
         _mean("logged", rows, confidence), None if theirs is None else _mean("on-policy", theirs, confidence),
-        effective, float(weights.mean()), float(weights.max()), unseen, tuple(notes),
+        effective, rewards, float(weights.mean()), float(weights.max()), unseen, tuple(notes),
     )  # fmt: skip
 
 
@@ -134,16 +135,17 @@ def _check_support(weights: np.ndarray, unseen: float | None, rows: Rows, name: 
 def _estimates(rows: Rows, policy: Target, weights: np.ndarray, confidence: float) -> list[Estimate]:
     value, own = ips(weights, rows.reward), snips(weights, rows.reward)
     influence = weights * (rows.reward - own) / max(float(weights.mean()), 1e-12)
+    interval = positive if rows.reward.min() >= 0 else normal
     found = [
-        Estimate("IPS", value, *normal(value, weights * rows.reward - value, rows.request, confidence)),
-        Estimate("SNIPS", own, *normal(own, influence, rows.request, confidence)),
+        Estimate("IPS", value, *interval(value, weights * rows.reward - value, rows.request, confidence)),
+        Estimate("SNIPS", own, *interval(own, influence, rows.request, confidence)),
     ]
     if policy.choices is None:
         return found
     rng = np.random.default_rng(0)
     direct = _modelled(rows, policy)
-    interval = bootstrap(lambda counts: direct_method(direct(counts), counts), rows.request, confidence, DRAWS, rng)
-    found.append(Estimate("DM", direct_method(direct(None)), *interval))
+    quantiles = bootstrap(lambda counts: direct_method(direct(counts), counts), rows.request, confidence, DRAWS, rng)
+    found.append(Estimate("DM", direct_method(direct(None)), *quantiles))
     values, shown = _cross_fitted(rows, policy, rng)
     robust = doubly_robust(values, weights, rows.reward, shown)
     influence = values + weights * (rows.reward - shown) - robust

@@ -1,8 +1,8 @@
 """Intervals of off-policy estimates: requests are drawn, so what happened in one list counts together.
 
-`normal` linearises an estimator around its value (the delta method) and takes the standard error over requests; `bootstrap`
-draws requests again and takes quantiles. Which of them an estimator gets was decided by their coverage in a simulation with a
-known truth (`docs/exploration.md`).
+`normal` linearises an estimator around its value (the delta method) and takes the standard error over requests; `positive` does
+so for the logarithm, of an estimate that cannot be negative; `bootstrap` draws requests again and takes quantiles. Which of them
+an estimator gets was decided by their coverage in a simulation with a known truth (`docs/exploration.md`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import ndtri
 
-__all__ = ["bootstrap", "normal"]
+__all__ = ["bootstrap", "normal", "positive"]
 
 
 def normal(value: float, influence: np.ndarray, request: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -28,6 +28,15 @@ def normal(value: float, influence: np.ndarray, request: np.ndarray, confidence:
     error = float(np.sqrt((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))) / len(influence)
     reach = float(ndtri((1 + confidence) / 2)) * error
     return value - reach, value + reach
+
+
+def positive(value: float, influence: np.ndarray, request: np.ndarray, confidence: float) -> tuple[float, float]:
+    """`normal` on the scale of the logarithm; where the value is not above zero, `normal` itself."""
+    low, high = normal(value, influence, request, confidence)
+    if value <= 0:
+        return low, high
+    factor = float(np.exp((high - value) / value))
+    return value / factor, value * factor
 
 
 def bootstrap(
