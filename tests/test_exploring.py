@@ -164,3 +164,13 @@ def test_a_share_or_seed_that_means_nothing_is_refused(recommender: Recommender)
     for wrong in ({"explore": 1.1}, {"explore": float("nan")}, {"seed": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             recommender.recommend(HISTORY, **wrong)  # type: ignore[arg-type]
+
+
+def test_questions_of_many_kinds_explore_as_each_would_alone(recommender: Recommender) -> None:
+    ann, bob = Person(HISTORY, "ann"), Person(["i8"], "bob")
+    wishes = [Wish(k=8, explore=0.7, seed=5), Wish(k=8), Wish(explore=2.0)]
+    first, plain, wrong = recommender.recommend_each([(ann, wishes[0]), (bob, wishes[1]), (ann, wishes[2])])
+    assert isinstance(first, Answer) and isinstance(plain, Answer) and isinstance(wrong, InputError)
+    (alone,) = recommender.recommend_many([ann], wishes[0])
+    assert ids(first) == ids(alone) and chances_of(first) == pytest.approx(chances_of(alone), rel=1e-4)
+    assert plain.places == () and ids(plain) == ids(recommender.recommend(["i8"], k=8))
