@@ -22,6 +22,7 @@ ROOMS = [
     "training",
     "aggregation",
     "evaluation",
+    "explore",
     "recommender",
     "secure",
     "merchant",
@@ -34,8 +35,8 @@ ROOMS = [
 ]
 FEDREC = {f"fedrec.{room}" for room in ROOMS}
 LIBRARY = FEDREC - {"fedrec.cli", "fedrec.serve"} | {"fedrec"}
-AWAY = LIBRARY - {"fedrec.recommender", "fedrec.export"}
-"""For what sends messages or sees a gradient: a merchant's own layer stays at the merchant."""
+AWAY = LIBRARY - {"fedrec.recommender", "fedrec.explore", "fedrec.export"}
+"""For what sends messages or sees a gradient: a merchant's own layer, and what it learned by trying, stay at the merchant."""
 
 
 def rooms(*names: str) -> set[str]:
@@ -53,7 +54,8 @@ MAY_IMPORT = {
     "fedrec.training": rooms("model", "privacy", "data", "config", "errors", "text"),
     "fedrec.aggregation": rooms("model", "config", "errors"),
     "fedrec.evaluation": rooms("data", "model", "config", "errors"),
-    "fedrec.recommender": rooms("data", "model", "evaluation", "merchant", "config", "errors", "text"),
+    "fedrec.explore": rooms("errors"),
+    "fedrec.recommender": rooms("data", "model", "evaluation", "explore", "merchant", "config", "errors", "text"),
     "fedrec.export": rooms("recommender", "merchant", "evaluation", "model", "data", "config", "errors"),
     "fedrec.secure": rooms("config", "errors"),
     "fedrec.merchant": rooms("data", "privacy", "config", "errors", "text"),

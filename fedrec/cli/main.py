@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from fedrec.cli import data, deploy, merchant, privacy, results, server, simulate
+from fedrec.cli import data, deploy, explore, merchant, privacy, results, server, simulate
 from fedrec.cli.explain import explain
 from fedrec.cli.export import export
 from fedrec.cli.privacy_audit import audit
@@ -37,6 +37,7 @@ app.add_typer(deploy.app, name="deploy")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(server.app, name="server")
 app.add_typer(merchant.app, name="merchant")
+app.add_typer(explore.app, name="explore")
 privacy.app.command()(report)
 privacy.app.command()(audit)
 privacy.app.command()(wire)

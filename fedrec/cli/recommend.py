@@ -67,6 +67,13 @@ def recommend(
     diversity: Annotated[
         float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, items that are least alike.")
     ] = 0.0,
+    explore: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the places that go by chance to items of uncertain value.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of that chance, for the same list again.")] = None,
+    learn_from: Annotated[
+        Path | None, typer.Option(help="With --explore: a log of what was shown and what came of it, to learn from.")
+    ] = None,
     users: Annotated[
         Path | None, typer.Option(help="CSV or Parquet with user_id, and item_id and timestamp where histories are given.")
     ] = None,
@@ -75,20 +82,31 @@ def recommend(
 ) -> None:
     """Recommend items for a history, a known user or words; or for all users of a file."""
     _check_batch(users, to, history or times or user)
+    if learn_from is not None and not explore:
+        raise InputError("is given without --explore", where="--learn-from", expected="both, or --explore alone")
     quiet_models()
-    from fedrec.recommender import Filter, Person, Recommender, Wish
+    from fedrec.recommender import Filter, Person, Wish
 
     only = None if stock is None else ids_in(stock)
     wanted = Filter(category or (), brand or (), price_min, price_max, only, excluded(exclude))
-    wish = Wish(k, query, wanted, repeats=repeats, diversity=diversity)
+    wish = Wish(k, query, wanted, repeats=repeats, diversity=diversity, explore=explore, seed=seed)
     if users is not None and to is not None:
         people = _people(users)
-        _answer_all(Recommender.load(path), people, wish, merchant, to, json)
+        _answer_all(_opened(path, learn_from), people, wish, merchant, to, json)
         return
     person = Person(None if history is None else comma_separated(history), user, None if times is None else times_of(times))
-    recommender = Recommender.load(path)
+    recommender = _opened(path, learn_from)
     (answer,) = recommender.recommend_many([person], wish, merchant)
     show_answer(answer, dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True)), json)
+
+
+def _opened(path: Path, log: Path | None) -> Recommending:
+    from fedrec.recommender import Recommender
+
+    recommender = Recommender.load(path)
+    if log is not None:
+        recommender.learn_from(log)
+    return recommender
 
 
 def _check_batch(users: Path | None, to: Path | None, single: str | None) -> None:
@@ -167,7 +185,10 @@ def _table(names: Sequence[str], answers: Sequence[Answer]) -> pd.DataFrame:
         for name, answer in zip(names, answers, strict=True)
         for rank, (item, score) in enumerate(answer.items, 1)
     ]
-    return pd.DataFrame(rows, columns=["user_id", "rank", "item_id", "score", "source"])
+    frame = pd.DataFrame(rows, columns=["user_id", "rank", "item_id", "score", "source"])
+    if any(answer.places for answer in answers):
+        frame[["propensity", "value"]] = [place for answer in answers for place in answer.places]
+    return frame
 
 
 def _write(frame: pd.DataFrame, to: Path) -> None:
@@ -187,12 +208,19 @@ def _write(frame: pd.DataFrame, to: Path) -> None:
 
 def show_answer(answer: Answer, texts: dict[str, str], json: bool) -> None:
     """A list, what made it and what is to be said of it; each item with its text."""
+    places = answer.places
     if json:
         items = [{"item_id": item, "score": score, "text": texts[item]} for item, score in answer.items]
+        items = [{**one, **place._asdict()} for one, place in zip(items, places, strict=True)] if places else items
         print_json({"items": items, "source": answer.source, "distance": answer.distance, "notes": list(answer.notes)})
         return
     if answer.items:
-        out.print(table("", ["item", "score", "text"], [[item, f"{score:.3f}", texts[item]] for item, score in answer.items]))
+        lines = [[item, f"{score:.3f}", texts[item]] for item, score in answer.items]
+        columns = ["item", "score", "text"]
+        if places:
+            columns.append("propensity")
+            lines = [[*line, f"{place.propensity:.3g}"] for line, place in zip(lines, places, strict=True)]
+        out.print(table("", columns, lines))
     distance = "" if answer.distance is None else f"; mean distance between its items {answer.distance:.3f}"
     out.print(f"source: {answer.source}{distance}", style="dim", soft_wrap=True)
     for note in answer.notes:

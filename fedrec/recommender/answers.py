@@ -21,6 +21,7 @@ import pandas as pd
 from fedrec.data import Catalogue, ItemDetails
 from fedrec.errors import InputError
 from fedrec.model.ranking import blocks
+from fedrec.recommender.exploring import Explorer, Place, check_explore, generator_for
 from fedrec.recommender.frequency import PersonalFrequency
 from fedrec.recommender.past import Past, bought_events
 from fedrec.recommender.reasons import Reasons, Shares, reasons_of
@@ -123,6 +124,8 @@ class Wish:
             counts too.
         diversity: from 0, the best items, to 1, items that are least alike.
         explain: whether the answer has the reasons of each item.
+        explore: share of the places, 0 to 1, that go to items of uncertain value by chance; see `docs/exploration.md`.
+        seed: of that chance, for the same list again; by default the operating system's.
     """
 
     k: int = 10
@@ -132,6 +135,8 @@ class Wish:
     repeats: bool = False
     diversity: float = 0.0
     explain: bool = False
+    explore: float = 0.0
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ class Answer:
         notes: what was ignored, missing or fallen back on, each a sentence.
         distance: mean of one minus the cosine over the pairs of the list; None for fewer than two items.
         reasons: of each item, in the same order; empty where they were not asked for.
+        places: how each place was given, with its propensity, in the same order; empty without `explore`.
     """
 
     items: list[tuple[str, float]]
@@ -152,19 +158,21 @@ class Answer:
     notes: tuple[str, ...] = ()
     distance: float | None = None
     reasons: tuple[Reasons, ...] = ()
+    places: tuple[Place, ...] = ()
 
 
-def answer_many(ranker: Ranker, people: Sequence[Person], wish: Wish) -> list[Answer]:
+def answer_many(ranker: Ranker, people: Sequence[Person], wish: Wish, explorer: Explorer | None = None) -> list[Answer]:
     """An answer for each person, in their order; users are scored in blocks.
 
     Raises:
         InputError: an argument that means nothing, or a filter on a column that the catalogue lacks.
     """
+    check_explore(wish.explore, wish.seed)
     allowed, notes = _allowed(ranker, wish)
     return [
         answer
         for rows in blocks(len(people), len(ranker.catalogue))
-        for answer in _block(ranker, people[rows], wish, allowed, notes)
+        for answer in _block(ranker, people[rows], wish, allowed, notes, explorer)
     ]
 
 
@@ -196,7 +204,9 @@ def _allowed(ranker: Ranker, wish: Wish) -> tuple[np.ndarray, list[str]]:
     return allowed, _notes_on(wanted, parts, allowed, ranker.catalogue)
 
 
-def answer_each(ranker: Ranker, asked: Sequence[tuple[Person, Wish]]) -> list[Answer | InputError]:
+def answer_each(
+    ranker: Ranker, asked: Sequence[tuple[Person, Wish]], explorer: Explorer | None = None
+) -> list[Answer | InputError]:
     """What `answer_many` answers each person under a wish of their own; those without words are scored together.
 
     A score may differ in its last digits by how many are. What is wrong with one question is that one's answer.
@@ -205,9 +215,10 @@ def answer_each(ranker: Ranker, asked: Sequence[tuple[Person, Wish]]) -> list[An
     open_: list[_Open] = []
     for place, (person, wish) in enumerate(asked):
         try:
+            check_explore(wish.explore, wish.seed)
             allowed, about = _allowed(ranker, wish)
             past, notes = _past(ranker, person)
-            open_.append(_Open(place, past, wish, allowed, [*notes], about))
+            open_.append(_Open(place, person, past, wish, allowed, [*notes], about))
         except InputError as error:
             found[place] = error
     plain = [one for one in open_ if one.going and not one.wish.query]
@@ -220,7 +231,9 @@ def answer_each(ranker: Ranker, asked: Sequence[tuple[Person, Wish]]) -> list[An
             elif one.wish.repeats:
                 scores[one.place] = scores[one.place] + _frequency(ranker, [one.past])
             row = scores.pop(one.place)
-            (found[one.place],) = _answers(ranker, row, [one.past], [one.going], one.wish, one.allowed, [one.notes], one.about)
+            (found[one.place],) = _answers(
+                ranker, row, [one.person], [one.past], [one.going], one.wish, one.allowed, [one.notes], one.about, explorer
+            )
         except InputError as error:
             found[one.place] = error
     return [one for one in found if one is not None]
@@ -231,6 +244,7 @@ class _Open:
     """A question that can be answered, as `answer_each` works on it."""
 
     place: int
+    person: Person
     past: Past
     wish: Wish
     allowed: np.ndarray
@@ -242,7 +256,9 @@ class _Open:
         return bool(self.wish.query) or len(self.past.items) > 0
 
 
-def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.ndarray, about: list[str]) -> list[Answer]:
+def _block(
+    ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.ndarray, about: list[str], explorer: Explorer | None
+) -> list[Answer]:
     pasts, notes = zip(*(_past(ranker, person) for person in people), strict=True)
     going = [bool(wish.query) or len(past.items) > 0 for past in pasts]
     scores = np.empty((len(people), len(allowed)), dtype=np.float32)
@@ -253,7 +269,7 @@ def _block(ranker: Ranker, people: Sequence[Person], wish: Wish, allowed: np.nda
             scores[going] += _frequency(ranker, known)
     if not all(going):
         scores[~np.array(going)] = ranker.popularity()
-    return _answers(ranker, scores, pasts, going, wish, allowed, notes, about)
+    return _answers(ranker, scores, people, pasts, going, wish, allowed, notes, about, explorer)
 
 
 def _frequency(ranker: Ranker, pasts: Sequence[Past]) -> np.ndarray:
@@ -262,15 +278,26 @@ def _frequency(ranker: Ranker, pasts: Sequence[Past]) -> np.ndarray:
 
 
 def _answers(
-    ranker: Ranker, scores: np.ndarray, pasts: Sequence[Past], going: Sequence[bool], wish: Wish, allowed: np.ndarray,
-    notes: Sequence[list[str]], about: list[str],
+    ranker: Ranker, scores: np.ndarray, people: Sequence[Person], pasts: Sequence[Past], going: Sequence[bool], wish: Wish,
+    allowed: np.ndarray, notes: Sequence[list[str]], about: list[str], explorer: Explorer | None,
 ) -> list[Answer]:  # fmt: skip
     """From scores (users, items) to lists."""
+    if not wish.explore:
+        explorer = None
+    elif explorer is None:
+        raise ValueError("explorer: needed where lists explore")
     masked = [(user, item) for user, past in enumerate(pasts) for item in past.bought.tolist() if not wish.repeats]
     pairs = np.array(masked, dtype=np.int64).reshape(-1, 2)
-    lists = choose(scores, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
+    by = scores if explorer is None else explorer.ranked(scores, ~np.array(going))
+    lists = choose(by, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
     answers, words = [], ranker.notes(wish.query)
-    for past, found, some, said in zip(pasts, lists, going, notes, strict=True):
+    for user, (past, found, some, said) in enumerate(zip(pasts, lists, going, notes, strict=True)):
+        places: tuple[Place, ...] = ()
+        if explorer is not None:
+            may = allowed & (scores[user] > -np.inf)
+            may[pairs[pairs[:, 0] == user, 1]] = False
+            rng = generator_for(wish.seed, people[user].user_id, past.items.tolist(), wish.query)
+            found, places = explorer.places(found, scores[user], may, wish.explore, rng, counts=not some)
         rows = [item for item, _ in found]
         source = _source(ranker, past, wish.query)
         if not some:
@@ -279,7 +306,7 @@ def _answers(
         items = [(ranker.catalogue.item_ids[item], score) for item, score in found]
         distance = intra_list_distance(ranker.vectors, rows) if len(rows) > 1 else None
         reasons = reasons_of(ranker, past, found, wish.query, wish.repeats) if wish.explain and found else ()
-        answers.append(Answer(items, source if items else NOTHING, (*said, *words, *about, *short), distance, reasons))
+        answers.append(Answer(items, source if items else NOTHING, (*said, *words, *about, *short), distance, reasons, places))
     return answers
 
 

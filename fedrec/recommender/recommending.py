@@ -16,6 +16,7 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_each, answer_many, answer_search, first_few
+from fedrec.recommender.exploring import Explorer, Shown
 from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
 from fedrec.recommender.words import LANGUAGE, BM25Index, Searcher, Tokeniser
@@ -51,6 +52,7 @@ class Recommending(ABC):
     """Of the catalogue's texts."""
     _onnx: OnnxEncoder | None = None
     """What reads words in place of the encoder."""
+    _shown: Shown | None = None
 
     @abstractmethod
     def _ranker(self, merchant: str | None) -> Ranker:
@@ -81,6 +83,8 @@ class Recommending(ABC):
         diversity: float = 0.0,
         merchant: str | None = None,
         explain: bool = False,
+        explore: float = 0.0,
+        seed: int | None = None,
     ) -> Answer:
         """A list for a person, and why it is as it is; see `Person` and `Wish` for the arguments.
 
@@ -94,16 +98,29 @@ class Recommending(ABC):
         Raises:
             InputError: an argument that means nothing, an unknown merchant, or a filter on a column that the catalogue lacks.
         """
-        wish = Wish(k, query, filter or Filter(), exclude, repeats, diversity, explain)
+        wish = Wish(k, query, filter or Filter(), exclude, repeats, diversity, explain, explore, seed)
         return self.recommend_many([Person(history, user_id, times)], wish, merchant)[0]
 
     def recommend_many(self, people: Sequence[Person], wish: Wish, merchant: str | None = None) -> list[Answer]:
         """`recommend` for many people, in their order."""
-        return answer_many(self._ranker(merchant), people, wish)
+        ranker = self._ranker(merchant)
+        return answer_many(ranker, people, wish, self._explorer(merchant, ranker) if wish.explore else None)
+
+    def learn_from(self, log: Path) -> None:
+        """Have what was shown count where lists explore: a log with `position`, `reward` and the `value` that each place had.
+
+        What is learned is kept in memory alone, so that the log is all there is to erase.
+
+        Raises:
+            InputError: the log cannot be read, lacks a column, or is of other items.
+        """
+        self._shown = Shown.read(log, self.catalogue)
+        self._explorers.clear()
 
     def recommend_each(self, asked: Sequence[tuple[Person, Wish]], merchant: str | None = None) -> list[Answer | InputError]:
         """`recommend` for people with a wish each; what is wrong with one question is in its place."""
-        return answer_each(self._ranker(merchant), asked)
+        ranker = self._ranker(merchant)
+        return answer_each(ranker, asked, self._explorer(merchant, ranker) if any(wish.explore for _, wish in asked) else None)
 
     def explain(
         self,
@@ -190,6 +207,15 @@ class Recommending(ABC):
     @cached_property
     def _vectors(self) -> np.ndarray:
         return self._text()
+
+    @cached_property
+    def _explorers(self) -> dict[str | None, Explorer]:
+        return {}
+
+    def _explorer(self, merchant: str | None, ranker: Ranker) -> Explorer:
+        if merchant not in self._explorers:
+            self._explorers[merchant] = Explorer.of(ranker.vectors, ranker.popularity(), self._shown)
+        return self._explorers[merchant]
 
     @cached_property
     def _searchers(self) -> dict[str, Searcher]:

@@ -1,0 +1,64 @@
+"""`fedrec explore`: what trying things out was worth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedrec.cli.asking import Json
+from fedrec.cli.terminal import out, print_json, table
+
+if TYPE_CHECKING:
+    from fedrec.explore.evaluating import Evaluation
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Judge what was tried out.", no_args_is_help=True)
+
+
+@app.callback()
+def explore() -> None:
+    """Judge what was tried out, from a log of what was shown."""
+
+
+@app.command()
+def evaluate(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="A .csv, .parquet or .jsonl file; see docs/exploration.md.")],
+    logged: Annotated[str | None, typer.Option(help="Use only the rows that this policy chose.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The policy to evaluate, where the log has rows of it; else its column `target` counts.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="A column that propensities depend on, such as a campaign; may be given again.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
+    json: Json = False,
+) -> None:
+    """Estimate what another policy would have earned: IPS, self-normalised IPS, direct method and doubly robust."""
+    from fedrec.explore.evaluating import evaluate
+    from fedrec.explore.log import read_log
+
+    found = evaluate(read_log(log), logged, target, by or (), confidence)
+    if json:
+        print_json(asdict(found))
+        return
+    _show(found, logged or "the log", target or "column target", confidence)
+
+
+def _show(found: Evaluation, logged: str, target: str, confidence: float) -> None:
+    title = f"Mean reward of a place under {target}, from {found.rows:,} places shown by {logged}"
+    columns = ["estimate", "mean reward", f"{confidence:.0%} interval"]
+    lines = [(one.name, one) for one in found.estimates]
+    if found.on_policy is not None:
+        lines.append((f"{target} itself", found.on_policy))
+    lines.append((logged, found.logged))
+    out.print(table(title, columns, [[name, f"{one.value:.5f}", f"{one.low:.5f} to {one.high:.5f}"] for name, one in lines]))
+    unseen = "" if found.unseen is None else f"; {found.unseen:.2%} of the policy is on what was never shown"
+    sizes = f"effective sample size {found.effective:,.0f}, of rewards {found.effective_rewards:,.0f}"
+    weights = f"weights: mean {found.mean_weight:.3f}, largest {found.largest_weight:,.1f}"
+    out.print(f"{found.requests:,} requests; {sizes}; {weights}{unseen}", style="dim", soft_wrap=True)
+    for note in found.notes:
+        out.print(note, style="yellow", soft_wrap=True)
