@@ -1,8 +1,8 @@
-"""The encoder's loss: a sampled softmax over each user's own copies of its texts.
+"""The encoder's loss: what an objective says of the scores of each user's own copies of its texts.
 
-The prediction of a target is a softmax of it against negatives, which all records of a step
-share. They are drawn uniformly from the public catalogue and independently of any user, so one
-user's loss depends on no other user's data. Those that a user already has are masked.
+Besides its own texts a record has the negatives, which all records of a step share. They are drawn uniformly
+from the public catalogue and independently of any user, so one user's loss depends on no other user's
+data. Which of them a user already has, the objective is told.
 
 It is computed in float64: a product's last bits depend on how many rows it has, and what comes
 out goes into bf16, where a last bit may become the first.
@@ -10,7 +10,7 @@ out goes into bf16, where a last bit may become the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS, Arrays
 from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
-from fedrec.model.towers import Scoring
-from fedrec.training.examples import Examples
+from fedrec.model.towers import Scoring, linear_terms
+from fedrec.objectives import OBJECTIVES, Examples, Objective
 
-__all__ = ["Pairs", "SampledSoftmax", "layout"]
+__all__ = ["Pairs", "SampledLoss", "layout"]
 
 WIDTH = 32
 """The least room for a record's own texts, which is doubled until they fit."""
@@ -46,24 +46,31 @@ class Pairs:
     target: np.ndarray  # (targets,) pairs
 
 
-class SampledSoftmax:
+class SampledLoss:
     """The loss of a merchant's records under an adapter.
 
     Args:
         prior: (items,) log popularity.
         base: the centre, and the heads' `A`.
-        trained: the heads' `B`; without them both roles are the embedding itself.
+        trained: the heads' `B`, without which both roles are the embedding itself; and the linear terms if there are any.
         records: how many records' derivatives are computed at once, empty ones included, where `PLACES` allows it; 0 for
             those that there are.
+        objective: what is asked of the scores.
     """
 
     def __init__(
-        self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device, records: int = 0
-    ) -> None:
-        self.scoring, self.device, self.records = scoring, device, records
-        self.prior = prior.astype(np.float64) * scoring.prior_weight
-        roles = [(base[HEAD_A], trained[name]) for name in HEAD_B.values() if name in trained]
-        self.weights = [self._moved(value).double() for value in (base[CENTRE], *(one for role in roles for one in role))]
+        self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device, records: int = 0,
+        objective: Objective = OBJECTIVES["next-item"],
+    ) -> None:  # fmt: skip
+        self.scoring, self.device, self.records, self.objective = scoring, device, records, objective
+        self.prior = prior.astype(np.float64) * scoring.prior_weight + scoring.bias
+        fixed = [base[CENTRE]]
+        if objective.terms:
+            user, item, by_item, _ = linear_terms(trained[TERMS].astype(np.float64), prior.astype(np.float64))
+            self.prior += by_item
+            fixed += [user, item]
+        fixed += [one for name in HEAD_B.values() if name in trained for one in (base[HEAD_A], trained[name])]
+        self.weights = [self._moved(value).double() for value in fixed]
 
     def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples, negatives: np.ndarray) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, float64 of shape (records,).
@@ -120,28 +127,34 @@ class SampledSoftmax:
         # A record has room for its own texts by their number alone: how a product is rounded depends on its shape.
         widths = WIDTH << np.ceil(np.log2(np.maximum(counts, WIDTH) / WIDTH)).astype(np.int64)
         place = np.arange(len(pairs.text)) - np.repeat(np.cumsum(counts) - counts, counts)
-        masked = _masked(chunk, negatives, pairs.weights.shape[1])
+        masked, wanted = _masked(chunk, negatives, pairs.weights.shape[1]), self.objective.wanted(chunk)
         for width in np.unique(widths):
             same, most = np.flatnonzero(widths == width), max(1, PLACES // int(width))
             batch = min(size, most)
             planned = BATCHES * batch if size else most
             for start in range(0, len(same), planned):
                 records = same[start : start + planned]
-                shape = Shape(batch or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature)
-                yield _slots(pairs, chunk, records, place, masked, self.prior, negatives, shape)
+                shape = Shape(
+                    batch or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature,
+                    self.objective, len(wanted),
+                )  # fmt: skip
+                yield _slots(pairs, chunk, records, place, masked, wanted, self.prior, negatives, shape)
 
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.device)
 
 
 class Shape(NamedTuple):
-    """Of a batch: records, positions, places for a record's own texts, negatives; and the temperature."""
+    """Of a batch: records, positions, places for a record's own texts, negatives; the temperature; the objective, and how many
+    numbers it wants of a target."""
 
     records: int
     positions: int
     own: int
     shared: int
     temperature: float
+    objective: Objective
+    wanted: int
 
 
 class _Slots(NamedTuple):
@@ -161,8 +174,8 @@ class _Slots(NamedTuple):
 
 
 def _slots(
-    pairs: Pairs, chunk: Examples, records: np.ndarray, place: np.ndarray, masked: np.ndarray, prior: np.ndarray,
-    negatives: np.ndarray, shape: Shape,
+    pairs: Pairs, chunk: Examples, records: np.ndarray, place: np.ndarray, masked: np.ndarray,
+    wanted: Sequence[np.ndarray], prior: np.ndarray, negatives: np.ndarray, shape: Shape,
 ) -> _Slots:  # fmt: skip
     size = -(-len(records) // shape.records) * shape.records
     number = np.full(len(chunk), -1)
@@ -181,25 +194,27 @@ def _slots(
     event = np.repeat(event, shape.positions)
     weights = spread(owner, position, pairs.history[owner, event], pairs.weights[owner, position, event])
     target = np.flatnonzero(number[chunk.target[:, 0]] >= 0)
-    wanted = spread(chunk.target[target, 0], chunk.target[target, 1], pairs.target[target], chunk.target_weight[target])
+    asked = [spread(chunk.target[target, 0], chunk.target[target, 1], pairs.target[target], values[target]) for values in wanted]
     hidden = np.zeros((size, *masked.shape[1:]))
     hidden[: len(records)] = masked[records]
-    by_record = np.concatenate([one.reshape(size, -1) for one in (weights, wanted, hidden, priors, empty)], axis=1)
+    by_record = np.concatenate([one.reshape(size, -1) for one in (weights, *asked, hidden, priors, empty)], axis=1)
     by_batch = by_record.reshape(-1, shape.records * by_record.shape[1])
     plan = np.concatenate([by_batch, np.broadcast_to(prior[negatives], (len(by_batch), shape.shared))], axis=1)
     return _Slots(records, pair, at, plan, shape)
 
 
-def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: Tensor, shape: Shape) -> Tensor:
+def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *fixed: Tensor, shape: Shape) -> Tensor:
     """(records,) float64 from (records * K, hidden), (records, N, hidden) and what `_slots` has planned."""
-    numbers, prior = plan[: -shape.shared].view(shape.records, -1), plan[-shape.shared :]
+    numbers, prior = plan.split([len(plan) - shape.shared, shape.shared])
     scored, against = shape.positions * shape.own, shape.positions * shape.shared
-    weights, wanted, masked, priors, empty = numbers.split([scored, scored, against, shape.own, shape.own], dim=1)
-    weights, wanted, masked = (one.unflatten(1, (shape.positions, -1)) for one in (weights, wanted, masked))
+    sizes = [scored] * (1 + shape.wanted) + [against, shape.own, shape.own]
+    *by_position, priors, empty = numbers.view(shape.records, -1).split(sizes, dim=1)
+    weights, *wanted, masked = (one.unflatten(1, (shape.positions, -1)) for one in by_position)
 
     def role(e: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return normalize(e + (e @ a) @ b, dim=-1)
 
+    terms, roles = (fixed[:2], fixed[2:]) if shape.objective.terms else ((), fixed)
     e = normalize(own.double() - centre, dim=-1).unflatten(0, (shape.records, -1))
     others = normalize(shared.double() - centre, dim=-1)
     history, candidate = (role(e, *roles[:2]), role(e, *roles[2:])) if roles else (e, e)
@@ -210,8 +225,10 @@ def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: T
     users = normalize(torch.bmm(weights.contiguous(), history), dim=-1)  # (records, P, hidden)
     hits = shape.temperature * torch.bmm(users, candidate.mT) + priors[:, None]  # (records, P, K)
     scores = shape.temperature * torch.bmm(users, others.mT) + prior  # (records, P, N)
-    total = torch.logsumexp(scores.masked_fill(masked != 0, -1e9), dim=-1, keepdim=True)
-    return ((torch.logaddexp(hits, total) - hits) * wanted).sum((1, 2))
+    if terms:
+        e = e.masked_fill(nobody, 0.0)
+        hits = hits + torch.bmm(weights, e) @ terms[0][:, None] + (e @ terms[1])[:, None]
+    return shape.objective.sampled_losses(hits, scores, masked != 0, wanted)
 
 
 def _derivatives(own: Tensor, shared: Tensor, plan: Tensor, *weights: Tensor, shape: Shape) -> Tensor:
@@ -220,7 +237,8 @@ def _derivatives(own: Tensor, shared: Tensor, plan: Tensor, *weights: Tensor, sh
         own = own.detach().requires_grad_(True)
         copies = shared.detach().expand(shape.records, -1, -1).requires_grad_(True)
         total = _losses(own, copies, plan, *weights, shape=shape).sum()
-    found = torch.autograd.grad(total, (own, copies))
+    # What is not in an objective's loss has the derivative zero.
+    found = torch.autograd.grad(total, (own, copies), materialize_grads=True)
     return torch.cat([found[0], found[1].flatten(0, 1)])
 
 
