@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,10 +39,11 @@ __all__ = ["PACKAGED", "TARGETS", "TextEncoder", "cache_folder", "encoders_apart
 TARGETS = ("query", "value")
 """The linear maps of a layer that carry LoRA."""
 EMBEDDED = 32
-"""How many catalogues' embeddings a process keeps."""
+"""How many catalogues' embeddings a process keeps, and how many merchants' of what users wrote."""
 PRIVATE = 50_000
 """Most texts of users whose states a process keeps, those of the last merchant's in any case."""
 _of_this_thread = threading.local()
+Key = TypeVar("Key")
 
 
 def cache_folder() -> Path:
@@ -141,7 +142,8 @@ class TextEncoder(nn.Module):
         self.base_size = sum(value.nbytes for value in bert.parameters())
         self.fingerprint, self.files = _fingerprint(bert, tokenizer, self.boundary, max_tokens), files
         bert.requires_grad_(False)
-        self._embedded: dict[tuple[Hashable, str], Tensor] = {}
+        self._embedded: dict[tuple[str, str], Tensor] = {}
+        self._written: dict[tuple[tuple[str, ...], str], Tensor] = {}
         self._private: dict[tuple[str, ...], States] = {}
         self._cache: TrunkCache | None = None
         self._resident: WeakKeyDictionary[States, Resident | None] = WeakKeyDictionary()
@@ -252,16 +254,18 @@ class TextEncoder(nn.Module):
 
     def embed_private(self, texts: Sequence[str]) -> Tensor:
         """`pooled` for what users wrote, each text alone and in float32: (texts, hidden). Remembered as `embed` does."""
+        if not texts:
+            return torch.empty(0, self.hidden, device=self.device)
         key = (tuple(texts), digest({**self.frozen(), **self.trained()}))
-        if key not in self._embedded:
+        if key not in self._written:
             states, found = self.private_states(texts), torch.empty(len(texts), self.hidden, device=self.device)
             with torch.no_grad():
                 for text, length in enumerate(states.length):
                     rows, _ = states.padded(np.array([text]), int(self.shapes.padded(length)))
                     mask = self.moved(np.arange(rows.shape[1])[None] < length)
                     found[text] = self.run_top(self.moved(rows).float(), mask, exact=True)[0]
-            self._remember(key, found)
-        return self._embedded[key]
+            _remember(self._written, key, found)
+        return self._written[key]
 
     def read_until(self, text: str) -> int:
         """How many characters of a text are taken in before it is cut at `max_tokens`."""
@@ -274,13 +278,8 @@ class TextEncoder(nn.Module):
         """`pooled` for a whole catalogue; remembered until the LoRA changes, for the last catalogues used."""
         key = (catalogue.digest, digest({**self.frozen(), **self.trained()}))
         if key not in self._embedded:
-            self._remember(key, self.pooled(self.states(catalogue)))
+            _remember(self._embedded, key, self.pooled(self.states(catalogue)))
         return self._embedded[key]
-
-    def _remember(self, key: tuple[Hashable, str], found: Tensor) -> None:
-        self._embedded[key] = found
-        while len(self._embedded) > EMBEDDED:
-            self._embedded.pop(next(iter(self._embedded)))
 
     @property
     def _times(self) -> int:
@@ -381,6 +380,12 @@ class TextEncoder(nn.Module):
                 for i, row in zip(rows, np.split(real.cpu().numpy(), ends[:-1]), strict=True):
                     out[i] = row
         yield from out
+
+
+def _remember(known: dict[Key, Tensor], key: Key, found: Tensor) -> None:
+    known[key] = found
+    while len(known) > EMBEDDED:
+        known.pop(next(iter(known)))
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:

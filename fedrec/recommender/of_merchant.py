@@ -53,6 +53,9 @@ from fedrec.recommender.shelf import Ranked
 
 __all__ = ["MerchantRanker", "MerchantRecommender"]
 
+SEARCHES = 4096
+"""Vectors of past searches that a process keeps: encoding one takes longer than ranking."""
+
 
 @dataclass(frozen=True)
 class MerchantRanker:
@@ -65,7 +68,7 @@ class MerchantRanker:
         counts: (items,) how often each was bought here, or in the federation where the own layer is turned off.
         blend: how they are joined.
         length: how many of a history's latest events the text pools.
-        said: from what a user searched for to its vector as history, (1, hidden).
+        said: from what users searched for to its vectors as history, (searches, hidden).
         source: what ranks.
         frequency: what is added where people buy again.
     """
@@ -76,7 +79,7 @@ class MerchantRanker:
     counts: np.ndarray
     blend: Blend
     length: int
-    said: Callable[[str], np.ndarray]
+    said: Callable[[Sequence[str]], np.ndarray]
     source: str
     frequency: PersonalFrequency
 
@@ -149,17 +152,19 @@ class MerchantRanker:
     def _searched(self, pasts: Sequence[Past]) -> tuple[np.ndarray, Sequence[Past]]:
         """The catalogue as history, with what these people searched for after it, and their events numbered by that."""
         size = len(self.catalogue)
-        found, numbered, count = [self.part.history], [], 0
+        searches: list[str] = []
+        numbered: list[Past] = []
         for past in pasts:
             recent = np.unique(past.items[-self.length :])
             recent = recent[recent >= size] - size
-            found += [self.said(past.queries[number]) for number in recent]
             # What is too long ago to be pooled is numbered too, and not read.
             order = np.concatenate([recent, np.setdiff1d(np.arange(len(past.queries)), recent)])
             place = np.append(np.argsort(order), 0)[np.maximum(past.items - size, -1)]
-            numbered.append(past._replace(items=np.where(past.items < size, past.items, size + count + place)))
-            count += len(recent)
-        return np.concatenate(found) if count else self.part.history, numbered if count else pasts
+            numbered.append(past._replace(items=np.where(past.items < size, past.items, size + len(searches) + place)))
+            searches += [past.queries[number] for number in recent]
+        if not searches:
+            return self.part.history, pasts
+        return np.concatenate([self.part.history, self.said(searches)]), numbered
 
     @cached_property
     def _buyers(self) -> csr_array:
@@ -197,6 +202,7 @@ class MerchantRecommender(Recommending):
             both, alone = (FEDERATED, ALONE) if on else (SERVED, TEXT)
             blend = found[both if received is not None else alone].default
         counts = here if on else self._federations
+        self._searches: dict[str, np.ndarray] = {}
         source = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
         self._ranks = MerchantRanker(
             self._data, self.part, layer, counts, blend, RunConfig().history, self._said,
@@ -262,10 +268,15 @@ class MerchantRecommender(Recommending):
         """(hidden,) of the untrained texts of this catalogue: what words and other items are told apart by."""
         return self.place.pooled(self.catalogue, None).mean(0)
 
-    def _said(self, query: str) -> np.ndarray:
-        """What somebody searched for, as an event of the history, (1, hidden)."""
-        arrays = {} if self.adapter is None else self.adapter.arrays
-        found: np.ndarray = role_table(self._encoded([query]), arrays, arrays, "history").cpu().numpy()
+    def _said(self, searches: Sequence[str]) -> np.ndarray:
+        """What people searched for, as events of a history, (searches, hidden); the last ones asked for stay in memory."""
+        if new := [text for text in dict.fromkeys(searches) if text not in self._searches]:
+            arrays = {} if self.adapter is None else self.adapter.arrays
+            vectors = role_table(self._encoded(new), arrays, arrays, "history").cpu().numpy()
+            self._searches |= dict(zip(new, vectors, strict=True))
+        found = np.stack([self._searches[text] for text in searches])
+        while len(self._searches) > SEARCHES:
+            self._searches.pop(next(iter(self._searches)))
         return found
 
     def _read(self, texts: Sequence[str]) -> np.ndarray:
