@@ -95,13 +95,13 @@ class Bench:
 
     def obvious(self) -> Batched:
         """Clipped sums, the obvious way, so many users at a time."""
-        way, softmax = self._obvious(), self.trainer().softmax
+        way, loss = self._obvious(), self.trainer().loss
 
         def step(lot: Examples, batch: int) -> list[torch.Tensor]:
             total: list[torch.Tensor] = []
             for start in range(0, len(lot), batch):
                 some = lot.take(np.arange(start, min(start + batch, len(lot))))
-                samples = way.gradients(some, self.negatives, self.encoder_history, softmax)
+                samples = way.gradients(some, self.negatives, self.encoder_history, loss)
                 norms = torch.stack([sample.flatten(1).norm(dim=1) for sample in samples]).norm(dim=0)
                 factors = (CLIP / (norms + 1e-6)).clamp(max=1.0)
                 sums = [torch.einsum("u,u...->...", factors, sample) for sample in samples]
@@ -118,7 +118,7 @@ class Bench:
     def difference(self, users: int) -> float:
         """Largest difference of a user's gradient between both, over the largest gradient."""
         trainer, lot = self.trainer(), self.lot(users)
-        samples = self._obvious().gradients(lot, self.negatives, self.encoder_history, trainer.softmax)
+        samples = self._obvious().gradients(lot, self.negatives, self.encoder_history, trainer.loss)
         slow = torch.cat([sample.flatten(1) for sample in samples], dim=1)
         fast = torch.cat([torch.cat([s.flatten(1) for s in chunk.samples], dim=1) for chunk in trainer.gradients(lot)])
         return float((fast - slow).norm(dim=1).max() / slow.norm(dim=1).max())
@@ -156,7 +156,7 @@ class Bench:
         texts = np.concatenate([pairs.text, np.tile(self.negatives, len(lot))])
         leaf = self.encoder.pooled(self.states, texts).requires_grad_(True)
         shared = leaf[len(pairs.text) :].view(len(lot), len(self.negatives), -1)
-        losses = trainer.softmax.losses(leaf[: len(pairs.text)], shared, pairs, lot, self.negatives)
+        losses = trainer.loss.losses(leaf[: len(pairs.text)], shared, pairs, lot, self.negatives)
         (upstream,) = torch.autograd.grad(losses.sum(), leaf)
         total = [torch.zeros_like(value) for value in trainer.parameters()]
         for rows in self.encoder.batches(self.states.length[texts]):

@@ -21,8 +21,8 @@ from fedrec.model import Arrays
 from fedrec.model.encoder import TARGETS
 from fedrec.model.encoder_files import encoder_folder
 from fedrec.model.pretrained import load_bert
-from fedrec.training.examples import Examples
-from fedrec.training.sampled import SampledSoftmax, layout
+from fedrec.objectives.examples import Examples
+from fedrec.training.sampled import SampledLoss, layout
 
 __all__ = ["Obvious"]
 
@@ -75,7 +75,7 @@ class Obvious:
         longest, rows = int(self.length[texts].max()), torch.as_tensor(texts, device=self.device)
         return self.ids[rows, :longest], self.mask[rows, :longest]
 
-    def gradients(self, chunk: Examples, negatives: np.ndarray, history: int, softmax: SampledSoftmax) -> list[Tensor]:
+    def gradients(self, chunk: Examples, negatives: np.ndarray, history: int, loss: SampledLoss) -> list[Tensor]:
         """Each user's gradient, one tensor (users, out, rank) a parameter; the loss is the very same."""
         pairs = layout(chunk, history)
         texts = np.concatenate([pairs.text, np.tile(negatives, len(chunk))])
@@ -86,7 +86,7 @@ class Obvious:
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             pooled = self.module(*self.padded(texts))
             own, shared = pooled[: len(pairs.text)], pooled[len(pairs.text) :].view(len(chunk), len(negatives), -1)
-            softmax.losses(own, shared, pairs, chunk, negatives).sum().backward()
+            loss.losses(own, shared, pairs, chunk, negatives).sum().backward()
         out = []
         for parameter in self.module.parameters():
             if parameter.requires_grad:

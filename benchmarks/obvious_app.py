@@ -30,7 +30,7 @@ from fedrec.data import load_central, load_merchant, merchant_folders
 from fedrec.model import Arrays, Scoring, init_base, init_trained
 from fedrec.model.encoder import resolve_device
 from fedrec.training import build_examples
-from fedrec.training.sampled import SampledSoftmax
+from fedrec.training.sampled import SampledLoss
 from server.start import load_encoder_for
 
 __all__ = ["main"]
@@ -59,14 +59,14 @@ def train(message: Message, context: Context) -> Message:
     )
     prior = np.zeros(len(data.catalogue), dtype=np.float32)
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
-    softmax = SampledSoftmax(prior, arrays, {}, scoring, device)
+    loss = SampledLoss(prior, arrays, {}, scoring, device)
     trained = {name: parameter for name, parameter in way.module.named_parameters() if parameter.requires_grad}
     optimizer = DPOptimizer(
         torch.optim.SGD(list(trained.values()), lr=config.learning_rate), noise_multiplier=config.noise_multiplier or 1.0,
         max_grad_norm=config.clip_norm, expected_batch_size=max(1, round(config.encoder_sample_rate * len(examples))),
         loss_reduction="sum",
     )  # fmt: skip
-    for parameter, sample in zip(trained.values(), way.gradients(lot, negatives, config.encoder_history, softmax), strict=True):
+    for parameter, sample in zip(trained.values(), way.gradients(lot, negatives, config.encoder_history, loss), strict=True):
         parameter.grad_sample = sample  # type: ignore[attr-defined]
     optimizer.step()
     names = [name for name in arrays if "lora_B" in name]

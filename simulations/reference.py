@@ -22,10 +22,10 @@ from fedrec.data import MerchantData, load_merchant, merchant_folders
 from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
 from fedrec.model.adapter import HEAD_A, HEAD_B, of_part
+from fedrec.objectives import OBJECTIVES
 from fedrec.privacy import Policy, SeededNoise
 from fedrec.training import Examples, build_examples, merged
 from fedrec.training.encoder import EncoderTrainer
-from fedrec.training.heads import masked_loss
 from fedrec.training.sampled import layout
 
 __all__ = ["Pooled", "local_round", "plain_counts", "reference_rounds"]
@@ -147,7 +147,7 @@ def _heads(
         items = torch.as_tensor(chunk.items, device=e.device).repeat_interleave(chunk.weights.shape[1], 0)
         pooled = embedding_bag(items, tables["history"], per_sample_weights=weights, mode="sum")
         users = normalize(pooled, dim=-1).view(*chunk.weights.shape[:2], -1)
-        total = total + masked_loss(scoring.temperature * users @ tables["candidate"].T + offset, chunk).sum()
+        total = total + OBJECTIVES["next-item"].losses(scoring.temperature * users @ tables["candidate"].T + offset, chunk).sum()
     gradients = torch.autograd.grad(total, list(b.values()), allow_unused=True)
     return {HEAD_B[role]: _array(gradient, b[role]) for role, gradient in zip(b, gradients, strict=True)}
 
@@ -170,7 +170,7 @@ def _encoder(
         distinct, where = np.unique(np.concatenate([pairs.text, trainer.negatives]), return_inverse=True)
         leaf = encoder.pooled(states, distinct).requires_grad_(True)
         own, shared = leaf[torch.as_tensor(where)].split([len(pairs.text), len(trainer.negatives)])
-        losses = trainer.softmax.losses(own, shared.expand(len(chunk), -1, -1), pairs, chunk, trainer.negatives)
+        losses = trainer.loss.losses(own, shared.expand(len(chunk), -1, -1), pairs, chunk, trainer.negatives)
         (upstream,) = torch.autograd.grad(losses.sum(), leaf)
         for rows in encoder.batches(states.length[distinct]):
             out = encoder.run_top(*encoder.gather(states, distinct[rows]))

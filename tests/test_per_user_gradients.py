@@ -17,12 +17,12 @@ from fedrec.model import load_encoder
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.encoder import PACKAGED
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
+from fedrec.objectives.examples import Examples, merged
+from fedrec.objectives.records import build_examples
 from fedrec.privacy import SeededNoise, UserDPOptimizer
 from fedrec.training.encoder import EncoderTrainer
-from fedrec.training.examples import Examples, merged
 from fedrec.training.factors import HeadGradients, RecordGradients, Table, strongest
 from fedrec.training.heads import HeadsTrainer
-from fedrec.training.records import build_examples
 
 from .conftest import WORDS, make_catalogue, make_encoder, make_histories
 from .helpers import last_positions

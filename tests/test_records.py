@@ -89,8 +89,8 @@ def test_what_is_padded_anew_for_each_lot_is_what_would_have_been_kept(seed: int
     for merge in (False, True):
         kept = build_records(histories, merge=merge, **shape)
         with monkeypatch.context() as patch:
-            patch.setattr("fedrec.training.records.NUMBERS_PADDED", 1)  # a record a chunk
-            patch.setattr("fedrec.training.records.NUMBERS_KEPT", 0)
+            patch.setattr("fedrec.objectives.records.NUMBERS_PADDED", 1)  # a record a chunk
+            patch.setattr("fedrec.objectives.records.NUMBERS_KEPT", 0)
             lazy = build_records(histories, merge=merge, **shape)
         assert isinstance(kept, Examples) and isinstance(lazy, Records) and len(kept) == len(lazy)
         some = np.flatnonzero(rng.random(len(kept)) < 0.6)
@@ -122,15 +122,15 @@ def peak(users: int) -> int:
 
 def test_memory_does_not_grow_with_users_times_positions_times_history(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's padded arrays are 25,000 numbers: 200 KB in float64, and some of them at once."""
-    monkeypatch.setattr("fedrec.training.records.NUMBERS_PADDED", 250_000)
-    monkeypatch.setattr("fedrec.training.records.NUMBERS_KEPT", 1_000_000)
+    monkeypatch.setattr("fedrec.objectives.records.NUMBERS_PADDED", 250_000)
+    monkeypatch.setattr("fedrec.objectives.records.NUMBERS_KEPT", 1_000_000)
     few, many = peak(50), peak(250)
     assert few < 30e6 and many - few < 200 * 3000
 
 
 def test_memory_does_not_grow_with_items_times_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest positions over one event: what a user knows would be looked at a thousand times at once."""
-    monkeypatch.setattr("fedrec.training.records.NUMBERS_PADDED", 250_000)
+    monkeypatch.setattr("fedrec.objectives.records.NUMBERS_PADDED", 250_000)
     histories = make_histories(100, make_catalogue(400), 60, 0)
     tracemalloc.start()
     try:

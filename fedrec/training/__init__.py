@@ -1,7 +1,6 @@
 """Private local training."""
 
-from fedrec.training.examples import Examples, merged
-from fedrec.training.records import Records, build_examples, build_records
+from fedrec.objectives import Examples, Records, build_examples, build_records, merged
 from fedrec.training.round import RoundTask, expected_lot, round_sum, train_round
 from fedrec.training.update_code import CodeError, decode_update, encode_update
 

@@ -25,10 +25,9 @@ from fedrec.model.adapter import Arrays
 from fedrec.model.cache import States
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring
+from fedrec.objectives import OBJECTIVES, Examples, Objective, Records
 from fedrec.privacy import PerRecord
-from fedrec.training.examples import Examples
-from fedrec.training.records import Records
-from fedrec.training.sampled import SampledSoftmax, layout
+from fedrec.training.sampled import SampledLoss, layout
 from fedrec.training.top_layers import Kept, TopLayers
 
 __all__ = ["EncoderTrainer", "forget_top_layers"]
@@ -71,13 +70,14 @@ class EncoderTrainer:
         scoring: Scoring,
         *,
         history: int,
+        objective: Objective = OBJECTIVES["next-item"],
     ) -> None:
         encoder.load({**base, **trained})
         self.encoder, self.states, self.history, self.items = encoder, states, history, len(prior)
-        self.shapes = encoder.shapes
+        self.shapes, self.objective = encoder.shapes, objective
         # A query is no candidate, and its popularity is asked for and not used.
-        prior = np.append(prior, np.zeros(len(states) - len(prior), dtype=prior.dtype))
-        self.softmax = SampledSoftmax(prior, base, trained, scoring, encoder.device, self.shapes.records)
+        prior = np.append(prior, np.full(len(states) - len(prior), prior.mean(), dtype=prior.dtype))
+        self.loss = SampledLoss(prior, base, trained, scoring, encoder.device, self.shapes.records, objective)
         self.negatives = np.zeros(0, dtype=np.int64)
         modules = encoder.top.named_modules()
         self._parameters = [cast(nn.Parameter, module.weight) for name, module in modules if "lora_B." in name]
@@ -126,7 +126,7 @@ class EncoderTrainer:
         distinct, where = np.unique(np.concatenate([pairs.text, self.negatives]), return_inverse=True)
         own, shared = np.split(where, [len(pairs.text)])
         pooled, groups = self._forward(distinct, top)
-        at, at_own, at_shared = self.softmax.derivatives(pooled, own, shared, pairs, chunk, self.negatives)
+        at, at_own, at_shared = self.loss.derivatives(pooled, own, shared, pairs, chunk, self.negatives)
         asks = np.unique(chunk.target[:, 0])  # the others' gradients are zero
         keep = np.isin(pairs.record, asks)
         record = np.concatenate([pairs.record[keep], np.repeat(asks, len(shared))])

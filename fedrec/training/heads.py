@@ -1,4 +1,4 @@
-"""The heads' per-user gradients, with the full catalogue as the softmax, in closed form."""
+"""The heads' per-user gradients in closed form, from what an objective says of the scores of the full catalogue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
 from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
-from fedrec.training.examples import Examples
+from fedrec.objectives import OBJECTIVES, Examples, Objective, Records
 from fedrec.training.factors import HeadGradients, RecordGradients, Table, common_items, strongest
-from fedrec.training.records import Records
 
-__all__ = ["Head", "HeadsTrainer", "masked_loss"]
+__all__ = ["Head", "HeadsTrainer"]
 
 FLOATS_IN_FLIGHT = 1000000
 """Bound on the numbers that are computed at once: small enough for a processor's cache."""
@@ -73,6 +72,7 @@ class HeadsTrainer:
         prior: (items,) log popularity.
         events: most events that a record pools, which bounds the records that are computed at once.
         queries: (queries, hidden) the same of what users searched for; an event's item past the catalogue's last is one of them.
+        objective: what is asked of the scores.
 
     Raises:
         ValueError: the rank is over `MOST_RANK`.
@@ -87,8 +87,10 @@ class HeadsTrainer:
         scoring: Scoring,
         events: int = 100,
         queries: Tensor | None = None,
+        objective: Objective = OBJECTIVES["next-item"],
     ) -> None:
-        self.scoring, self.events, self.fixed = scoring, events, e.device.type == "cuda"
+        self.scoring, self.events, self.objective = scoring, events, objective
+        self.fixed = e.device.type == "cuda"
         self.queries = e.new_zeros(0, e.shape[1]) if queries is None else queries
         offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
         # Popular items first, by public counts: see `Table`.
@@ -129,7 +131,7 @@ class HeadsTrainer:
         for part in self._parts(lot):
             out.append(self.offset.new_zeros(len(part)))
             for rows, (chunk, asked) in self._chunks(part):
-                losses = masked_loss(self._scores(chunk, asked, history, candidate).logits, chunk)
+                losses = self.objective.losses(self._scores(chunk, asked, history, candidate).logits, chunk)
                 out[-1][self._moved(rows)] = losses[: len(rows)]
         return torch.cat(out)
 
@@ -221,7 +223,7 @@ class HeadsTrainer:
         self, chunk: Examples, asked: _Asked | None, count: int, history: Table, candidate: Table
     ) -> tuple[HeadGradients, HeadGradients]:
         scores, scale = self._scores(chunk, asked, history, candidate), self.scoring.temperature
-        given = self._moved(_targets(chunk)), _at_logits(scores.logits, chunk)
+        given = self._moved(_targets(chunk)), self.objective.at_scores(scores.logits, chunk)
         if not self.fixed:
             of_history, of_candidate = _factors(*given, scores, temperature=scale)
         else:
@@ -365,26 +367,4 @@ def _targets(chunk: Examples) -> np.ndarray:
         width *= 2
     out = np.full((len(chunk), width), -1, dtype=np.int64)
     out[record, np.arange(len(record)) - (np.cumsum(count) - count)[record]] = item
-    return out
-
-
-def masked_loss(logits: Tensor, chunk: Examples) -> Tensor:
-    """Weighted cross-entropy of the targets with seen items masked: (records, P, items) to (records,)."""
-    seen, target = (torch.as_tensor(rows, device=logits.device).T for rows in (chunk.seen, chunk.target))
-    logits = logits.index_put(tuple(seen), logits.new_tensor(-1e9))
-    log_total = torch.logsumexp(logits, dim=-1)  # (records, P)
-    losses = log_total[target[0], target[1]] - logits[tuple(target)]
-    weight = torch.as_tensor(chunk.target_weight, device=logits.device)
-    return logits.new_zeros(len(logits)).index_add(0, target[0], (losses * weight).to(logits.dtype))
-
-
-def _at_logits(logits: Tensor, chunk: Examples) -> Tensor:
-    """The derivative of `masked_loss` by the logits, which are overwritten: (records, P, items)."""
-    records, positions, items = logits.shape
-    seen, target = ((rows[:, 0] * positions + rows[:, 1]) * items + rows[:, 2] for rows in (chunk.seen, chunk.target))
-    weight = chunk.target_weight.astype(chunk.weights.dtype)
-    total = np.bincount(target // items, weight, records * positions).astype(weight.dtype)
-    logits.view(-1).index_fill_(0, moved(seen, logits.device), -1e9)
-    out = torch.softmax(logits, dim=-1).mul_(moved(total, logits.device).view(records, positions, 1))
-    out.view(-1).index_add_(0, moved(target, logits.device), moved(weight, logits.device), alpha=-1)
     return out

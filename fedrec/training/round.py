@@ -15,12 +15,11 @@ from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring, centred
+from fedrec.objectives import Examples, Records
 from fedrec.privacy import Gradients, NoiseSource, UserDPOptimizer, clipped_sum
 from fedrec.text import RunId
 from fedrec.training.encoder import EncoderTrainer
-from fedrec.training.examples import Examples
 from fedrec.training.heads import HeadsTrainer
-from fedrec.training.records import Records
 
 __all__ = ["MOST", "RoundTask", "expected_lot", "round_sum", "train_round"]
 

@@ -1,8 +1,8 @@
-"""The encoder's loss: a sampled softmax over each user's own copies of its texts.
+"""The encoder's loss: what an objective says of the scores of each user's own copies of its texts.
 
-The prediction of a target is a softmax of it against negatives, which all records of a step
-share. They are drawn uniformly from the public catalogue and independently of any user, so one
-user's loss depends on no other user's data. Those that a user already has are masked.
+Besides its own texts a record has the negatives, which all records of a step share. They are drawn uniformly
+from the public catalogue and independently of any user, so one user's loss depends on no other user's
+data. Which of them a user already has, the objective is told.
 
 It is computed in float64: a product's last bits depend on how many rows it has, and what comes
 out goes into bf16, where a last bit may become the first.
@@ -10,7 +10,7 @@ out goes into bf16, where a last bit may become the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -24,9 +24,9 @@ from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
-from fedrec.training.examples import Examples
+from fedrec.objectives import OBJECTIVES, Examples, Objective
 
-__all__ = ["Pairs", "SampledSoftmax", "layout"]
+__all__ = ["Pairs", "SampledLoss", "layout"]
 
 WIDTH = 32
 """The least room for a record's own texts, which is doubled until they fit."""
@@ -46,7 +46,7 @@ class Pairs:
     target: np.ndarray  # (targets,) pairs
 
 
-class SampledSoftmax:
+class SampledLoss:
     """The loss of a merchant's records under an adapter.
 
     Args:
@@ -55,12 +55,14 @@ class SampledSoftmax:
         trained: the heads' `B`; without them both roles are the embedding itself.
         records: how many records' derivatives are computed at once, empty ones included, where `PLACES` allows it; 0 for
             those that there are.
+        objective: what is asked of the scores.
     """
 
     def __init__(
-        self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device, records: int = 0
-    ) -> None:
-        self.scoring, self.device, self.records = scoring, device, records
+        self, prior: np.ndarray, base: Arrays, trained: Arrays, scoring: Scoring, device: torch.device, records: int = 0,
+        objective: Objective = OBJECTIVES["next-item"],
+    ) -> None:  # fmt: skip
+        self.scoring, self.device, self.records, self.objective = scoring, device, records, objective
         self.prior = prior.astype(np.float64) * scoring.prior_weight
         roles = [(base[HEAD_A], trained[name]) for name in HEAD_B.values() if name in trained]
         self.weights = [self._moved(value).double() for value in (base[CENTRE], *(one for role in roles for one in role))]
@@ -120,28 +122,34 @@ class SampledSoftmax:
         # A record has room for its own texts by their number alone: how a product is rounded depends on its shape.
         widths = WIDTH << np.ceil(np.log2(np.maximum(counts, WIDTH) / WIDTH)).astype(np.int64)
         place = np.arange(len(pairs.text)) - np.repeat(np.cumsum(counts) - counts, counts)
-        masked = _masked(chunk, negatives, pairs.weights.shape[1])
+        masked, wanted = _masked(chunk, negatives, pairs.weights.shape[1]), self.objective.wanted(chunk)
         for width in np.unique(widths):
             same, most = np.flatnonzero(widths == width), max(1, PLACES // int(width))
             batch = min(size, most)
             planned = BATCHES * batch if size else most
             for start in range(0, len(same), planned):
                 records = same[start : start + planned]
-                shape = Shape(batch or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature)
-                yield _slots(pairs, chunk, records, place, masked, self.prior, negatives, shape)
+                shape = Shape(
+                    batch or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature,
+                    self.objective, len(wanted),
+                )  # fmt: skip
+                yield _slots(pairs, chunk, records, place, masked, wanted, self.prior, negatives, shape)
 
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.device)
 
 
 class Shape(NamedTuple):
-    """Of a batch: records, positions, places for a record's own texts, negatives; and the temperature."""
+    """Of a batch: records, positions, places for a record's own texts, negatives; the temperature; the objective, and how many
+    numbers it wants of a target."""
 
     records: int
     positions: int
     own: int
     shared: int
     temperature: float
+    objective: Objective
+    wanted: int
 
 
 class _Slots(NamedTuple):
@@ -161,8 +169,8 @@ class _Slots(NamedTuple):
 
 
 def _slots(
-    pairs: Pairs, chunk: Examples, records: np.ndarray, place: np.ndarray, masked: np.ndarray, prior: np.ndarray,
-    negatives: np.ndarray, shape: Shape,
+    pairs: Pairs, chunk: Examples, records: np.ndarray, place: np.ndarray, masked: np.ndarray,
+    wanted: Sequence[np.ndarray], prior: np.ndarray, negatives: np.ndarray, shape: Shape,
 ) -> _Slots:  # fmt: skip
     size = -(-len(records) // shape.records) * shape.records
     number = np.full(len(chunk), -1)
@@ -181,10 +189,10 @@ def _slots(
     event = np.repeat(event, shape.positions)
     weights = spread(owner, position, pairs.history[owner, event], pairs.weights[owner, position, event])
     target = np.flatnonzero(number[chunk.target[:, 0]] >= 0)
-    wanted = spread(chunk.target[target, 0], chunk.target[target, 1], pairs.target[target], chunk.target_weight[target])
+    asked = [spread(chunk.target[target, 0], chunk.target[target, 1], pairs.target[target], values[target]) for values in wanted]
     hidden = np.zeros((size, *masked.shape[1:]))
     hidden[: len(records)] = masked[records]
-    by_record = np.concatenate([one.reshape(size, -1) for one in (weights, wanted, hidden, priors, empty)], axis=1)
+    by_record = np.concatenate([one.reshape(size, -1) for one in (weights, *asked, hidden, priors, empty)], axis=1)
     by_batch = by_record.reshape(-1, shape.records * by_record.shape[1])
     plan = np.concatenate([by_batch, np.broadcast_to(prior[negatives], (len(by_batch), shape.shared))], axis=1)
     return _Slots(records, pair, at, plan, shape)
@@ -192,10 +200,11 @@ def _slots(
 
 def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: Tensor, shape: Shape) -> Tensor:
     """(records,) float64 from (records * K, hidden), (records, N, hidden) and what `_slots` has planned."""
-    numbers, prior = plan[: -shape.shared].view(shape.records, -1), plan[-shape.shared :]
+    numbers, prior = plan.split([len(plan) - shape.shared, shape.shared])
     scored, against = shape.positions * shape.own, shape.positions * shape.shared
-    weights, wanted, masked, priors, empty = numbers.split([scored, scored, against, shape.own, shape.own], dim=1)
-    weights, wanted, masked = (one.unflatten(1, (shape.positions, -1)) for one in (weights, wanted, masked))
+    sizes = [scored] * (1 + shape.wanted) + [against, shape.own, shape.own]
+    *by_position, priors, empty = numbers.view(shape.records, -1).split(sizes, dim=1)
+    weights, *wanted, masked = (one.unflatten(1, (shape.positions, -1)) for one in by_position)
 
     def role(e: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return normalize(e + (e @ a) @ b, dim=-1)
@@ -210,8 +219,7 @@ def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: T
     users = normalize(torch.bmm(weights.contiguous(), history), dim=-1)  # (records, P, hidden)
     hits = shape.temperature * torch.bmm(users, candidate.mT) + priors[:, None]  # (records, P, K)
     scores = shape.temperature * torch.bmm(users, others.mT) + prior  # (records, P, N)
-    total = torch.logsumexp(scores.masked_fill(masked != 0, -1e9), dim=-1, keepdim=True)
-    return ((torch.logaddexp(hits, total) - hits) * wanted).sum((1, 2))
+    return shape.objective.sampled_losses(hits, scores, masked != 0, wanted)
 
 
 def _derivatives(own: Tensor, shared: Tensor, plan: Tensor, *weights: Tensor, shape: Shape) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 from fedrec.config import Unit
 from fedrec.data import Histories
 from fedrec.model.towers import recency_weights
-from fedrec.training.examples import Examples, distinct_items, joined, merged, ragged
+from fedrec.objectives.examples import Examples, distinct_items, joined, merged, ragged
 
 __all__ = ["Records", "build_examples", "build_records"]
 

@@ -1,0 +1,55 @@
+"""What a record is asked, and how wrong its scores are: the one thing that trainers know of what they train for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from fedrec.objectives.examples import Examples
+
+__all__ = ["Objective"]
+
+
+class Objective(Protocol):
+    """A loss that is a function of a record's scores alone, so that no record's gradient depends on another's data.
+
+    Scores are `temperature * <user, item> + offset`, of a record's positions against items. The heads have those of the whole
+    catalogue, and ask for the derivative. The encoder has those of a record's own texts and of negatives that all records of a
+    step share, and differentiates the loss. Objectives are values: equal ones are interchangeable, and they can be hashed.
+
+    Attributes:
+        name: as in `objective` of a run's settings.
+        negatives: whether the encoder's loss needs items that the record does not name.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def negatives(self) -> bool: ...
+
+    def losses(self, scores: Tensor, chunk: Examples) -> Tensor:
+        """Each record's loss from the scores of the whole catalogue: (records, P, items) to (records,)."""
+        ...
+
+    def at_scores(self, scores: Tensor, chunk: Examples) -> Tensor:
+        """The derivative of `losses` by the scores, which are overwritten: (records, P, items)."""
+        ...
+
+    def wanted(self, chunk: Examples) -> Sequence[np.ndarray]:
+        """What `sampled_losses` must know of each target: numbers (targets,), as many arrays for every chunk."""
+        ...
+
+    def sampled_losses(self, own: Tensor, negatives: Tensor, masked: Tensor, wanted: Sequence[Tensor]) -> Tensor:
+        """Each record's loss from the scores of some items: (records,) float64.
+
+        Args:
+            own: (records, P, K) of the record's own texts.
+            negatives: (records, P, N) of what is drawn from the catalogue; N is 0 where `negatives` is False.
+            masked: (records, P, N) bool, which of those the record has or is to predict.
+            wanted: (records, P, K) each, what `wanted` says where a text is a target, and 0 elsewhere.
+        """
+        ...
