@@ -29,6 +29,7 @@ from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.model.adapter import Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import log_prior
+from fedrec.objectives import OBJECTIVES
 from fedrec.privacy import (
     HEAD_SUFFIX,
     NoiseSource,
@@ -42,7 +43,7 @@ from fedrec.privacy import (
     votes,
 )
 from fedrec.text import line
-from fedrec.training import Examples, Records, RoundTask, build_records, encode_update, round_sum, train_round
+from fedrec.training import Examples, Records, RoundTask, encode_update, round_sum, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
 __all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant", "purchases", "safely"]
@@ -204,7 +205,7 @@ class Merchant:
         held = public if public is not None else load_file(path) if path.exists() else None
         if held is None or digest(held) != public_digest:
             return "needs the public part of the adapter"
-        check_adapter(self.encoder(task), held, trained)
+        check_adapter(self.encoder(task), held, trained, terms=OBJECTIVES[task.objective].terms)
         if public is not None:
             make_folder(path.parent)
             write_atomically(path, save(public))
@@ -293,13 +294,9 @@ class Merchant:
 
     def examples(self, task: RoundTask) -> Examples | Records:
         """The merchant's records, kept until a request asks for them otherwise."""
-        key = (task.part, task.history, task.positions, task.decay, task.unit)
+        key = (task.objective, task.asked)
         if self._examples is None or self._examples[0] != key:
-            built = build_records(
-                self.data.histories, history=task.history, positions=task.positions, decay=task.decay, unit=task.unit,
-                merge=task.part == "heads",
-            )  # fmt: skip
-            self._examples = (key, built)
+            self._examples = (key, OBJECTIVES[task.objective].records(self.data.histories, task.asked))
         return self._examples[1]
 
     def declined(self, reason: str) -> Reply:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS, Arrays
 from fedrec.model.encoder import TextEncoder
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import MOST_TEXTS, WireError
@@ -33,8 +33,11 @@ def check_ceilings(public: Arrays) -> tuple[int, int]:
     return rank, texts
 
 
-def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays) -> None:
+def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays, terms: bool = False) -> None:
     """Hold an adapter's arrays against the encoder, by name, shape and type.
+
+    Args:
+        terms: whether it has linear terms.
 
     Raises:
         WireError: one is missing, unknown, of another shape or type, or there are more texts than `MOST_TEXTS`.
@@ -48,6 +51,8 @@ def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays) -> None
     if HEAD_A in public or set(trained) & set(HEAD_B.values()):
         frozen[HEAD_A] = (encoder.hidden, rank)
         moved |= dict.fromkeys(HEAD_B.values(), (rank, encoder.hidden))
+    if terms:
+        moved[TERMS] = (2, encoder.hidden + 1)
     for what, arrays, shapes in (("public part", public, frozen), ("adapter", trained, moved)):
         expected = {name: (shape, np.dtype(np.uint64 if name == PRIOR_KEYS else np.float32)) for name, shape in shapes.items()}
         found: dict[str, Form] = {name: (value.shape, value.dtype) for name, value in arrays.items()}

@@ -24,6 +24,7 @@ __all__ = [
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
+ObjectiveName = Literal["next-item", "response"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
 Aggregation = Literal["mean", "norm-bound", "median", "trimmed-mean", "krum", "multi-krum"]
@@ -57,6 +58,14 @@ class RunConfig(BaseModel):
     """Poisson sampling rate over a merchant's users in a step on the encoder."""
     clip_norm: float = Field(0.1, gt=0)
     """Largest L2 norm of one user's gradient."""
+
+    objective: ObjectiveName = "next-item"
+    """What is predicted: what is new in the next basket, or whether a user responds to an item that is shown."""
+    impressions: int = Field(64, ge=1, le=1000)
+    """`response`: most impressions of a user that are trained on; of more, so many are drawn."""
+    negative_share: float = Field(1.0, gt=0, le=1)
+    """`response`: share of the impressions without a response that the data hold. It is public, and taken out of what is said to
+    be a probability; the loss is of the data as they are."""
 
     epsilon: float = Field(8.0, gt=0)
     """Target epsilon a merchant and run, which the noise multipliers are planned for."""
@@ -167,6 +176,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"encoder_rounds ({self.encoder_rounds}) is more than rounds ({self.rounds})")
         if self.positions * self.history > MOST_PAIRS:
             raise ValueError(f"positions times history ({self.positions * self.history}) is more than {MOST_PAIRS}")
+        if self.objective == "response" and not (self.heads and self.unit == "user"):
+            raise ValueError("objective = 'response' needs heads = true and unit = 'user'")
         if self.trust == "secure-aggregation":
             self._one_sum_a_round()
         self._enough_for_the_rule()

@@ -50,18 +50,24 @@ def parcel_of(run: RunFolder) -> Parcel:
     """A run's last adapter, with the scoring that was chosen for it and the popularity that was released.
 
     Raises:
-        InputError: no round is done, or the encoder of a run from before its fingerprint was kept cannot be loaded.
+        InputError: no round is done, it does not rank, or the encoder of a run from before its fingerprint was kept cannot
+            be loaded.
     """
     state, config = run.load(), run.config
     if state is None or state.round == 0:
         raise InputError("no round is done", where=str(run.path), expected="a run with a trained adapter")
+    if config.objective != "next-item":
+        raise InputError(
+            f"the run has objective = {config.objective!r}", where=str(run.path),
+            expected="a run with objective = 'next-item': what merchants get is for ranking",
+        )  # fmt: skip
     lines = [one for one in run.metrics() if one["round"] == state.round]
     scoring = lines[-1]["scoring"] if lines and "scoring" in lines[-1] else asdict(state.scoring)
     delivery = Delivery(
         format=FORMAT, run=state.run, round=state.round, trust=config.trust, unit=config.unit,
         encoder_fingerprint=state.encoder_fingerprint or load_encoder_for(config).fingerprint,
         encoder_layers=config.encoder_layers, encoder_rank=config.encoder_rank, max_tokens=config.max_tokens,
-        history=config.history, digest="", **scoring,
+        history=config.history, digest="", **{name: scoring[name] for name in ("temperature", "decay", "prior_weight")},
     )  # fmt: skip
     arrays = {**state.public, **state.trained}
     delivery = replace(delivery, digest=content_digest(arrays, delivery.kept(float(state.public[FLOOR][0]))))

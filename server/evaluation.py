@@ -16,6 +16,7 @@ from fedrec.evaluation import (
     EvaluationSet,
     PerUser,
     best_decay,
+    bootstrap_interval,
     calibrate,
     evaluate,
     evaluate_popularity,
@@ -23,6 +24,7 @@ from fedrec.evaluation import (
     fit_scoring,
     global_frequency,
     mean_loss,
+    metric_names,
     model_scores,
     personal_frequency,
     summarise,
@@ -121,6 +123,17 @@ class CentralEvaluator:
     def summary(self, metrics: PerUser) -> dict[str, float]:
         """Means and intervals."""
         return summarise(metrics, self.config.top_k, self.config.bootstrap, self.config.seed)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The metrics that a table shows, the most important first."""
+        return metric_names(self.config.top_k)
+
+    def gain(self, public: Arrays, before: Arrays, after: Arrays) -> dict[str, Any]:
+        """NDCG of an adapter minus that of another, user by user, with a 95% interval."""
+        first, second = (self.per_user(public, one, self.scoring(public, one)) for one in (before, after))
+        low, high = bootstrap_interval(second.ndcg - first.ndcg, self.config.bootstrap, self.config.seed)
+        return {"metric": self.shown[0], "mean": float((second.ndcg - first.ndcg).mean()), "low": low, "high": high}
 
     def line(self, public: Arrays, trained: Arrays) -> dict[str, Any]:
         """A round's central metrics, and the scoring they were computed with."""

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.config import RunConfig
 from fedrec.data import load_central
-from fedrec.evaluation import bootstrap_interval
-from server.evaluation import CentralEvaluator
+from server.evaluators import Evaluator, evaluator_of
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
 
@@ -26,6 +24,8 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
         secure sum was not opened, with the reason.
     """
     config, lines = folder.config, folder.metrics()
+    encoder_of_run = load_encoder_for(config)
+    evaluator = evaluator_of(config, load_central(federation), encoder_of_run)
     rows = [row(name, True, metrics) for name, metrics in lines[0]["baselines"].items()]
     rows.append(row("untrained start, calibrated", True, lines[0]["central"]))
     heads = [line for line in lines if line["part"] == "heads"]
@@ -42,8 +42,10 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
         "simulation": simulation,
         "trust": config.trust,
         "abandoned": {str(line["round"]): line["abandoned"] for line in lines if "abandoned" in line},
-        "model_bytes": load_encoder_for(config).base_size,
-        "gain": _gain(folder, federation, config),
+        "model_bytes": encoder_of_run.base_size,
+        "objective": config.objective,
+        "metrics": list(evaluator.shown),
+        "gain": _gain(folder, evaluator),
     }
     folder.write_json("results.json", results)
     return results
@@ -54,15 +56,10 @@ def row(name: str, private: bool, metrics: dict[str, float]) -> dict[str, Any]:
     return {"name": name, "private": private, **metrics}
 
 
-def _gain(folder: RunFolder, federation: Path, config: RunConfig) -> dict[str, float] | None:
-    """NDCG of the trained adapter minus that of its untrained start, user by user."""
+def _gain(folder: RunFolder, evaluator: Evaluator) -> dict[str, Any] | None:
+    """What the trained adapter gains over its untrained start, user by user."""
     state = folder.load()
     if state is None or state.round == 0:
         return None
-    evaluator = CentralEvaluator(load_central(federation), config, load_encoder_for(config))
     zero = {name: np.zeros_like(value) for name, value in state.trained.items()}
-    start, end = (
-        evaluator.per_user(state.public, trained, evaluator.scoring(state.public, trained)) for trained in (zero, state.trained)
-    )
-    low, high = bootstrap_interval(end.ndcg - start.ndcg, config.bootstrap, config.seed)
-    return {"mean": float((end.ndcg - start.ndcg).mean()), "low": low, "high": high}
+    return evaluator.gain(state.public, zero, state.trained)

@@ -9,6 +9,7 @@ from fedrec.config import Part, RunConfig
 from fedrec.data import CentralData
 from fedrec.errors import InputError
 from fedrec.model import Scoring, TextEncoder, init_base, init_trained, load_encoder
+from fedrec.objectives import OBJECTIVES
 from fedrec.wire import MOST_TEXTS
 from server.progress import notify
 from server.run_folder import RunFolder, ServerState
@@ -47,7 +48,7 @@ def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -
     notify("preparing", what="item texts through the frozen trunk", texts=len(central.catalogue))
     states = encoder.states(central.catalogue)
     base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
-    trained = init_trained(encoder, config.heads, config.rank)
+    trained = init_trained(encoder, config.heads, config.rank, OBJECTIVES[config.objective].terms)
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
     return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring, encoder.fingerprint)
 

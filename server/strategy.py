@@ -231,6 +231,9 @@ class PrivateLora(Strategy):
             decay=scoring.decay,
             prior_weight=scoring.prior_weight,
             update_code=config.update_code,
+            objective=config.objective,
+            impressions=config.impressions,
+            bias=scoring.bias,
         )
 
     def _asked_of(self, reply: Message) -> int:

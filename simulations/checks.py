@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clients.losses import SUFFIX
-from fedrec.config import RunConfig
+from fedrec.config import ObjectiveName, RunConfig
 from fedrec.data import CentralData, Histories, MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
@@ -26,6 +26,7 @@ __all__ = [
 
 SHOWN = 5
 """How many merchants an error names before it counts the others."""
+AN_IMPRESSION = "the objective response needs events of kind impression, with value 0 or 1"
 A_BASKET = "a basket is what a user did at one timestamp, and training asks what the next one holds: look at the timestamps"
 
 
@@ -212,14 +213,22 @@ def checked(federation: Path, config: RunConfig | None, *, strict: bool = False)
         if config is not None and (reason := _too_small(settings.name, settings.privacy, config)):
             raise InputError(reason, where=str(path), hint="or leave the merchant out")
         data = load_merchant(path.parent, settings.data, strict=strict)
-        learn_nothing.append(nothing_to_learn(data.histories))
+        learn_nothing.append(nothing_to_learn(data.histories, config.objective if config else "next-item"))
         yield settings.name, data
     if None not in learn_nothing:
-        raise InputError(f"{learn_nothing[0]}, at any merchant", where=str(federation / "merchants"), hint=A_BASKET)
+        hint = A_BASKET if config is None or config.objective == "next-item" else AN_IMPRESSION
+        raise InputError(f"{learn_nothing[0]}, at any merchant", where=str(federation / "merchants"), hint=hint)
     _check_central(load_central(federation, strict=strict), config or RunConfig(), federation / "central")
 
 
 def _check_central(central: CentralData, config: RunConfig, where: Path) -> None:
+    if config.objective == "response":
+        shown = [group.histories.shown for group in central.groups]
+        answers = np.concatenate([np.zeros(0, bool), *(one.answer[one.before > 0] for one in shown if one is not None)])
+        if answers.all() or not answers.any():
+            found = f"of {len(answers):,} impressions after a first basket {int(answers.sum()):,} have a response"
+            raise InputError(found, where=str(where), expected="some with and some without", hint=AN_IMPRESSION)
+        return
     share = config.calibration_share if config.calibrate else 0.0
     evaluated, _ = EvaluationSet.build(central, config.history, share, config.seed)
     if not evaluated.users:
@@ -228,8 +237,13 @@ def _check_central(central: CentralData, config: RunConfig, where: Path) -> None
         raise InputError(found, where=str(where), hint=A_BASKET)
 
 
-def nothing_to_learn(histories: Histories) -> str | None:
+def nothing_to_learn(histories: Histories, objective: ObjectiveName = "next-item") -> str | None:
     """Why no user is an example for training, or None."""
+    if objective == "response":
+        shown = histories.shown
+        if shown is None or not len(shown):
+            return "no user was shown anything"
+        return None if (shown.before > 0).any() else "no user was shown anything after a first basket"
     if not histories.baskets.any():
         return "no user has two baskets"
     bought = histories.targets()

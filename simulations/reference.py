@@ -21,10 +21,11 @@ from fedrec.config import Part, RunConfig
 from fedrec.data import MerchantData, load_merchant, merchant_folders
 from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
-from fedrec.model.adapter import HEAD_A, HEAD_B, of_part
-from fedrec.objectives import OBJECTIVES
+from fedrec.model.adapter import HEAD_A, HEAD_B, TERMS, of_part
+from fedrec.model.towers import linear_terms
+from fedrec.objectives import OBJECTIVES, Asked
 from fedrec.privacy import Policy, SeededNoise
-from fedrec.training import Examples, build_examples, merged
+from fedrec.training import Examples, merged
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.sampled import layout
 
@@ -84,12 +85,8 @@ def reference_rounds(
         refit: what the next round trains under, from the adapter and the scoring before; it keeps the decay.
     """
     state: Arrays = {}
-    events = [
-        build_examples(
-            m.data.histories, history=config.history, positions=config.positions, decay=scoring.decay, unit=config.unit
-        )
-        for m in merchants
-    ]
+    asked = Asked(config.history, config.positions, scoring.decay, config.unit, config.impressions, merge=False)
+    events = [OBJECTIVES[config.objective].records(m.data.histories, asked).padded() for m in merchants]
     examples = {"heads": [merged(one) for one in events], "encoder": events}
     weights = [float(m.policy.population) if config.weighting == "population" else 1.0 for m in merchants]
     for number in range(1, config.rounds + 1):
@@ -131,7 +128,7 @@ def _heads(
     config: RunConfig, merchant: Pooled, lot: Examples, prior: np.ndarray,
     encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring, noise: SeededNoise,
 ) -> Arrays:  # fmt: skip
-    """Summed gradient of the heads by plain autograd."""
+    """Summed gradient of the heads, and of the linear terms if there are any, by plain autograd."""
     encoder.load({**public, **trained})
     e = centred(encoder.embed(merchant.data.catalogue), public)
     a = torch.as_tensor(public[HEAD_A], device=e.device)
@@ -139,7 +136,12 @@ def _heads(
     asked = centred(encoder.embed_private(merchant.data.histories.queries), public)
     texts = {"history": torch.cat([e, asked]), "candidate": e}
     tables = {role: normalize(texts[role] + (texts[role] @ a) @ value, dim=-1) for role, value in b.items()}
-    offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
+    offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight + scoring.bias
+    linear, objective = None, OBJECTIVES[config.objective]
+    if objective.terms:
+        linear = torch.tensor(trained[TERMS], device=e.device, requires_grad=True)
+        popularity = torch.as_tensor(linear_terms(trained[TERMS], prior)[-1], device=e.device)
+        offset = offset + e @ linear[1, :-1] + linear[0, -1] + linear[1, -1] * popularity
     total = e.new_zeros(())
     for start in range(0, len(lot), 512):
         chunk = lot.take(np.arange(start, min(start + 512, len(lot))))
@@ -147,9 +149,14 @@ def _heads(
         items = torch.as_tensor(chunk.items, device=e.device).repeat_interleave(chunk.weights.shape[1], 0)
         pooled = embedding_bag(items, tables["history"], per_sample_weights=weights, mode="sum")
         users = normalize(pooled, dim=-1).view(*chunk.weights.shape[:2], -1)
-        total = total + OBJECTIVES["next-item"].losses(scoring.temperature * users @ tables["candidate"].T + offset, chunk).sum()
-    gradients = torch.autograd.grad(total, list(b.values()), allow_unused=True)
-    return {HEAD_B[role]: _array(gradient, b[role]) for role, gradient in zip(b, gradients, strict=True)}
+        scores = scoring.temperature * users @ tables["candidate"].T + offset
+        if linear is not None:
+            means = embedding_bag(items, texts["history"], per_sample_weights=weights, mode="sum").view_as(users)
+            scores = scores + (means @ linear[0, :-1])[..., None]
+        total = total + objective.losses(scores, chunk).sum()
+    moving = {HEAD_B[role]: value for role, value in b.items()} | ({} if linear is None else {TERMS: linear})
+    gradients = torch.autograd.grad(total, list(moving.values()), allow_unused=True)
+    return {name: _array(gradient, moving[name]) for name, gradient in zip(moving, gradients, strict=True)}
 
 
 def _encoder(
@@ -159,8 +166,12 @@ def _encoder(
     """Summed gradient of the encoder's LoRA: each distinct text once, since no user is told from another."""
     states = encoder.states(merchant.data.catalogue)
     states = states.followed_by(encoder.private_states(merchant.data.histories.queries))
-    trainer = EncoderTrainer(encoder, states, prior, public, trained, scoring, history=config.encoder_history)
-    trainer.negatives = noise.integers(len(prior), config.negatives)
+    objective = OBJECTIVES[config.objective]
+    trainer = EncoderTrainer(
+        encoder, states, prior, public, trained, scoring, history=config.encoder_history, objective=objective
+    )
+    if objective.negatives:
+        trainer.negatives = noise.integers(len(prior), config.negatives)
     parameters = trainer.parameters()
     summed = [torch.zeros_like(value) for value in parameters]
     for chunk in trainer.chunks(lot):

@@ -19,7 +19,7 @@ from fedrec.merchant import read_merchant_file
 from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
 from fedrec.secure import Roster
-from server.evaluation import CentralEvaluator
+from server.evaluators import evaluator_of
 from server.progress import notify
 from server.results import row, write_results
 from server.run_folder import DELIVERED, RunFolder
@@ -142,7 +142,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     reference = _reference(folder, federation, folder.config) if with_reference else []
     results = write_results(folder, federation, simulation=True, more=reference)
     state = folder.load()
-    if with_reference and state is not None and state.round:
+    if with_reference and state is not None and state.round and folder.config.objective == "next-item":
         encoder, scoring = load_encoder_for(folder.config), Scoring(**folder.metrics()[-1]["scoring"])
         results["merchants"] = at_merchants(federation, folder.config, encoder, state, scoring)
         folder.write_json("results.json", results)
@@ -151,7 +151,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
 
 def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[dict[str, Any]]:
     central, encoder, merchants = load_central(federation), load_encoder_for(config), Pooled.read(federation)
-    evaluator = CentralEvaluator(central, config, encoder)
+    evaluator = evaluator_of(config, central, encoder)
     state = first_state(config, central, encoder)
     keys = central.catalogue.keys
 

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
-from fedrec.objectives import OBJECTIVES, Examples, Objective, build_examples
+from fedrec.data import Histories
+from fedrec.data.shown import Shown
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS
+from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
+from fedrec.objectives import OBJECTIVES, Asked, Examples, Objective
+from fedrec.objectives.response import response_records
+from fedrec.training.encoder import EncoderTrainer
+from fedrec.training.heads import HeadsTrainer
 
-from .conftest import make_catalogue, make_histories
+from .conftest import make_catalogue, make_encoder, make_histories
 
 ITEMS = 14
 BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
 
+def histories_of(seed: int = 0, users: int = 9, items: int = ITEMS) -> Histories:
+    """Users who buy, and are shown things at the times of their baskets and between, some of them again."""
+    histories = make_histories(users, make_catalogue(items, seed), baskets=5, seed=seed)
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 12, users)
+    last = np.array([histories.of(user)[1].max() for user in range(users)])
+    before = [np.sort(rng.integers(0, last[user] + 2, count)) for user, count in enumerate(counts)]
+    answer = rng.random(counts.sum()) < 0.4
+    shown = Shown(np.append(0, np.cumsum(counts)), rng.integers(0, items, counts.sum()), np.concatenate(before), answer)
+    return replace(histories, shown=shown)
+
+
 def records_of(objective: Objective, seed: int = 0) -> Examples:
     """Some users' records, of whom the last has nothing to predict."""
-    histories = make_histories(9, make_catalogue(ITEMS, seed), baskets=5, seed=seed)
-    examples = build_examples(histories, history=6, positions=2, decay=0.3)
+    examples = objective.records(histories_of(seed), Asked(6, 2, 0.3, "user", 9, merge=False)).padded()
     last = len(examples) - 1
     asked, seen = examples.target[:, 0] < last, examples.seen[:, 0] < last
     weights = examples.weights.astype(np.float64)
-    return Examples(examples.items, weights, examples.target[asked], examples.target_weight[asked], examples.seen[seen])
+    answer = None if examples.answer is None else examples.answer[asked]
+    return Examples(examples.items, weights, examples.target[asked], examples.target_weight[asked], examples.seen[seen], answer)
 
 
 def scores_of(chunk: Examples, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -59,7 +82,7 @@ def test_the_loss_of_some_items_is_that_of_the_catalogue_where_they_are_all_of_i
     scores = scores_of(chunk)
     planes = [torch.zeros(len(chunk), chunk.positions, ITEMS, dtype=torch.float64) for _ in objective.wanted(chunk)]
     for plane, values in zip(planes, objective.wanted(chunk), strict=True):
-        plane[tuple(chunk.target.T)] = torch.as_tensor(values, dtype=torch.float64)
+        plane.index_put_(tuple(torch.as_tensor(chunk.target).T), torch.as_tensor(values, dtype=torch.float64), accumulate=True)
     masked = torch.zeros(len(chunk), chunk.positions, ITEMS, dtype=torch.bool)
     masked[tuple(chunk.seen.T)] = True
     others = [objective.sampled_losses(scores, scores if objective.negatives else scores[:, :, :0], masked, planes)]
@@ -73,3 +96,131 @@ def test_the_loss_of_some_items_is_that_of_the_catalogue_where_they_are_all_of_i
             alone[0][tuple(row)] = float(weight)
             others.append(objective.sampled_losses(scores, scores, hidden, alone))
     torch.testing.assert_close(sum(others), objective.losses(scores, chunk), rtol=1e-6, atol=1e-7)
+
+
+def adapter_of(bert: Path, objective: Objective, seed: int):
+    """An encoder, and a random adapter with linear terms where the objective has some."""
+    rng, catalogue = np.random.default_rng(seed), make_catalogue(ITEMS, seed)
+    encoder = make_encoder(bert, 1, 3)
+    states = encoder.states(catalogue)
+    base = init_base(encoder, states, True, 4, "principal", seed)
+    start = init_trained(encoder, True, 4, objective.terms)
+    trained = {name: rng.normal(0, 0.2, value.shape).astype(np.float32) for name, value in start.items()}
+    encoder.load({**base, **trained})
+    scoring = Scoring(4.0, 0.3, 0.7, -0.5 if objective.terms else 0.0)
+    return encoder, states, base, trained, scoring, log_prior(rng.exponential(3, ITEMS), 0.5)
+
+
+def naive_scores(e, chunk, record, history, candidate, terms, scoring, prior):
+    """(P, items) of one record, straight from the definition."""
+    prior = torch.as_tensor(prior, dtype=torch.float64)
+    rows = []
+    for weights in torch.as_tensor(chunk.weights[record], dtype=torch.float64):
+        pooled = sum(weight * history[item] for weight, item in zip(weights, chunk.items[record], strict=True))
+        row = scoring.temperature * candidate @ normalize(pooled, dim=0) + scoring.prior_weight * prior + scoring.bias
+        if terms is not None:
+            mean = sum(weight * e[item] for weight, item in zip(weights, chunk.items[record], strict=True))
+            row = row + mean @ terms[0, :-1] + terms[0, -1] + e @ terms[1, :-1] + terms[1, -1] * (prior - prior.mean())
+        rows.append(row)
+    return torch.stack(rows)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(3))
+def test_heads_equal_one_record_at_a_time(tiny_bert_folder: Path, objective: Objective, seed: int) -> None:
+    encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, seed)
+    chunk, e = records_of(objective, seed), centred(encoder.pooled(states), base).double()
+    wide = [{name: value.astype(np.float64) for name, value in one.items()} for one in (base, trained)]
+    trainer = HeadsTrainer(e, prior.astype(np.float64), *wide, scoring, objective=objective)
+    found = list(trainer.gradients(chunk))
+    fast = torch.cat([one.per_record() for one in found])
+
+    a, slow = torch.as_tensor(wide[0][HEAD_A]), []
+    for record in range(len(chunk)):
+        moving = {name: torch.tensor(wide[1][name], requires_grad=True) for name in trainer.arrays()}
+        tables = [normalize(e + e @ a @ moving[HEAD_B[role]], dim=-1) for role in ("history", "candidate")]
+        one = chunk.take(np.array([record]))
+        scores = naive_scores(e, chunk, record, *tables, moving.get(TERMS), scoring, prior)
+        loss = objective.losses(scores[None], one).sum()
+        gradients = torch.autograd.grad(loss, list(moving.values()))
+        slow.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    slow = torch.stack(slow)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-8)
+
+    norms = torch.cat([one.squared_norms() for one in found]).sqrt()
+    exact = slow.norm(dim=1)
+    assert (norms >= exact).all()
+    assert (norms <= 1.05 * exact + 1e-6).all()
+    weights = torch.linspace(0, 1, len(chunk), dtype=torch.float64)
+    summed = [sum(parts) for parts in zip(*(one.weighted_sum(weights) for one in found), strict=True)]
+    torch.testing.assert_close(torch.cat([one.flatten() for one in summed]), weights @ slow, rtol=1e-5, atol=1e-8)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(2))
+def test_the_encoder_equals_one_record_at_a_time(tiny_bert_folder: Path, objective: Objective, seed: int) -> None:
+    encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, seed)
+    chunk, asked = records_of(objective, seed), np.random.default_rng(seed).integers(0, ITEMS, 7)
+    trainer = EncoderTrainer(encoder, states, prior, base, trained, scoring, history=12, objective=objective)
+    trainer.negatives = asked if objective.negatives else asked[:0]
+    fast = [torch.cat(samples) for samples in zip(*(part.samples for part in trainer.gradients(chunk)), strict=True)]
+
+    terms = torch.as_tensor(trained[TERMS]).double() if objective.terms else None
+    a = torch.as_tensor(base[HEAD_A]).double()
+    for record in range(len(chunk)):
+        pooled = torch.cat([encoder.run_top(*encoder.gather(states, np.array([item]))) for item in range(ITEMS)])
+        e = normalize(pooled.double() - torch.as_tensor(base[CENTRE]).double(), dim=-1)
+        heads = [torch.as_tensor(trained[HEAD_B[role]]).double() for role in ("history", "candidate")]
+        scores = naive_scores(e, chunk, record, *(normalize(e + e @ a @ b, dim=-1) for b in heads), terms, scoring, prior)
+        one, loss = chunk.take(np.array([record])), torch.zeros((), dtype=torch.float64)
+        for number, (_, position, item) in enumerate(one.target):
+            known = [*one.seen[one.seen[:, 1] == position][:, 2], *one.target[one.target[:, 1] == position][:, 2]]
+            others = scores[position, [j for j in trainer.negatives if j not in known]]
+            planes = [torch.full((1, 1, 1), float(values[number])) for values in objective.wanted(one)]
+            masked = torch.zeros(1, 1, len(others), dtype=torch.bool)
+            loss = (
+                loss
+                + objective.sampled_losses(scores[position, item][None, None, None], others[None, None], masked, planes).sum()
+            )
+        slow = torch.autograd.grad(loss, trainer.parameters(), allow_unused=True) if loss.requires_grad else [None] * len(fast)
+        for own, other in zip(fast, slow, strict=True):
+            other = torch.zeros_like(own[record]) if other is None else other
+            torch.testing.assert_close(own[record], other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_merchants_other_users_change_no_users_record() -> None:
+    asked = Asked(6, 3, 0.3, "user", 4, merge=False)
+    histories = histories_of(3, users=12)
+    everyone = response_records(histories, asked)
+    for user in range(len(histories)):
+        alone, beside = (
+            response_records(histories.take(np.array([user])), asked).padded(),
+            everyone.take(np.array([user])).padded(),
+        )
+        for name in ("items", "weights", "target", "target_weight", "answer"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
+        assert len(alone.target) <= 4
+
+
+def test_impressions_are_predicted_from_what_came_before_their_block() -> None:
+    """Against a plain count, with room for all of them."""
+    histories = histories_of(5, users=30)
+    padded = response_records(histories, Asked(50, 3, 0.0, "user", 100, merge=False)).padded()
+    found = 0
+    for user in range(len(histories)):
+        items, baskets = histories.of(user)
+        mine = slice(histories.shown.offsets[user], histories.shown.offsets[user + 1])
+        shown = [
+            row
+            for row in zip(*(one[mine] for one in (histories.shown.items, histories.shown.before, histories.shown.answer)))
+            if row[1]
+        ]
+        blocks = [[row for place, row in enumerate(shown) if place * 3 // len(shown) == block] for block in range(3)]
+        for position, block in enumerate([block for block in blocks if block][::-1]):
+            here = (padded.target[:, 0] == user) & (padded.target[:, 1] == position)
+            assert padded.target[here][:, 2].tolist() == [item for item, _, _ in block]
+            assert padded.answer[here].astype(bool).tolist() == [answer for _, _, answer in block]
+            pooled = padded.items[user][padded.weights[user, position] > 0]
+            assert pooled.tolist() == items[baskets < block[0][1]].tolist()
+            found += len(block)
+    assert found == len(padded.target) > 50

@@ -34,9 +34,9 @@ from fedrec.recommender.past import Past
 from fedrec.recommender.pooled import Pooled
 from fedrec.recommender.reasons.reasons import SEARCHED
 from fedrec.training.encoder import EncoderTrainer
-from fedrec.training.examples import distinct_items, merged
+from fedrec.objectives.examples import distinct_items, merged
 from fedrec.training.heads import HeadsTrainer
-from fedrec.training.records import build_examples
+from fedrec.objectives.records import build_examples
 from fedrec.training.round import _trainer
 from server.evaluation import CentralEvaluator
 from simulations.checks import nothing_to_learn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ from fedrec.cli.terminal import TrustName, out, print_json, table
 from fedrec.errors import InputError
 
 if TYPE_CHECKING:
-    from fedrec.data import LeftOut
+    from fedrec.data import CentralData, Histories, LeftOut
 
 __all__ = ["app"]
 
@@ -40,6 +40,7 @@ def check(
 
     if not path.is_dir():
         raise InputError("no such folder", where=str(path), expected="a merchant folder or a federation folder")
+    central: CentralData | None = None
     if (path / "merchants").is_dir():
         settings, merchants = list(merchant_files(path).values()), check_federation(path, strict=strict)
         central = load_central(path)
@@ -62,6 +63,9 @@ def check(
         }
         for name, data in merchants.items()
     ]
+    shown = {name: facts for name, data in merchants.items() if (facts := _impressions([data.histories]))}
+    if central is not None and (facts := _impressions([group.histories for group in central.groups])):
+        shown["central/"] = facts
     if json:
         reasons = [{"of": name, **asdict(one)} for name, found in left_out.items() for one in found]
         print_json(
@@ -69,7 +73,7 @@ def check(
                 "path": str(path), "ok": True, "merchants": rows, "kinds": {name: dict(one) for name, one in kinds.items()},
                 "no_targets": {name: dict(data.no_targets) for name, data in merchants.items() if data.no_targets},
                 "searches": {name: asdict(data.searches) for name, data in merchants.items() if data.searches.events},
-                "left_out": reasons, "notes": notes,
+                "impressions": shown, "left_out": reasons, "notes": notes,
             }
         )  # fmt: skip
         return
@@ -88,6 +92,10 @@ def check(
                 f"{name}: {found.events:,} searches by {found.users:,} users, {found.distinct:,} different ones, "
                 f"the longest of {found.longest:,} characters", soft_wrap=True,
             )  # fmt: skip
+    for name, facts in shown.items():
+        figures = f"{name}: {facts['impressions']:,} impressions, {facts['share']:.2%} with a response"
+        more = f"{facts['used']:,} after a first basket; {facts['users_without']:,} users were shown nothing"
+        out.print(f"{figures}, {more}", soft_wrap=True)
     _print_left_out(left_out)
     for note in notes:
         out.print(note, style="yellow", soft_wrap=True)
@@ -150,6 +158,20 @@ def import_events(
     out.print(f"{to}: {found.stored:,} events are new; {found.repeated:,} were there", soft_wrap=True)
     if found.stored:
         out.print(f"they count from now on; next: fedrec merchant fit {to}", style="dim", soft_wrap=True)
+
+
+def _impressions(parts: Sequence[Histories]) -> dict[str, int | float] | None:
+    """What users were shown, in figures; None where nothing is known of it."""
+    shown = [one.shown for one in parts if one.shown is not None]
+    total = sum(map(len, shown))
+    if not total:
+        return None
+    return {
+        "impressions": total,
+        "share": sum(int(one.answer.sum()) for one in shown) / total,
+        "used": sum(int((one.before > 0).sum()) for one in shown),
+        "users_without": sum(len(one) for one in parts) - sum(int((one.offsets[1:] > one.offsets[:-1]).sum()) for one in shown),
+    }
 
 
 def _some(kinds: list[str]) -> str:

@@ -13,6 +13,7 @@ import typer
 from fedrec.cli import data, deploy, explore, merchant, privacy, results, server, simulate
 from fedrec.cli.explain import explain
 from fedrec.cli.export import export
+from fedrec.cli.predict import predict
 from fedrec.cli.privacy_audit import audit
 from fedrec.cli.privacy_report import report
 from fedrec.cli.privacy_wire import wire
@@ -49,6 +50,7 @@ app.command()(explain)
 app.command()(search)
 app.command()(export)
 app.command()(serve)
+app.command()(predict)
 
 
 @app.callback(invoke_without_command=True)

@@ -27,6 +27,7 @@ def evaluate(
     quiet_libraries()
     from fedrec.data import load_central
     from server.evaluation import CentralEvaluator
+    from server.evaluators import evaluator_of
     from server.run_folder import RunFolder
     from server.start import load_encoder_for
 
@@ -36,8 +37,10 @@ def evaluate(
         raise InputError("there is no checkpoint", where=str(run / "checkpoints"), hint="the run has not finished round 0")
     if data is None:
         data = Path(json_module.loads((run / "site.json").read_text(encoding="utf-8"))["federation"])
-    evaluator = CentralEvaluator(load_central(data), folder.config, load_encoder_for(folder.config, state))
+    evaluator = evaluator_of(folder.config, load_central(data), load_encoder_for(folder.config, state))
     if repeats:
+        if not isinstance(evaluator, CentralEvaluator):
+            raise InputError("--repeats is about ranking", where=str(run), expected="a run with objective = 'next-item'")
         _show_repeats(state.round, evaluator.repeats(state.public, state.trained), folder.config.top_k, json)
         return
     line = evaluator.line(state.public, state.trained)
@@ -45,7 +48,7 @@ def evaluate(
         print_json({"round": state.round, **line})
         return
     row = {"name": f"round {state.round}", "private": True, **line["central"]}
-    out.print(metrics_table({"rows": [row]}, folder.config.top_k))
+    out.print(metrics_table({"rows": [row], "metrics": list(evaluator.shown)}, folder.config.top_k))
 
 
 def _show_repeats(round: int, rows: dict[str, dict[str, float]], k: int, json: bool) -> None:

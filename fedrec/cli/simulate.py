@@ -25,6 +25,13 @@ class EngineName(StrEnum):
     flower = "flower"
 
 
+class ObjectiveOption(StrEnum):
+    """What the demo predicts."""
+
+    next_item = "next-item"
+    response = "response"
+
+
 class By(StrEnum):
     """What a merchant is in the demo."""
 
@@ -84,6 +91,7 @@ def simulate_command(
 
 def demo(
     by: Annotated[By, typer.Option(help="What a merchant is.")] = By.manufacturer,
+    objective: Annotated[ObjectiveOption, typer.Option(help="What is predicted.")] = ObjectiveOption.next_item,
     trust: Annotated[TrustName | None, typer.Option(help="Trust model of the run and of every merchant's policy.")] = None,
     config: Config = None,
     settings: Set = None,
@@ -96,8 +104,10 @@ def demo(
     record_wire: RecordWire = False,
     json: Json = False,
 ) -> None:
-    """The same on embedded data: a year of grocery baskets at twelve brand shops."""
-    overrides = parse_overrides(settings or [])
+    """The same on embedded data: a year of grocery baskets at twelve brand shops, or which promoted products were bought."""
+    if objective is ObjectiveOption.response and by is not By.manufacturer:
+        raise InputError(f"found {by.value}", where="--by", expected=f"{By.manufacturer.value}, with --objective response")
+    overrides = _of_demo(objective) | parse_overrides(settings or [])
     resolved = load_config(config, {**overrides, "trust": trust.value} if trust else overrides)
     _run(
         None if resume else _demo_folder(by, resolved),
@@ -175,18 +185,32 @@ def _run(
     out.print(f"privacy report: {privacy_report}", soft_wrap=True)
 
 
+def _of_demo(objective: ObjectiveOption) -> dict[str, object]:
+    """The settings of the demo of an objective."""
+    if objective is ObjectiveOption.next_item:
+        return {}
+    from fedrec.data.demo_shown import NEGATIVE_SHARE
+
+    return {"objective": objective.value, "negative_share": NEGATIVE_SHARE, "positions": 4}
+
+
 def _demo_folder(by: By, config: RunConfig) -> Path:
     """The demo's federation folder, made once and kept in the cache."""
     from fedrec.data.demo import build_demo
+    from fedrec.data.demo_shown import build_shown_demo
 
     trust = "" if config.trust == "local" else f"-{config.trust}"
-    folder = writable_cache() / f"demo-{by.value}-epsilon-{config.epsilon:g}-delta-{config.delta:g}{trust}"
+    what = by.value if config.objective == "next-item" else config.objective
+    folder = writable_cache() / f"demo-{what}-epsilon-{config.epsilon:g}-delta-{config.delta:g}{trust}"
     if not folder.exists():
         err.print(f"making the demo's federation folder in {folder}", soft_wrap=True)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             policy: dict[str, object] = {"epsilon": config.epsilon, "delta": config.delta, "trust": config.trust}
-            build_demo(temporary, policy, by.value)
+            if config.objective == "response":
+                build_shown_demo(temporary, policy)
+            else:
+                build_demo(temporary, policy, by.value)
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -47,16 +47,21 @@ def print_json(value: object) -> None:
 
 
 def metrics_table(results: dict[str, Any], k: int) -> RenderableType:
-    """The final table of a run, each figure with its 95% interval."""
+    """The final table of a run, each figure with its 95% interval where it has one."""
 
     def cell(row: dict[str, Any], name: str) -> object:
-        return stacked(f"{row[name]:.4f}", f"{row[name + '_low']:.4f}-{row[name + '_high']:.4f}")
+        if name not in row:
+            return "not defined"
+        value = f"{row[name]:.4f}"
+        return stacked(value, f"{row[name + '_low']:.4f}-{row[name + '_high']:.4f}") if name + "_low" in row else value
 
-    names = (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")[: 4 if out.width >= WIDE else 2]
+    names = results.get("metrics", (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr"))[: 6 if out.width >= WIDE else 2]
     rows = [[row["name"], "yes" if row["private"] else "NO", *(cell(row, name) for name in names)] for row in results["rows"]]
     users = int(results["rows"][0]["users"])
-    title = f"Central evaluation: {users:,} held-out users, full catalogue, 95% intervals"
-    return table(title, ["", "private", *(name.upper() for name in names)], rows, lines=True)
+    first = results["rows"][0]
+    what = f"{int(first['impressions']):,} impressions" if "impressions" in first else "full catalogue"
+    title = f"Central evaluation: {users:,} held-out users, {what}, 95% intervals"
+    return table(title, ["", "private", *(name.upper().replace("_", " ") for name in names)], rows, lines=True)
 
 
 def merchants_table(found: dict[str, Any], k: int, title: str) -> RenderableType:
@@ -246,10 +251,10 @@ class _Watcher:
     def _round_done(self, **line: Any) -> None:
         if self.rounds is not None:
             self.progress.update(self.rounds, completed=line["round"])
-        ndcg = next(name for name in line["central"] if name.startswith("ndcg@") and "_" not in name)
+        first = next(name for name in line["central"] if name == "auc" or (name.startswith("ndcg@") and "_" not in name))
         central, spent = line["central"], [entry["epsilon"] for entry in line["privacy"].values()]
-        text = f"round {line['round']:>3} {line['part']:<9} {ndcg.upper()} {central[ndcg]:.4f}"
-        text += f" [{central[ndcg + '_low']:.4f}, {central[ndcg + '_high']:.4f}]  {len(line['took_part'])} merchants"
+        text = f"round {line['round']:>3} {line['part']:<9} {first.upper()} {central[first]:.4f}"
+        text += f" [{central[first + '_low']:.4f}, {central[first + '_high']:.4f}]  {len(line['took_part'])} merchants"
         if spent:
             text += f"  epsilon {max(spent):.2f}"
         if line["bytes_up"]:

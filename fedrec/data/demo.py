@@ -23,7 +23,7 @@ from fedrec.data.schema import Columns as C
 from fedrec.data.split import write_federation
 from fedrec.errors import InputError
 
-__all__ = ["MerchantsBy", "build_demo", "demo_tables"]
+__all__ = ["MerchantsBy", "build_demo", "demo_tables", "names_and_texts"]
 
 MerchantsBy = Literal["manufacturer", "store", "department"]
 MERCHANTS = 12
@@ -77,6 +77,12 @@ def build_demo(
     """Write the demo's federation folder, a fifth of each merchant's users held out."""
     items, events = demo_tables(by)
     return write_federation(items, events, out, 0.2, policy, progress)
+
+
+def names_and_texts(products: pd.DataFrame) -> pd.DataFrame:
+    """The product table with the merchant, a manufacturer, and the item id of every product that has a text."""
+    products = products[products["product_type"].notna()]
+    return products.assign(**_texts(products), **{C.MERCHANT: _merchant_names(products["manufacturer_id"], "manufacturer")})
 
 
 def _texts(products: pd.DataFrame) -> dict[str, pd.Series]:

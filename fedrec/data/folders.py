@@ -22,6 +22,7 @@ from fedrec.data.histories import Histories, distinct_queries
 from fedrec.data.kinds import asks, count_kinds, counts_as_target
 from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
+from fedrec.data.shown import check_shown
 from fedrec.data.source import DataSource
 from fedrec.data.tables import find_table, read_table
 from fedrec.errors import InputError
@@ -167,9 +168,10 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
             f"none of {len(checked)} events is of the kind {' or '.join(source.target_events or ())}", where=events.name,
             expected="something to predict", hint="target_events in [data] says which kinds are targets",
         )  # fmt: skip
-    histories = Histories.from_table(checked, catalogue, target)
+    shown, no_answers = check_shown(events, items, strict=strict)
+    histories = Histories.from_table(checked, catalogue, target, shown=shown)
     return MerchantData(
-        catalogue, histories, items.left_out + left_out, ItemDetails.from_table(sold),
+        catalogue, histories, items.left_out + left_out + no_answers, ItemDetails.from_table(sold),
         count_kinds(events.frame), count_kinds(checked[~target]), Searches.of(checked, histories),
     )  # fmt: skip
 
@@ -195,9 +197,10 @@ def load_central(federation: Path, *, strict: bool = False) -> CentralData:
     sold = items.frame.drop_duplicates(C.ITEM)
     catalogue, read = Catalogue.from_table(sold), read_table(events_path)
     events, left_out = check_events(read, items, merchants=own_catalogues, strict=strict)
-    groups = tuple(_central_groups(items.frame, events, catalogue, own_catalogues))
+    shown, no_answers = check_shown(read, items, merchants=own_catalogues, strict=strict)
+    groups = tuple(_central_groups(items.frame, events, shown, catalogue, own_catalogues))
     return CentralData(
-        catalogue, groups, items.left_out + left_out, ItemDetails.from_table(sold), count_kinds(read.frame),
+        catalogue, groups, items.left_out + left_out + no_answers, ItemDetails.from_table(sold), count_kinds(read.frame),
         distinct_queries(events),
     )  # fmt: skip
 
@@ -225,13 +228,16 @@ def group_by_merchant(federation: Path, central: CentralData) -> tuple[CentralGr
 
 
 def _central_groups(
-    items: pd.DataFrame, events: pd.DataFrame, catalogue: Catalogue, own_catalogues: bool
+    items: pd.DataFrame, events: pd.DataFrame, shown: pd.DataFrame | None, catalogue: Catalogue, own_catalogues: bool
 ) -> Iterator[CentralGroup]:
     queries = distinct_queries(events)
     if not own_catalogues:
-        yield CentralGroup(SHARED, pd.RangeIndex(len(catalogue)), Histories.from_table(events, catalogue, queries=queries))
+        histories = Histories.from_table(events, catalogue, queries=queries, shown=shown)
+        yield CentralGroup(SHARED, pd.RangeIndex(len(catalogue)), histories)
         return
     for name, rows in events.groupby(C.MERCHANT):
         own = items.loc[items[C.MERCHANT] == name, C.ITEM]
         positions = pd.Index(sorted(catalogue.index.get_indexer(own)))
-        yield CentralGroup(str(name), positions, Histories.from_table(rows, catalogue, queries=queries))
+        impressions = None if shown is None else shown[shown[C.MERCHANT] == name]
+        histories = Histories.from_table(rows, catalogue, queries=queries, shown=impressions)
+        yield CentralGroup(str(name), positions, histories)

@@ -17,6 +17,7 @@ import pandas as pd
 from fedrec.data.catalogue import Catalogue
 from fedrec.data.kinds import asks
 from fedrec.data.schema import Columns as C
+from fedrec.data.shown import Shown
 
 __all__ = ["Histories", "distinct_queries"]
 
@@ -42,6 +43,7 @@ class Histories:
         target: (events,) whether each is a target or history alone, such as a view; None where all are targets.
         times: (events,) datetime64 of each, for people to read; None where that is not kept.
         queries: the distinct texts that users searched for, all of them even where only some of the users are here.
+        shown: what the users were shown, and how they responded; None where nothing is known of it.
     """
 
     user_ids: tuple[str, ...]
@@ -51,6 +53,7 @@ class Histories:
     target: np.ndarray | None = None
     times: np.ndarray | None = None
     queries: tuple[str, ...] = field(default=(), repr=False)
+    shown: Shown | None = None
 
     @classmethod
     def from_table(
@@ -59,12 +62,14 @@ class Histories:
         catalogue: Catalogue,
         target: pd.Series | None = None,
         queries: Sequence[str] | None = None,
+        shown: pd.DataFrame | None = None,
     ) -> Histories:
         """Build from checked events: one entry for each (user, timestamp, item), a target where any of its events is.
 
         Args:
             target: whether each event is a target; by default all but searches for words.
             queries: the texts to number searches by, where others' histories have the same; by default these events' own.
+            shown: impressions, as `check_shown` finds them.
         """
         searches = asks(events).to_numpy()
         items = catalogue.index.get_indexer(events[C.ITEM])
@@ -88,14 +93,17 @@ class Histories:
         starts = np.flatnonzero(new_user)
         basket = np.cumsum(new_basket) - 1
         user_of_event = np.cumsum(new_user) - 1
+        user_ids, offsets = tuple(frame["user"].iloc[starts]), np.append(starts, len(frame)).astype(np.int64)
+        baskets, times = (basket - basket[starts][user_of_event]).astype(np.int64), frame["time"].to_numpy()
         return cls(
-            user_ids=tuple(frame["user"].iloc[starts]),
-            offsets=np.append(starts, len(frame)).astype(np.int64),
+            user_ids,
+            offsets,
             items=frame["item"].to_numpy(np.int64),
-            baskets=(basket - basket[starts][user_of_event]).astype(np.int64),
+            baskets=baskets,
             target=~frame["other"].to_numpy() if frame["other"].any() else None,
-            times=frame["time"].to_numpy(),
+            times=times,
             queries=tuple(queries or ()),
+            shown=None if shown is None else Shown.beside(shown, user_ids, offsets, baskets, times, catalogue),
         )
 
     def __len__(self) -> int:
@@ -109,10 +117,13 @@ class Histories:
         target = None if self.target is None else self.target[rows]
         times = None if self.times is None else self.times[rows]
         names = tuple(self.user_ids[user] for user in users)
-        return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times, self.queries)
+        shown = None if self.shown is None else self.shown.take(users)
+        return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times, self.queries, shown)
 
     def renumbered(self, places: np.ndarray, size: int) -> Histories:
         """The same users in a catalogue of another order; what it does not have is left out, searches stay.
+
+        What users were shown is not taken along.
 
         Args:
             places: (items,) where each item is there, -1 for nowhere.

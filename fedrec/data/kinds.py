@@ -14,15 +14,17 @@ import pandas as pd
 from fedrec.data.schema import Columns as C
 
 __all__ = [
-    "MISSING", "NO_HISTORY", "PURCHASE", "RETURN", "SEARCH", "asks", "count_kinds", "counts_as_history", "counts_as_target",
-    "kinds_of",
+    "ANSWERS", "IMPRESSION", "MISSING", "NO_HISTORY", "PURCHASE", "RETURN", "SEARCH", "asks", "count_kinds",
+    "counts_as_history", "counts_as_target", "kinds_of",
 ]  # fmt: skip
 
 MISSING = ("\\N", "NULL")
 """What databases write for a missing value: no id, no time and no kind, but in a text it is a text."""
 PURCHASE, RETURN, SEARCH = "purchase", "return", "search"
 """What an event without a kind is, what never is history, and the only kind whose `query` is read."""
-NO_HISTORY = frozenset({"impression", "view", "click", RETURN, SEARCH})
+IMPRESSION, ANSWERS = "impression", ("click", PURCHASE)
+"""What a user was shown, and what answers it where the impression itself does not say."""
+NO_HISTORY = frozenset({IMPRESSION, "view", "click", RETURN, SEARCH})
 """Kinds that are no history unless a merchant says so; any other one is."""
 
 

@@ -14,7 +14,7 @@ from fedrec.data.tables import Table
 from fedrec.errors import InputError
 from fedrec.text import MERCHANT_NAME
 
-__all__ = ["Items", "LeftOut", "check_events", "check_items"]
+__all__ = ["Items", "LeftOut", "check_events", "check_items", "check_rows"]
 
 NUMBER = r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*"
 NEGATIVE = "\\s*[-\u2212][\\d.,]*[1-9]"
@@ -27,7 +27,7 @@ class LeftOut:
     """Rows of a table that were left out for one reason; the merchant's own business, and never sent.
 
     Attributes:
-        table: `items` or `events`.
+        table: `items`, `events` or `impressions`.
         reason: why, in words that hold nothing of a row but the kind of its event.
         rows: how many.
         first: the place of the first of them.
@@ -127,14 +127,39 @@ def check_events(
     _leave_out_returns(rows)
     _leave_out_kinds(rows, history_events)
     _leave_out_searches(rows)
+    _check_places(rows, table, items, merchants)
+    frame, left_out = rows.result()
+    return frame.reset_index(drop=True), left_out
+
+
+def check_rows(
+    table: Table, items: Items, what: str, *, merchants: bool, strict: bool, answers: bool = False
+) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
+    """Events of any kind that say who, what and when, under their numbers in the table; there may be none.
+
+    Args:
+        what: what they are called where some are left out.
+        answers: a `value` that is there has to be 0 or 1.
+
+    Raises:
+        InputError: `strict`, and one cannot be used.
+    """
+    rows = _Rows(table, what, strict)
+    _check_places(rows, table, items, merchants)
+    if answers and C.VALUE in rows.frame:
+        values = rows.frame[C.VALUE].fillna("").str.strip()
+        bad = ~values.isin(("", *MISSING)) & ~pd.to_numeric(values, errors="coerce").isin((0, 1))
+        rows.leave_out(bad, C.VALUE, "value is neither 0 nor 1", lambda row: f"{values[row]!r} is no answer", expected="0 or 1")
+    return rows.frame, rows.left_out
+
+
+def _check_places(rows: _Rows, table: Table, items: Items, merchants: bool) -> None:
     for column in (C.MERCHANT, *C.EVENT_REQUIRED) if merchants else C.EVENT_REQUIRED:
         rows.leave_out_blank(column)
     if merchants:
         _check_merchants(rows.frame, table)
     _leave_out_times(rows)
     _leave_out_unknown(rows, items)
-    frame, left_out = rows.result()
-    return frame.reset_index(drop=True), left_out
 
 
 class _Rows:
@@ -173,13 +198,18 @@ class _Rows:
             blank &= ~asks(self.frame)
         self.leave_out(blank, column, f"{column} is empty", found, expected="a value")
 
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What was left out so far."""
+        return tuple(one for one, _ in self._left_out)
+
     def result(self) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
         """What is left, and what is not."""
         if self.frame.empty:
             most, error = max(self._left_out, key=lambda one: one[0].rows)
             found = f"{error.found}; nothing is left of the {self._what}, {most.rows} of {len(self._table.frame)} for this reason"
             raise InputError(found, where=error.where, expected=error.expected, hint=error.hint)
-        return self.frame, tuple(one for one, _ in self._left_out)
+        return self.frame, self.left_out
 
 
 def _leave_out_returns(rows: _Rows) -> None:

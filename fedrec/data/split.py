@@ -15,6 +15,7 @@ from fedrec.config import write_atomically
 from fedrec.data.catalogue import ambiguous_id
 from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
+from fedrec.data.shown import as_events, check_shown
 from fedrec.data.tables import find_table, read_table, write_table
 from fedrec.errors import InputError
 from fedrec.privacy.policy import Policy
@@ -64,10 +65,21 @@ def split_source(
     table = read_table(items_path)
     own_catalogues = C.MERCHANT in table.columns
     items = check_items(table, items_path.name, (C.MERCHANT, C.ITEM) if own_catalogues else (C.ITEM,), strict=strict)
-    events, left_out = check_events(read_table(events_path), items, merchants=True, strict=strict)
-    for one in items.left_out + left_out:
+    read = read_table(events_path)
+    events, left_out = check_events(read, items, merchants=True, strict=strict)
+    shown, no_answers = check_shown(read, items, merchants=True, strict=strict)
+    for one in items.left_out + left_out + no_answers:
         tell(one)
-    return write_federation(items.frame, events, out, holdout, policy)
+    return write_federation(items.frame, with_shown(events, shown), out, holdout, policy)
+
+
+def with_shown(events: pd.DataFrame, shown: pd.DataFrame | None) -> pd.DataFrame:
+    """Checked events, and the impressions of their users as rows of the same table."""
+    if shown is None:
+        return events
+    users = pd.MultiIndex.from_frame(events[[C.MERCHANT, C.USER]].drop_duplicates())
+    known = pd.MultiIndex.from_frame(shown[[C.MERCHANT, C.USER]]).isin(users)
+    return pd.concat([events, as_events(shown[known])], ignore_index=True)
 
 
 def write_federation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +42,10 @@ class Table:
     def at(self, column: str, row: int) -> str:
         """The place of a value."""
         return f"{self.name}, column {column}, {self.place(row)}"
+
+    def only(self, rows: pd.Series) -> Table:
+        """These rows, bool by number, under the numbers that they have."""
+        return replace(self, frame=self.frame[rows])
 
     def require(self, columns: tuple[str, ...]) -> None:
         """Refuse a table that lacks one of `columns`.

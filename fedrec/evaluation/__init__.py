@@ -2,7 +2,7 @@
 
 from fedrec.evaluation.breadth import coverage, lists_of, novelty, popular_share
 from fedrec.evaluation.likelihood import FEWEST, fit_scoring, mean_loss
-from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metrics_from_ranks, pessimistic_ranks
+from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metric_names, metrics_from_ranks, pessimistic_ranks
 from fedrec.evaluation.protocol import EvaluationSet, Group, calibrate, evaluate, evaluate_popularity, summarise
 from fedrec.evaluation.repeats import (
     best_decay,
@@ -12,12 +12,23 @@ from fedrec.evaluation.repeats import (
     personal_frequency,
     summarise_repeats,
 )
+from fedrec.evaluation.responses import (
+    RESPONSE_METRICS,
+    Judged,
+    fit_logistic,
+    gain_in,
+    log_losses,
+    reliability,
+    summarise_responses,
+)
 
 __all__ = [
     "FEWEST",
     "METRICS",
+    "RESPONSE_METRICS",
     "EvaluationSet",
     "Group",
+    "Judged",
     "PerUser",
     "best_decay",
     "bootstrap_interval",
@@ -26,16 +37,22 @@ __all__ = [
     "evaluate",
     "evaluate_popularity",
     "evaluate_repeats",
+    "fit_logistic",
     "fit_scoring",
+    "gain_in",
     "global_frequency",
     "lists_of",
+    "log_losses",
     "mean_loss",
+    "metric_names",
     "metrics_from_ranks",
     "model_scores",
     "novelty",
     "personal_frequency",
     "pessimistic_ranks",
     "popular_share",
+    "reliability",
     "summarise",
     "summarise_repeats",
+    "summarise_responses",
 ]

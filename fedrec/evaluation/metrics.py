@@ -10,9 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["METRICS", "PerUser", "bootstrap_interval", "metrics_from_ranks", "pessimistic_ranks"]
+__all__ = ["METRICS", "PerUser", "bootstrap_interval", "metric_names", "metrics_from_ranks", "pessimistic_ranks"]
 
 METRICS = ("hr", "ndcg", "recall", "mrr")
+
+
+def metric_names(k: int) -> tuple[str, ...]:
+    """The ranking's metrics as results have them, the most important first."""
+    return (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,28 @@ from safetensors.numpy import load_file, save
 from fedrec.config import Part, write_atomically
 from fedrec.errors import InputError
 
-__all__ = ["CENTRE", "HEAD_A", "HEAD_B", "Arrays", "digest", "flat", "load_arrays", "norm", "of_part", "save_arrays", "unflat"]
+__all__ = [
+    "CENTRE",
+    "HEAD_A",
+    "HEAD_B",
+    "TERMS",
+    "Arrays",
+    "digest",
+    "flat",
+    "load_arrays",
+    "norm",
+    "of_part",
+    "save_arrays",
+    "unflat",
+]
 
 Arrays = dict[str, np.ndarray]
 
 CENTRE = "centre"
 HEAD_A = "heads.A"
 HEAD_B = {"history": "heads.history.B", "candidate": "heads.candidate.B"}
+TERMS = "heads.terms"
+"""Linear terms of a score that has any: see `fedrec.model.towers.linear_terms`."""
 
 
 def of_part(arrays: Mapping[str, np.ndarray], part: Part) -> Arrays:

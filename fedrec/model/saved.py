@@ -51,6 +51,8 @@ def settings_of_run(config: RunConfig, encoder: TextEncoder, public: Arrays, sco
         "encoder_fingerprint": encoder.fingerprint,
         "encoder_files": encoder.files,
         "history": config.history,
+        "objective": config.objective,
+        "negative_share": config.negative_share,
         "scoring": scoring,
         "floor": float(public["prior.floor"][0]),
     }

@@ -5,6 +5,7 @@
     u   = normalise(sum over the history of softmax(-decay * age) h)
     score(j) = tau * <u, c_j> + w * log prior(j)
 
+Where the question is not which item but whether, the score has a bias and linear terms besides: see `linear_terms`.
 `age` counts baskets, not events: order inside a basket means nothing.
 """
 
@@ -18,22 +19,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS, Arrays
 from fedrec.model.cache import States
 
 if TYPE_CHECKING:  # scores need no encoder, and importing one takes seconds
     from fedrec.model.encoder import TextEncoder
 
-__all__ = ["Scoring", "centred", "init_base", "init_trained", "log_prior", "recency_weights", "role_table", "user_vectors"]
+__all__ = [
+    "Scoring", "centred", "init_base", "init_trained", "linear_terms", "log_prior", "recency_weights", "role_table",
+    "user_vectors",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The three numbers of the score; chosen on central users, sent with every round."""
+    """The numbers of the score; chosen on central users, sent with every round. `bias` is 0 where items are ranked."""
 
     temperature: float
     decay: float
     prior_weight: float
+    bias: float = 0.0
 
 
 def init_base(encoder: TextEncoder, states: States, heads: bool, rank: int, how: str, seed: int) -> Arrays:
@@ -62,12 +67,31 @@ def init_base(encoder: TextEncoder, states: States, heads: bool, rank: int, how:
     return base
 
 
-def init_trained(encoder: TextEncoder, heads: bool, rank: int) -> Arrays:
-    """Every `B`, zero: the adapter starts as the pretrained encoder."""
+def init_trained(encoder: TextEncoder, heads: bool, rank: int, terms: bool = False) -> Arrays:
+    """Every `B`, and the linear terms if there are any, zero: the adapter starts as the pretrained encoder."""
     trained = {name: np.zeros_like(value) for name, value in encoder.trained().items()}
     if heads:
         trained |= {name: np.zeros((rank, encoder.hidden), dtype=np.float32) for name in HEAD_B.values()}
+    if terms:
+        trained[TERMS] = np.zeros((2, encoder.hidden + 1), dtype=np.float32)
     return trained
+
+
+def linear_terms(terms: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The parts of what is added to the score of a user and item j: `<a, m> + b + <d, e_j> + g z_j`.
+
+    `m` is the mean of the history's `e` by its pooling weights, and `z` log popularity less its mean over the catalogue. Both
+    towers are left as they are, so that the terms' gradients are these numbers alone.
+
+    Args:
+        terms: (2, hidden + 1), rows (a, b) and (d, g).
+        prior: (items,) log popularity.
+
+    Returns:
+        a (hidden,), d (hidden,), `b + g z` (items,), and z (items,).
+    """
+    popularity = prior - prior.mean()
+    return terms[0, :-1], terms[1, :-1], terms[0, -1] + terms[1, -1] * popularity, popularity
 
 
 def centred(pooled: Tensor, base: Arrays) -> Tensor:

@@ -20,6 +20,7 @@ class Examples:
         target: (targets, 3) rows of record, position and item, sorted by record.
         target_weight: (targets,) sums to 1 over a record that has any target.
         seen: (pairs, 3) rows of record, position and item to mask, sorted by record.
+        answer: (targets,) what the user said to each; None where a target is what the user did.
     """
 
     items: np.ndarray
@@ -27,6 +28,7 @@ class Examples:
     target: np.ndarray
     target_weight: np.ndarray
     seen: np.ndarray
+    answer: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -58,6 +60,7 @@ class Examples:
                 self.target[target] - (first, 0, 0),
                 self.target_weight[target],
                 self.seen[seen] - (first, 0, 0),
+                _answers(self, target),
             )
         at_target, at_seen = _rows_of(self.target, records), _rows_of(self.seen, records)
         return Examples(
@@ -66,6 +69,7 @@ class Examples:
             _renumbered(self.target[at_target], records),
             self.target_weight[at_target],
             _renumbered(self.seen[at_seen], records),
+            _answers(self, at_target),
         )
 
 
@@ -85,7 +89,8 @@ def merged(examples: Examples) -> Examples:
     for position in range(weights.shape[1]):
         weights[place[owner], position, column] = np.bincount(pair, examples.weights[record, position, slot], len(owner))
     target, by_target = _moved(examples.target, place)
-    return Examples(items, weights, target, examples.target_weight[by_target], _moved(examples.seen, place)[0])
+    seen, _ = _moved(examples.seen, place)
+    return Examples(items, weights, target, examples.target_weight[by_target], seen, _answers(examples, by_target))
 
 
 def _by_item(examples: Examples) -> tuple[np.ndarray, ...]:
@@ -114,7 +119,8 @@ def joined(parts: Sequence[Examples]) -> Examples:
     items, weights, target_weight = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "weights", "target_weight")
     )
-    return Examples(items, weights, moved("target"), target_weight, moved("seen"))
+    said = [part.answer for part in parts if part.answer is not None]
+    return Examples(items, weights, moved("target"), target_weight, moved("seen"), np.concatenate(said) if said else None)
 
 
 def ragged(start: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,6 +128,10 @@ def ragged(start: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarr
     row = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return row, place, start[row] + place
+
+
+def _answers(examples: Examples, targets: np.ndarray | slice) -> np.ndarray | None:
+    return None if examples.answer is None else examples.answer[targets]
 
 
 def _rows_of(rows: np.ndarray, records: np.ndarray) -> np.ndarray:

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrec.data import Histories
 from fedrec.model.devices import moved
 from fedrec.objectives.examples import Examples
+from fedrec.objectives.objective import Asked
+from fedrec.objectives.records import Records, build_records
 
 __all__ = ["NextItem"]
 
@@ -28,6 +31,13 @@ class NextItem:
 
     name: str = "next-item"
     negatives: bool = True
+    terms: bool = False
+
+    def records(self, histories: Histories, asked: Asked) -> Examples | Records:
+        """See `Objective` and `build_records`."""
+        return build_records(
+            histories, history=asked.history, positions=asked.positions, decay=asked.decay, unit=asked.unit, merge=asked.merge
+        )
 
     def losses(self, scores: Tensor, chunk: Examples) -> Tensor:
         """See `Objective`."""

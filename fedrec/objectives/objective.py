@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from fedrec.config import Unit
+from fedrec.data import Histories
 from fedrec.objectives.examples import Examples
+from fedrec.objectives.records import Records
 
-__all__ = ["Objective"]
+__all__ = ["Asked", "Objective"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a run makes records of histories: see the settings of these names.
+
+    Attributes:
+        merge: whether an item that is pooled twice is there once.
+    """
+
+    history: int
+    positions: int
+    decay: float
+    unit: Unit
+    impressions: int
+    merge: bool
 
 
 class Objective(Protocol):
     """A loss that is a function of a record's scores alone, so that no record's gradient depends on another's data.
 
-    Scores are `temperature * <user, item> + offset`, of a record's positions against items. The heads have those of the whole
-    catalogue, and ask for the derivative. The encoder has those of a record's own texts and of negatives that all records of a
-    step share, and differentiates the loss. Objectives are values: equal ones are interchangeable, and they can be hashed.
+    Scores are `temperature * <user, item> + offset`, and the linear terms where there are any, of a record's positions
+    against items. The heads have those of the whole catalogue, and ask for the derivative. The encoder has those of a record's
+    own texts and of negatives that all records of a step share, and differentiates the loss. Objectives are values: equal ones
+    are interchangeable, and they can be hashed.
 
     Attributes:
         name: as in `objective` of a run's settings.
         negatives: whether the encoder's loss needs items that the record does not name.
+        terms: whether the score has linear terms of its own (`fedrec.model.towers.linear_terms`), trained with the heads.
     """
 
     @property
@@ -30,6 +52,13 @@ class Objective(Protocol):
 
     @property
     def negatives(self) -> bool: ...
+
+    @property
+    def terms(self) -> bool: ...
+
+    def records(self, histories: Histories, asked: Asked) -> Examples | Records:
+        """What is asked of each user, which pairs of user and item that needs; a user's record depends on that user alone."""
+        ...
 
     def losses(self, scores: Tensor, chunk: Examples) -> Tensor:
         """Each record's loss from the scores of the whole catalogue: (records, P, items) to (records,)."""

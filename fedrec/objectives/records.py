@@ -20,7 +20,7 @@ from fedrec.data import Histories
 from fedrec.model.towers import recency_weights
 from fedrec.objectives.examples import Examples, distinct_items, joined, merged, ragged
 
-__all__ = ["Records", "build_examples", "build_records"]
+__all__ = ["Index", "Records", "build_examples", "build_records", "padded_where_small"]
 
 NUMBERS_PADDED = 4_000_000
 """Most numbers (records, P, L) that are padded at once."""
@@ -29,7 +29,7 @@ NUMBERS_KEPT = 32_000_000
 
 
 @dataclass(frozen=True)
-class _Index:
+class Index:
     """What users did, by user and by position.
 
     Attributes:
@@ -39,6 +39,7 @@ class _Index:
         target: (targets,) items.
         knowns: (users + 1,) `known[knowns[u]:knowns[u + 1]]` were targets of user `u`, each item once.
         known, first: (pairs,) items and the basket in which each was first.
+        answer: (targets,) see `Examples`.
     """
 
     histories: Histories
@@ -50,6 +51,7 @@ class _Index:
     knowns: np.ndarray
     known: np.ndarray
     first: np.ndarray
+    answer: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Records:
         merge: whether `padded` has each item once, as `merged` does.
     """
 
-    index: _Index
+    index: Index
     user: np.ndarray
     at: np.ndarray
     until: np.ndarray
@@ -114,6 +116,7 @@ class Records:
             np.column_stack([owner[at], place[at], index.target[target]]),
             (1 / (per_position * places[owner])[at]).astype(np.float32),
             self._seen(number),
+            None if index.answer is None else index.answer[target],
         )
         return merged(examples) if self.merge else examples
 
@@ -141,7 +144,11 @@ def build_records(
         positions: most recent baskets used as targets.
         decay: recency decay a basket.
     """
-    records = _records(histories, history, positions, decay, unit)
+    return padded_where_small(_records(histories, history, positions, decay, unit), merge)
+
+
+def padded_where_small(records: Records, merge: bool) -> Records | Examples:
+    """The records, padded already where that is small, and with `merge` as `merged` has them."""
     if records.positions * (len(records) * records.length + 6 * len(records.index.known)) <= NUMBERS_KEPT:
         examples = joined([chunk.padded() for chunk in records.chunks()] or [records.padded()])
         return merged(examples) if merge else examples
@@ -187,7 +194,7 @@ def _records(histories: Histories, history: int, positions: int, decay: float, u
     kept = kept[np.lexsort((from_end[kept], of_user[kept]))]  # a user's latest first
     at = np.searchsorted(of_user[kept], np.arange(users + 1))
     _, _, target = ragged(begins[kept], count[kept])
-    index = _Index(
+    index = Index(
         histories, start, end, basket[kept],
         np.append(0, np.cumsum(count[kept])), histories.items[new[target]],
         np.searchsorted(pairs, np.arange(users + 1) * width), pairs % width, histories.baskets[first],

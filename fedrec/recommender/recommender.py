@@ -17,7 +17,7 @@ from torch import Tensor
 from fedrec.data import Catalogue, Columns, ItemDetails
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE
-from fedrec.model.adapter import Arrays, digest
+from fedrec.model.adapter import TERMS, Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.saved import COUNT, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
@@ -27,6 +27,7 @@ from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.of_run import RunRanker
 from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending, exported
+from fedrec.recommender.responses import responses
 from fedrec.recommender.shelf import Ranked, Shelf, look_up, with_prior
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Recommender"]
 
 INDEX = "items.faiss"
+RANKS = "next-item"
+"""The objective of a run that ranks, and of one from before there were others."""
 
 
 class Recommender(Recommending):
@@ -158,6 +161,32 @@ class Recommender(Recommending):
         users = self._users(shelf.history, asked, len(histories), self.settings["history"])
         return shelf.best(users, 1.0, asked, k)
 
+    def predict(self, history: Sequence[str], items: Sequence[str], merchant: str | None = None) -> np.ndarray:
+        """The probability that a user responds to each item when it is shown, (items,), from a run with `objective = "response"`.
+
+        Args:
+            history: item ids, most recent last; each counts as a basket of its own.
+            items: item ids, in any order.
+            merchant: who shows them, where merchants have catalogues of their own.
+
+        Raises:
+            InputError: the run ranks, an item or merchant is unknown, or there is no history or no item.
+        """
+        if self.settings.get("objective", RANKS) == RANKS:
+            raise InputError("the run was trained to rank", expected="a run with objective = 'response'", hint="recommend")
+        if not len(history) or not len(items):
+            raise InputError("there is no history, or no item", expected="at least one of each")
+        if merchant is None and any(name.startswith(f"{Columns.MERCHANT}:") for name in self.table.columns):
+            raise InputError("it is not said who shows the items", where="merchant", expected="one of the run's merchants")
+        positions = self._positions(merchant)
+        held, shown = (look_up([one], self.catalogue)[:, 1] for one in (history, items))
+        if not np.isin(shown, positions).all():
+            raise InputError(f"an item is not one of merchant {merchant}'s", where="items")
+        prior = np.full(len(self.catalogue), np.nan)
+        prior[positions] = log_prior(self.table[COUNT].to_numpy()[positions], self.settings["floor"])
+        held = held[-self.settings["history"] :]
+        return responses(held, shown, prior, self._text(), self._own_tables(), self.arrays[TERMS], self.settings)
+
     def recall(self, histories: Sequence[Sequence[str]], k: int = 10) -> float:
         """Share of the exact `k` best items that the approximate index finds for these histories."""
         if self.index is None:
@@ -216,6 +245,7 @@ class Recommender(Recommending):
     def _shelf(self, merchant: str | None) -> Shelf:
         """The run's catalogue, or a merchant's part of it; made once."""
         if merchant not in self._shelves:
+            self._check_it_ranks()
             positions = self._positions(merchant)
             history, candidate = self._own_tables()
             prior = self.scoring.prior_weight * log_prior(self.table[COUNT].to_numpy()[positions], self.settings["floor"])
@@ -229,9 +259,18 @@ class Recommender(Recommending):
         return self._stocked(catalogue, *self._tables(catalogue))
 
     def _stocked(self, catalogue: Catalogue, history: np.ndarray, candidate: np.ndarray) -> Shelf:
+        self._check_it_ranks()
         items = len(catalogue)
         unknown = np.zeros(items, dtype=np.float32)
         return Shelf.stocked(catalogue, history, np.arange(items), candidate, unknown, self.scoring.temperature)
+
+    def _check_it_ranks(self) -> None:
+        if (objective := self.settings.get("objective", RANKS)) != RANKS:
+            raise InputError(
+                f"the run was trained with objective = {objective!r} and does not rank",
+                expected=f"a run with objective = {RANKS!r}",
+                hint="Recommender.predict, or fedrec predict, says how likely a response is",
+            )  # fmt: skip
 
     def _tables(self, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
         """Its items as history and as candidates, (items, hidden) each."""

@@ -45,6 +45,7 @@ def curves(
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     levels: Mapping[str, float] | None = None,
     decorate: Callable[[Axes], None] | None = None,
+    whole: bool = True,
 ) -> str:
     """Lines over rounds, with intervals as bands and references as dashed levels, as an `<svg>` element.
 
@@ -52,6 +53,7 @@ def curves(
         series: name to x and y values.
         bands: name to lower and upper values at the same x.
         levels: name to the height of a horizontal line.
+        whole: whether x counts something.
     """
     with _drawn() as (axes, svg):
         lines: list[Line2D] = []
@@ -66,7 +68,7 @@ def curves(
             decorate(axes)
         axes.set_xlabel(x, color=INK)
         axes.set_ylabel(y, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
         if len(lines) > 1:
             ncols, most = (1, 64) if len(lines) < 6 else (4, 24)
             shown = [visible(name) for name in (*series, *(levels or {}))]

@@ -35,7 +35,8 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
         abandoned=[line for line in lines if "abandoned" in line],
         total_epsilon=sum(entry["epsilon"] for entry in last.values()),
         k=config.top_k,
-        metric_names=(f"ndcg@{config.top_k}", f"hr@{config.top_k}", f"recall@{config.top_k}", "mrr"),
+        metric_names=_names(config, results),
+        reliability=Markup(reliability_plot(lines[-1]["reliability"])) if "reliability" in lines[-1] else None,
         at_merchants=Markup(at_merchants_plot(results, config.top_k)) if results.get("merchants") else None,
         plots=[(title, Markup(svg)) for title, svg in _plots(config, lines, results)],
         most_up=max((size for line in lines[1:] for size in line["bytes_up"].values()), default=0),
@@ -46,6 +47,11 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
     return path
 
 
+def _names(config: RunConfig, results: dict[str, Any]) -> list[str]:
+    k = config.top_k
+    return list(results.get("metrics", (f"ndcg@{k}", f"hr@{k}", f"recall@{k}", "mrr")))
+
+
 def at_merchants_plot(results: dict[str, Any], k: int) -> str:
     """NDCG of what merchants have alone and with the federation."""
     name = f"ndcg@{k}"
@@ -53,10 +59,17 @@ def at_merchants_plot(results: dict[str, Any], k: int) -> str:
     return intervals(rows, x=f"{name.upper()}, 95% intervals")
 
 
+def reliability_plot(bins: list[dict[str, float]]) -> str:
+    """The share of responses by what was predicted, bin by bin, beside what a calibrated model has."""
+    predicted, found = ([one[name] for one in bins] for name in ("predicted", "found"))
+    series = {"found": (predicted, found), "calibrated": (predicted, predicted)}
+    return curves(series, x="predicted probability", y="share of responses", whole=False)
+
+
 def _plots(config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> list[tuple[str, str]]:
-    k, rounds = config.top_k, [line["round"] for line in lines]
+    rounds = [line["round"] for line in lines]
     out = []
-    for name in (f"ndcg@{k}", f"hr@{k}"):
+    for name in _names(config, results)[:2]:
         values = [line["central"][name] for line in lines]
         band = ([line["central"][f"{name}_low"] for line in lines], [line["central"][f"{name}_high"] for line in lines])
         levels = {
@@ -65,7 +78,7 @@ def _plots(config: RunConfig, lines: list[dict[str, Any]], results: dict[str, An
         svg = curves(
             {"federated, private": (rounds, values)}, x="round", y=name.upper(), bands={"federated, private": band}, levels=levels
         )
-        out.append((f"Central {name.upper()} by round, with 95% intervals", svg))
+        out.append((f"Central {name.upper().replace('_', ' ')} by round, with 95% intervals", svg))
     merchants = sorted({name for line in lines for name in line["privacy"]})
     if merchants:
         out.append(

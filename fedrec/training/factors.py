@@ -217,28 +217,41 @@ class RecordGradients:
     Attributes:
         parts: one `HeadGradients` a head, for each part of the records.
         order: (records,) which records the parts hold, one part after the other; None where that is their order.
+        terms: (records, *shape) of one parameter more, as they are and in the parts' order; None where there is none.
     """
 
     parts: tuple[tuple[HeadGradients, ...], ...]
     order: Tensor | None = None
+    terms: Tensor | None = None
 
     def squared_norms(self) -> Tensor:
         """(records,) of all parameters together."""
-        return self._ordered([torch.stack([head.squared_norms() for head in heads]).sum(0) for heads in self.parts])
+        norms = torch.cat([torch.stack([head.squared_norms() for head in heads]).sum(0) for heads in self.parts])
+        if self.terms is not None:
+            # Exact but for float64's rounding, since what is summed are these very numbers.
+            own = self.terms.double().flatten(1).square().sum(1)
+            norms = norms + torch.where(own.isfinite(), own, torch.inf)
+        return self._ordered([norms])
 
     def weighted_sum(self, weights: Tensor) -> list[Tensor]:
-        """sum over records of weights[u] times the gradient, one float64 tensor (rank, hidden) a head."""
+        """sum over records of weights[u] times the gradient, one float64 tensor a parameter."""
         each = (weights if self.order is None else weights[self.order]).split([len(heads[0]) for heads in self.parts])
         out = []
         for parts in zip(*self.parts, strict=True):
             outer, along = (sum(sums) for sums in zip(*map(HeadGradients.sums, parts, each), strict=True))
             table = parts[0].table
             out.append(outer - table.scaled.double().T @ (along[:, None] * table.unit))  # type: ignore[index]
+        if self.terms is not None:
+            in_parts = weights if self.order is None else weights[self.order]
+            used = in_parts != 0  # a row that is not finite would spoil the sum even with weight 0
+            rows = self.terms[used].double()
+            out.append(torch.tensordot(in_parts[used].double(), rows, dims=1))
         return out
 
     def per_record(self) -> Tensor:
         """(records, numbers): each record's gradient in one row."""
-        return self._ordered([torch.cat([head.per_record().flatten(1) for head in heads], dim=1) for heads in self.parts])
+        rows = torch.cat([torch.cat([head.per_record().flatten(1) for head in heads], dim=1) for heads in self.parts])
+        return self._ordered([rows if self.terms is None else torch.cat([rows, self.terms.flatten(1)], dim=1)])
 
     def _ordered(self, rows: list[Tensor]) -> Tensor:
         found = torch.cat(rows)

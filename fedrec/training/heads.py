@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from fedrec.model.adapter import HEAD_A, HEAD_B, Arrays
+from fedrec.model.adapter import HEAD_A, HEAD_B, TERMS, Arrays
 from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
 from fedrec.objectives import OBJECTIVES, Examples, Objective, Records
 from fedrec.training.factors import HeadGradients, RecordGradients, Table, common_items, strongest
+from fedrec.training.linear import Linear
 
 __all__ = ["Head", "HeadsTrainer"]
 
@@ -92,7 +93,7 @@ class HeadsTrainer:
         self.scoring, self.events, self.objective = scoring, events, objective
         self.fixed = e.device.type == "cuda"
         self.queries = e.new_zeros(0, e.shape[1]) if queries is None else queries
-        offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight
+        offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight + scoring.bias
         # Popular items first, by public counts: see `Table`.
         order = torch.argsort(offset, descending=True, stable=True)
         self.place = torch.argsort(order).cpu().numpy()
@@ -102,26 +103,31 @@ class HeadsTrainer:
             raise ValueError(f"the heads have rank {a.shape[1]}, at most {MOST_RANK} is allowed")
         b = {role: torch.as_tensor(trained[name], device=e.device) for role, name in HEAD_B.items()}
         self.history, self.candidate = Head(e, a, b["history"]), Head(e, a, b["candidate"])
+        self.trained = {HEAD_B["history"]: self.history.weight, HEAD_B["candidate"]: self.candidate.weight}
+        self.linear: Linear | None = None
+        if objective.terms:
+            self.linear = Linear(trained[TERMS], e, prior[order.cpu().numpy()])
+            self.trained[TERMS] = self.linear.weight
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        return [self.history.weight, self.candidate.weight]
+        return list(self.trained.values())
 
     def arrays(self) -> Arrays:
-        """The heads as they are now, by name."""
-        heads = {"history": self.history, "candidate": self.candidate}
-        return {HEAD_B[role]: head.weight.detach().cpu().numpy().copy() for role, head in heads.items()}
+        """The heads as they are now, and the linear terms if there are any, by name."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.trained.items()}
 
     def gradients(self, lot: Examples | Records) -> Iterator[RecordGradients]:
         """The gradients of a lot's records, as many at a time as fit the memory bound."""
         history, candidate = self.history.table(), self.candidate.table()
         for part in self._parts(lot):
             rows, chunks = zip(*self._chunks(part), strict=True)
-            found = tuple(
+            found = [
                 self._gradients(chunk, asked, len(own), history, candidate)
                 for own, (chunk, asked) in zip(rows, chunks, strict=True)
-            )
-            yield RecordGradients(found, self._moved(np.concatenate(rows)))
+            ]
+            heads, terms = zip(*found, strict=True)
+            yield RecordGradients(heads, self._moved(np.concatenate(rows)), None if self.linear is None else torch.cat(terms))
 
     @torch.no_grad()
     def losses(self, lot: Examples | Records) -> Tensor:
@@ -131,7 +137,7 @@ class HeadsTrainer:
         for part in self._parts(lot):
             out.append(self.offset.new_zeros(len(part)))
             for rows, (chunk, asked) in self._chunks(part):
-                losses = self.objective.losses(self._scores(chunk, asked, history, candidate).logits, chunk)
+                losses = self.objective.losses(self._scores(chunk, asked, history, candidate)[0].logits, chunk)
                 out[-1][self._moved(rows)] = losses[: len(rows)]
         return torch.cat(out)
 
@@ -183,7 +189,7 @@ class HeadsTrainer:
         weights[: len(chunk), :, :columns] = chunk.weights[:, :, :columns]
         asked = self._asked(items, weights, room) if room else None
         target, seen = self._placed(chunk.target), self._placed(chunk.seen)
-        return Examples(self.place[items], weights, target, chunk.target_weight, seen), asked
+        return Examples(self.place[items], weights, target, chunk.target_weight, seen, chunk.answer), asked
 
     def _asked(self, items: np.ndarray, weights: np.ndarray, room: int) -> _Asked:
         """What records searched for, which is taken out of `items` and `weights`."""
@@ -203,7 +209,16 @@ class HeadsTrainer:
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.offset.device)
 
-    def _scores(self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table) -> _Scores:
+    def _scores(
+        self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table
+    ) -> tuple[_Scores, Tensor | None]:
+        """The scores, and the mean embeddings that are in them where there are linear terms."""
+        scores = self._of_heads(chunk, asked, history, candidate)
+        if self.linear is None:
+            return scores, None
+        return scores, self.linear.add(scores.logits, scores.items, self._moved(chunk.weights), *(asked or ()))
+
+    def _of_heads(self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table) -> _Scores:
         scale, given = self.scoring.temperature, (self._moved(chunk.items), self._moved(chunk.weights), self.offset)
         words = () if asked is None else (*asked, self.a, self.history.weight.detach())
         if not self.fixed:
@@ -221,9 +236,10 @@ class HeadsTrainer:
     @torch.no_grad()
     def _gradients(
         self, chunk: Examples, asked: _Asked | None, count: int, history: Table, candidate: Table
-    ) -> tuple[HeadGradients, HeadGradients]:
-        scores, scale = self._scores(chunk, asked, history, candidate), self.scoring.temperature
+    ) -> tuple[tuple[HeadGradients, HeadGradients], Tensor | None]:
+        (scores, means), scale = self._scores(chunk, asked, history, candidate), self.scoring.temperature
         given = self._moved(_targets(chunk)), self.objective.at_scores(scores.logits, chunk)
+        terms = None if self.linear is None or means is None else self.linear.gradients(given[1], means)[:count]
         if not self.fixed:
             of_history, of_candidate = _factors(*given, scores, temperature=scale)
         else:
@@ -236,7 +252,7 @@ class HeadsTrainer:
             found = _GRAPHS(("factors", scale), function, given, scores)
             # What is there is overwritten for the next chunk.
             of_history, of_candidate = (head.copied(own) for head, own in zip(found, (history, candidate), strict=True))
-        return replace(of_history, count=count), replace(of_candidate, count=count)
+        return (replace(of_history, count=count), replace(of_candidate, count=count)), terms
 
 
 class _Asked(NamedTuple):

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fedrec.config import MOST_NOISE, MOST_PAIRS, Part, Unit, UpdateCode
+from fedrec.config import MOST_NOISE, MOST_PAIRS, ObjectiveName, Part, Unit, UpdateCode
 from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring, centred
-from fedrec.objectives import Examples, Records
+from fedrec.objectives import OBJECTIVES, Asked, Examples, Records
 from fedrec.privacy import Gradients, NoiseSource, UserDPOptimizer, clipped_sum
 from fedrec.text import RunId
 from fedrec.training.encoder import EncoderTrainer
@@ -61,15 +61,23 @@ class RoundTask:
     decay: Factor
     prior_weight: Factor
     update_code: UpdateCode
+    objective: ObjectiveName = "next-item"
+    impressions: Size = 64
+    bias: Annotated[float, Field(ge=-MOST, le=MOST)] = 0.0
 
     def __post_init__(self) -> None:
         if self.positions * self.history > MOST_PAIRS:
             raise ValueError(f"positions times history: expected at most {MOST_PAIRS}, found {self.positions * self.history}")
 
     @property
+    def asked(self) -> Asked:
+        """How records are made for this round."""
+        return Asked(self.history, self.positions, self.decay, self.unit, self.impressions, merge=self.part == "heads")
+
+    @property
     def scoring(self) -> Scoring:
         """The numbers of the score that this round trains under."""
-        return Scoring(self.temperature, self.decay, self.prior_weight)
+        return Scoring(self.temperature, self.decay, self.prior_weight, self.bias)
 
 
 def expected_lot(task: RoundTask, population: float) -> float:
@@ -171,18 +179,23 @@ def _trainer(
     queries: Sequence[str],
 ) -> HeadsTrainer | EncoderTrainer:
     encoder.load({**base, **trained})
+    objective = OBJECTIVES[task.objective]
     if task.part == "heads":
         e = centred(encoder.embed(catalogue), base)
         asked = torch.cat([e[:0], *(centred(one[None], base) for one in encoder.embed_private(queries))])
-        return HeadsTrainer(e, prior, base, trained, task.scoring, events=2 * task.history, queries=asked)
+        return HeadsTrainer(
+            e, prior, base, trained, task.scoring, events=2 * task.history, queries=asked, objective=objective
+        )
     states = encoder.states(catalogue).followed_by(encoder.private_states(queries))
-    return EncoderTrainer(encoder, states, prior, base, trained, task.scoring, history=task.encoder_history)
+    return EncoderTrainer(
+        encoder, states, prior, base, trained, task.scoring, history=task.encoder_history, objective=objective
+    )
 
 
 def _lot(
     task: RoundTask, trainer: HeadsTrainer | EncoderTrainer, items: int, examples: Examples | Records, noise: NoiseSource
 ) -> Iterator[Gradients]:
     """The gradients of a fresh Poisson draw, chunk by chunk."""
-    if isinstance(trainer, EncoderTrainer):
+    if isinstance(trainer, EncoderTrainer) and trainer.objective.negatives:
         trainer.negatives = noise.integers(items, task.negatives)
     yield from trainer.gradients(examples.take(noise.poisson(len(examples), task.sample_rate)))

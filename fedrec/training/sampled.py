@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
+from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS, Arrays
 from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
-from fedrec.model.towers import Scoring
+from fedrec.model.towers import Scoring, linear_terms
 from fedrec.objectives import OBJECTIVES, Examples, Objective
 
 __all__ = ["Pairs", "SampledLoss", "layout"]
@@ -52,7 +52,7 @@ class SampledLoss:
     Args:
         prior: (items,) log popularity.
         base: the centre, and the heads' `A`.
-        trained: the heads' `B`; without them both roles are the embedding itself.
+        trained: the heads' `B`, without which both roles are the embedding itself; and the linear terms if there are any.
         records: how many records' derivatives are computed at once, empty ones included, where `PLACES` allows it; 0 for
             those that there are.
         objective: what is asked of the scores.
@@ -63,9 +63,14 @@ class SampledLoss:
         objective: Objective = OBJECTIVES["next-item"],
     ) -> None:  # fmt: skip
         self.scoring, self.device, self.records, self.objective = scoring, device, records, objective
-        self.prior = prior.astype(np.float64) * scoring.prior_weight
-        roles = [(base[HEAD_A], trained[name]) for name in HEAD_B.values() if name in trained]
-        self.weights = [self._moved(value).double() for value in (base[CENTRE], *(one for role in roles for one in role))]
+        self.prior = prior.astype(np.float64) * scoring.prior_weight + scoring.bias
+        fixed = [base[CENTRE]]
+        if objective.terms:
+            user, item, by_item, _ = linear_terms(trained[TERMS].astype(np.float64), prior.astype(np.float64))
+            self.prior += by_item
+            fixed += [user, item]
+        fixed += [one for name in HEAD_B.values() if name in trained for one in (base[HEAD_A], trained[name])]
+        self.weights = [self._moved(value).double() for value in fixed]
 
     def losses(self, own: Tensor, shared: Tensor, pairs: Pairs, chunk: Examples, negatives: np.ndarray) -> Tensor:
         """Each record's loss from its own copies of the pooled vectors, float64 of shape (records,).
@@ -198,7 +203,7 @@ def _slots(
     return _Slots(records, pair, at, plan, shape)
 
 
-def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: Tensor, shape: Shape) -> Tensor:
+def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *fixed: Tensor, shape: Shape) -> Tensor:
     """(records,) float64 from (records * K, hidden), (records, N, hidden) and what `_slots` has planned."""
     numbers, prior = plan.split([len(plan) - shape.shared, shape.shared])
     scored, against = shape.positions * shape.own, shape.positions * shape.shared
@@ -209,6 +214,7 @@ def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: T
     def role(e: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return normalize(e + (e @ a) @ b, dim=-1)
 
+    terms, roles = (fixed[:2], fixed[2:]) if shape.objective.terms else ((), fixed)
     e = normalize(own.double() - centre, dim=-1).unflatten(0, (shape.records, -1))
     others = normalize(shared.double() - centre, dim=-1)
     history, candidate = (role(e, *roles[:2]), role(e, *roles[2:])) if roles else (e, e)
@@ -219,6 +225,9 @@ def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *roles: T
     users = normalize(torch.bmm(weights.contiguous(), history), dim=-1)  # (records, P, hidden)
     hits = shape.temperature * torch.bmm(users, candidate.mT) + priors[:, None]  # (records, P, K)
     scores = shape.temperature * torch.bmm(users, others.mT) + prior  # (records, P, N)
+    if terms:
+        e = e.masked_fill(nobody, 0.0)
+        hits = hits + torch.bmm(weights, e) @ terms[0][:, None] + (e @ terms[1])[:, None]
     return shape.objective.sampled_losses(hits, scores, masked != 0, wanted)
 
 
@@ -228,7 +237,8 @@ def _derivatives(own: Tensor, shared: Tensor, plan: Tensor, *weights: Tensor, sh
         own = own.detach().requires_grad_(True)
         copies = shared.detach().expand(shape.records, -1, -1).requires_grad_(True)
         total = _losses(own, copies, plan, *weights, shape=shape).sum()
-    found = torch.autograd.grad(total, (own, copies))
+    # What is not in an objective's loss has the derivative zero.
+    found = torch.autograd.grad(total, (own, copies), materialize_grads=True)
     return torch.cat([found[0], found[1].flatten(0, 1)])
 
 

@@ -1,0 +1,39 @@
+"""`fedrec predict`: how likely a user responds to items that are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrec.cli.asking import Json, comma_separated
+from fedrec.cli.terminal import out, print_json, quiet_models, table
+from fedrec.errors import InputError
+from fedrec.text import visible
+
+__all__ = ["predict"]
+
+
+def predict(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    history: Annotated[str, typer.Option("--history", help="Item ids, most recent last, separated by commas.")],
+    items: Annotated[str, typer.Option("--items", help="Item ids that are shown, separated by commas.")],
+    merchant: Annotated[str | None, typer.Option("--merchant", help="Who shows them.")] = None,
+    json: Json = False,
+) -> None:
+    """Predict the probability of a response to each item, from a run with objective = 'response'."""
+    quiet_models()
+    from fedrec.recommender import Recommender
+
+    recommender = Recommender.load(path)
+    if not isinstance(recommender, Recommender):
+        raise InputError("is a merchant's folder", where=str(path), expected="a run folder: merchants rank")
+    shown = comma_separated(items)
+    found = recommender.predict(comma_separated(history), shown, merchant).tolist()
+    if json:
+        print_json({"predictions": [{"item_id": item, "probability": one} for item, one in zip(shown, found, strict=True)]})
+        return
+    texts = dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True))
+    rows = [[visible(item), visible(texts[item]), f"{one:.5f}"] for item, one in zip(shown, found, strict=True)]
+    out.print(table("Probability of a response", ["item", "text", "probability"], rows))

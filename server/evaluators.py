@@ -1,0 +1,26 @@
+"""Which central evaluation belongs to which objective."""
+
+from __future__ import annotations
+
+from fedrec.config import RunConfig
+from fedrec.data import CentralData
+from fedrec.model import TextEncoder
+from server.evaluation import CentralEvaluator
+from server.response_evaluation import ResponseEvaluator
+
+__all__ = ["EVALUATORS", "Evaluator", "evaluator_of"]
+
+Evaluator = CentralEvaluator | ResponseEvaluator
+EVALUATORS: dict[str, type[CentralEvaluator] | type[ResponseEvaluator]] = {
+    "next-item": CentralEvaluator,
+    "response": ResponseEvaluator,
+}
+
+
+def evaluator_of(config: RunConfig, central: CentralData, encoder: TextEncoder) -> Evaluator:
+    """The evaluation of a run.
+
+    Raises:
+        InputError: there is nobody to measure.
+    """
+    return EVALUATORS[config.objective](central, config, encoder)
