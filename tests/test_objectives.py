@@ -178,10 +178,8 @@ def test_the_encoder_equals_one_record_at_a_time(tiny_bert_folder: Path, objecti
             others = scores[position, [j for j in trainer.negatives if j not in known]]
             planes = [torch.full((1, 1, 1), float(values[number])) for values in objective.wanted(one)]
             masked = torch.zeros(1, 1, len(others), dtype=torch.bool)
-            loss = (
-                loss
-                + objective.sampled_losses(scores[position, item][None, None, None], others[None, None], masked, planes).sum()
-            )
+            own = scores[position, item][None, None, None]
+            loss = loss + objective.sampled_losses(own, others[None, None], masked, planes).sum()
         slow = torch.autograd.grad(loss, trainer.parameters(), allow_unused=True) if loss.requires_grad else [None] * len(fast)
         for own, other in zip(fast, slow, strict=True):
             other = torch.zeros_like(own[record]) if other is None else other
@@ -193,10 +191,8 @@ def test_a_merchants_other_users_change_no_users_record() -> None:
     histories = histories_of(3, users=12)
     everyone = response_records(histories, asked)
     for user in range(len(histories)):
-        alone, beside = (
-            response_records(histories.take(np.array([user])), asked).padded(),
-            everyone.take(np.array([user])).padded(),
-        )
+        only = np.array([user])
+        alone, beside = response_records(histories.take(only), asked).padded(), everyone.take(only).padded()
         for name in ("items", "weights", "target", "target_weight", "answer"):
             np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
         assert len(alone.target) <= 4
@@ -209,12 +205,8 @@ def test_impressions_are_predicted_from_what_came_before_their_block() -> None:
     found = 0
     for user in range(len(histories)):
         items, baskets = histories.of(user)
-        mine = slice(histories.shown.offsets[user], histories.shown.offsets[user + 1])
-        shown = [
-            row
-            for row in zip(*(one[mine] for one in (histories.shown.items, histories.shown.before, histories.shown.answer)))
-            if row[1]
-        ]
+        seen = histories.shown.take(np.array([user]))
+        shown = [row for row in zip(seen.items, seen.before, seen.answer, strict=True) if row[1]]
         blocks = [[row for place, row in enumerate(shown) if place * 3 // len(shown) == block] for block in range(3)]
         for position, block in enumerate([block for block in blocks if block][::-1]):
             here = (padded.target[:, 0] == user) & (padded.target[:, 1] == position)
