@@ -186,6 +186,19 @@ def test_the_encoder_equals_one_record_at_a_time(tiny_bert_folder: Path, objecti
             torch.testing.assert_close(own[record], other, rtol=1e-4, atol=1e-6)
 
 
+@BOTH
+def test_who_else_is_in_a_lot_changes_no_bit(tiny_bert_folder: Path, objective: Objective) -> None:
+    encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, 0)
+    trainer = HeadsTrainer(centred(encoder.pooled(states), base), prior, base, trained, scoring, objective=objective)
+    lot = objective.records(histories_of(0, users=300), Asked(6, 2, 0.3, "user", 9, merge=True))
+    whole = torch.cat([one.per_record() for one in trainer.gradients(lot)])
+    norms = torch.cat([one.squared_norms() for one in trainer.gradients(lot)])
+    some = np.flatnonzero(np.random.default_rng(0).random(len(lot)) < 0.4)
+    part = torch.cat([one.per_record() for one in trainer.gradients(lot.take(some))])
+    assert torch.equal(part, whole[some])
+    assert torch.equal(torch.cat([one.squared_norms() for one in trainer.gradients(lot.take(some))]), norms[some])
+
+
 def test_a_merchants_other_users_change_no_users_record() -> None:
     asked = Asked(6, 3, 0.3, "user", 4, merge=False)
     histories = histories_of(3, users=12)

@@ -191,7 +191,7 @@ def _of_demo(objective: ObjectiveOption) -> dict[str, object]:
         return {}
     from fedrec.data.demo_shown import NEGATIVE_SHARE
 
-    return {"objective": objective.value, "negative_share": NEGATIVE_SHARE, "positions": 4}
+    return {"objective": objective.value, "negative_share": NEGATIVE_SHARE, "positions": 4, "encoder_rounds": 0}
 
 
 def _demo_folder(by: By, config: RunConfig) -> Path:

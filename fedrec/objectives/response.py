@@ -52,9 +52,10 @@ class Response:
         """See `Objective`."""
         _, positions, items = scores.shape
         rows = moved((chunk.target[:, 0] * positions + chunk.target[:, 1]) * items + chunk.target[:, 2], scores.device)
-        weight, answer = (moved(one, scores.device).to(scores.dtype) for one in _said(chunk))
-        at = weight * torch.sigmoid(scores.view(-1)[rows]) - answer
-        scores.zero_().view(-1).index_add_(0, rows, at)
+        weight, answer = (moved(one, scores.device).double() for one in _said(chunk))
+        # In float64: the last bit of a sigmoid depends on where a number stands among the others.
+        at = weight * torch.sigmoid(scores.view(-1)[rows].double()) - answer
+        scores.zero_().view(-1).index_add_(0, rows, at.to(scores.dtype))
         return scores
 
     def wanted(self, chunk: Examples) -> Sequence[np.ndarray]:

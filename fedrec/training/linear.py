@@ -45,9 +45,11 @@ class Linear:
         """
         user, item = self.weight
         means = weights @ embedding(items, self.e)
+        means = weights @ embedding(items, self.e)
         if asked is not None and asked_weights is not None:
             means = means + asked_weights @ asked
-        scores.add_((means @ user[:-1])[:, :, None])
+        # Not a product of matrix and vector: that rounds a row by where it stands.
+        scores.add_((means * user[:-1]).sum(2)[:, :, None])
         scores.add_(self.e @ item[:-1] + user[-1] + item[-1] * self.popularity)
         return means
 
