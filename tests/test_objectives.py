@@ -21,13 +21,21 @@ from fedrec.training.heads import HeadsTrainer
 
 from .conftest import make_catalogue, make_encoder, make_histories
 
-ITEMS = 14
+ITEMS, QUERIES = 14, ("green tea", "a kettle", "mugs")
 BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
 
-def histories_of(seed: int = 0, users: int = 9, items: int = ITEMS) -> Histories:
-    """Users who buy, and are shown things at the times of their baskets and between, some of them again."""
+def histories_of(seed: int = 0, users: int = 9, items: int = ITEMS, searches: bool = False) -> Histories:
+    """Users who buy, and are shown things at the times of their baskets and between, some of them again.
+
+    Args:
+        searches: some of what was bought is a search instead.
+    """
     histories = make_histories(users, make_catalogue(items, seed), baskets=5, seed=seed)
+    if searches:
+        asked = np.random.default_rng(seed).random(len(histories.items)) < 0.3
+        words = np.where(asked, items + histories.items % len(QUERIES), histories.items)
+        histories = replace(histories, items=words, target=~asked, queries=QUERIES)
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 12, users)
     last = np.array([histories.of(user)[1].max() for user in range(users)])
@@ -37,9 +45,9 @@ def histories_of(seed: int = 0, users: int = 9, items: int = ITEMS) -> Histories
     return replace(histories, shown=shown)
 
 
-def records_of(objective: Objective, seed: int = 0) -> Examples:
+def records_of(objective: Objective, seed: int = 0, searches: bool = False) -> Examples:
     """Some users' records, of whom the last has nothing to predict."""
-    examples = objective.records(histories_of(seed), Asked(6, 2, 0.3, "user", 9, merge=False)).padded()
+    examples = objective.records(histories_of(seed, searches=searches), Asked(6, 2, 0.3, "user", 9, merge=False)).padded()
     last = len(examples) - 1
     asked, seen = examples.target[:, 0] < last, examples.seen[:, 0] < last
     weights = examples.weights.astype(np.float64)
@@ -120,7 +128,7 @@ def naive_scores(e, chunk, record, history, candidate, terms, scoring, prior):
         row = scoring.temperature * candidate @ normalize(pooled, dim=0) + scoring.prior_weight * prior + scoring.bias
         if terms is not None:
             mean = sum(weight * e[item] for weight, item in zip(weights, chunk.items[record], strict=True))
-            row = row + mean @ terms[0, :-1] + terms[0, -1] + e @ terms[1, :-1] + terms[1, -1] * (prior - prior.mean())
+            row = row + mean @ terms[0, :-1] + terms[0, -1] + e[:ITEMS] @ terms[1, :-1] + terms[1, -1] * (prior - prior.mean())
         rows.append(row)
     return torch.stack(rows)
 
@@ -129,18 +137,21 @@ def naive_scores(e, chunk, record, history, candidate, terms, scoring, prior):
 @pytest.mark.parametrize("seed", range(3))
 def test_heads_equal_one_record_at_a_time(tiny_bert_folder: Path, objective: Objective, seed: int) -> None:
     encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, seed)
-    chunk, e = records_of(objective, seed), centred(encoder.pooled(states), base).double()
+    chunk, e = records_of(objective, seed, searches=seed == 2), centred(encoder.pooled(states), base).double()
+    asked = centred(encoder.embed_private(QUERIES), base).double()
+    assert (chunk.items >= ITEMS).any() == (seed == 2)
     wide = [{name: value.astype(np.float64) for name, value in one.items()} for one in (base, trained)]
-    trainer = HeadsTrainer(e, prior.astype(np.float64), *wide, scoring, objective=objective)
+    trainer = HeadsTrainer(e, prior.astype(np.float64), *wide, scoring, queries=asked, objective=objective)
     found = list(trainer.gradients(chunk))
     fast = torch.cat([one.per_record() for one in found])
 
     a, slow = torch.as_tensor(wide[0][HEAD_A]), []
     for record in range(len(chunk)):
         moving = {name: torch.tensor(wide[1][name], requires_grad=True) for name in trainer.arrays()}
-        tables = [normalize(e + e @ a @ moving[HEAD_B[role]], dim=-1) for role in ("history", "candidate")]
+        texts = torch.cat([e, asked])
+        tables = [normalize(of + of @ a @ moving[HEAD_B[role]], dim=-1) for role, of in (("history", texts), ("candidate", e))]
         one = chunk.take(np.array([record]))
-        scores = naive_scores(e, chunk, record, *tables, moving.get(TERMS), scoring, prior)
+        scores = naive_scores(texts, chunk, record, *tables, moving.get(TERMS), scoring, prior)
         loss = objective.losses(scores[None], one).sum()
         gradients = torch.autograd.grad(loss, list(moving.values()))
         slow.append(torch.cat([gradient.flatten() for gradient in gradients]))

@@ -23,6 +23,8 @@ from fedrec.model import load_encoder
 from fedrec.model.adapter import HEAD_A, HEAD_B
 from fedrec.model.encoder import PACKAGED
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
+from fedrec.objectives.examples import distinct_items, merged
+from fedrec.objectives.records import build_examples
 from fedrec.recommender import MerchantRecommender
 from fedrec.recommender.blend import own_scores
 from fedrec.recommender.contest import popularity_here, users_as_group
@@ -34,9 +36,7 @@ from fedrec.recommender.past import Past
 from fedrec.recommender.pooled import Pooled
 from fedrec.recommender.reasons.reasons import SEARCHED
 from fedrec.training.encoder import EncoderTrainer
-from fedrec.objectives.examples import distinct_items, merged
 from fedrec.training.heads import HeadsTrainer
-from fedrec.objectives.records import build_examples
 from fedrec.training.round import _trainer
 from server.evaluation import CentralEvaluator
 from simulations.checks import nothing_to_learn

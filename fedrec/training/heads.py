@@ -209,9 +209,7 @@ class HeadsTrainer:
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.offset.device)
 
-    def _scores(
-        self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table
-    ) -> tuple[_Scores, Tensor | None]:
+    def _scores(self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table) -> tuple[_Scores, Tensor | None]:
         """The scores, and the mean embeddings that are in them where there are linear terms."""
         scores = self._of_heads(chunk, asked, history, candidate)
         if self.linear is None:

@@ -45,7 +45,6 @@ class Linear:
         """
         user, item = self.weight
         means = weights @ embedding(items, self.e)
-        means = weights @ embedding(items, self.e)
         if asked is not None and asked_weights is not None:
             means = means + asked_weights @ asked
         # Not a product of matrix and vector: that rounds a row by where it stands.

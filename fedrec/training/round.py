@@ -183,13 +183,9 @@ def _trainer(
     if task.part == "heads":
         e = centred(encoder.embed(catalogue), base)
         asked = torch.cat([e[:0], *(centred(one[None], base) for one in encoder.embed_private(queries))])
-        return HeadsTrainer(
-            e, prior, base, trained, task.scoring, events=2 * task.history, queries=asked, objective=objective
-        )
+        return HeadsTrainer(e, prior, base, trained, task.scoring, events=2 * task.history, queries=asked, objective=objective)
     states = encoder.states(catalogue).followed_by(encoder.private_states(queries))
-    return EncoderTrainer(
-        encoder, states, prior, base, trained, task.scoring, history=task.encoder_history, objective=objective
-    )
+    return EncoderTrainer(encoder, states, prior, base, trained, task.scoring, history=task.encoder_history, objective=objective)
 
 
 def _lot(
