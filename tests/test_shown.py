@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from fedrec.cli.main import app
 from fedrec.data import Histories, load_central, load_merchant
+from fedrec.data.demo_shown import NEGATIVE_SHARE, draw_pairs
 from fedrec.data.split import split_source
 from fedrec.errors import InputError
 
@@ -117,3 +118,24 @@ def test_split_and_check_carry_impressions(tmp_path: Path) -> None:
     assert found["shop"]["share"] == pytest.approx(merchant.shown.answer.mean())
     assert found["shop"]["used"] == (merchant.shown.before > 0).sum()
     assert found["shop"]["users_without"] == 0
+
+
+def test_the_demo_draws_each_pair_of_a_visit_and_a_promotion_with_the_same_chance() -> None:
+    """Pairs are counted against the product of the two tables, over many draws."""
+    promoted = pd.DataFrame(
+        [(store, week, "brand", f"p{one}") for store in (1, 2) for week in (1, 2) for one in range(20 * store)],
+        columns=["store_id", "week", "merchant", "item_id"],
+    )
+    visits = pd.DataFrame([(h, s, w, DAY) for h in range(30) for s, w in ((1, 1), (2, 2), (3, 1))])
+    visits.columns = ["household_id", "store_id", "week", "transaction_timestamp"]
+    every = promoted.merge(visits)
+    random = np.random.default_rng(0)
+    draws = [draw_pairs(promoted, visits, random) for _ in range(200)]
+    assert not any(one.duplicated().any() for one in draws)
+    assert all(len(one.merge(every)) == len(one) for one in draws)
+    counts = np.array([len(one) for one in draws])
+    mean, deviation = NEGATIVE_SHARE * len(every), np.sqrt(NEGATIVE_SHARE * (1 - NEGATIVE_SHARE) * len(every))
+    assert abs(counts.mean() - mean) < 4 * deviation / np.sqrt(len(draws))
+    assert 0.8 < counts.std() / deviation < 1.2
+    by_store = pd.concat(draws)["store_id"].value_counts(normalize=True)
+    assert by_store[2] == pytest.approx(2 / 3, abs=0.03)  # twice as many are promoted there

@@ -189,9 +189,9 @@ def _of_demo(objective: ObjectiveOption) -> dict[str, object]:
     """The settings of the demo of an objective."""
     if objective is ObjectiveOption.next_item:
         return {}
-    from fedrec.data.demo_shown import NEGATIVE_SHARE
+    from fedrec.data.demo_shown import SETTINGS
 
-    return {"objective": objective.value, "negative_share": NEGATIVE_SHARE, "positions": 4, "encoder_rounds": 0}
+    return SETTINGS
 
 
 def _demo_folder(by: By, config: RunConfig) -> Path:

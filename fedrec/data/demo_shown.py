@@ -20,10 +20,14 @@ from fedrec.data.kinds import IMPRESSION, PURCHASE
 from fedrec.data.schema import Columns as C
 from fedrec.data.split import write_federation
 
-__all__ = ["NEGATIVE_SHARE", "build_shown_demo"]
+__all__ = ["NEGATIVE_SHARE", "SETTINGS", "build_shown_demo", "draw_pairs"]
 
 NEGATIVE_SHARE = 0.02
 """Share of the impressions without a purchase that the demo keeps."""
+SETTINGS: dict[str, object] = {
+    "objective": "response", "negative_share": NEGATIVE_SHARE, "positions": 4, "encoder_rounds": 0,
+}  # fmt: skip
+"""Of a run on it. Rounds on the encoder would take most of the time and add next to nothing."""
 STORE, WEEK, HOUSEHOLD, BOUGHT = "store_id", "week", "household_id", "bought"
 WHERE = [STORE, WEEK]
 
@@ -54,7 +58,7 @@ def _impressions(events: pd.DataFrame) -> pd.DataFrame:
     promoted = promoted.merge(named, on="product_id")[[*WHERE, C.MERCHANT, C.ITEM]].drop_duplicates()
     answered = bought.merge(named, on="product_id")[[HOUSEHOLD, *WHERE, C.MERCHANT, C.ITEM]].drop_duplicates()
     answered = answered.merge(promoted).assign(**{BOUGHT: True}).merge(visits)
-    drawn = _drawn(promoted, visits, np.random.default_rng(0))
+    drawn = draw_pairs(promoted, visits, np.random.default_rng(0))
     both = drawn.merge(answered.drop(columns="transaction_timestamp"), how="left")
     silent = both[both[BOUGHT].isna()].assign(**{BOUGHT: False})
     rows = pd.concat([answered, silent], ignore_index=True)
@@ -73,7 +77,7 @@ def _impressions(events: pd.DataFrame) -> pd.DataFrame:
     return shown[shown[C.TIME] > shown["first"]].drop(columns="first").sort_values([C.MERCHANT, C.USER, C.TIME, C.ITEM])
 
 
-def _drawn(promoted: pd.DataFrame, visits: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
+def draw_pairs(promoted: pd.DataFrame, visits: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
     """Each pair of a visit and a product promoted there, with probability `NEGATIVE_SHARE`; the pairs are never all made."""
     promoted = promoted.sort_values([*WHERE, C.MERCHANT, C.ITEM], ignore_index=True)
     places = promoted.groupby(WHERE, as_index=False).agg(size=(C.ITEM, "size"))
