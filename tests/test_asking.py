@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedrec.data import Catalogue
@@ -90,6 +90,7 @@ def test_a_history_of_something_else_has_no_part() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.lists(st.integers(0, 9), max_size=6, unique=True))
+@example([0, *[9] * LATEST], [0])
 def test_trust_is_a_share_and_goes_by_the_latest(held: list[int], first: list[int]) -> None:
     angle = np.arange(10) * 0.3
     vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
