@@ -78,7 +78,9 @@ class _ForPerson(_Strict):
         None, description="For each item of the history an ISO 8601 time, or a number; items of one time are one basket."
     )
     user_id: Id | None = Field(None, description="A user whose events the merchant has.")
-    query: Query | None = Field(None, description="Words that count as one more, most recent, item.")
+    query: Query | None = Field(
+        None, description="Words for what is looked for: as `/v1/search` ranks, and the person's history orders what they find."
+    )
 
     def person(self) -> Person:
         """As the recommender takes it."""
@@ -203,7 +205,7 @@ class Item(BaseModel):
 
     item_id: str
     text: str
-    source: str = Field(description="What made it: a model by name, `popularity` or `search`.")
+    source: str = Field(description="What made it: a model by name, `popularity`, `search`, or `MODEL + search`.")
     score: float | None = Field(description="For the staff's key alone: exact scores tell what other customers bought.")
     reasons: StaffReasons | ShopperReasons | None = None
 
