@@ -65,7 +65,7 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
         under = evaluator.trains_under(public, state.trained)
         strategy.state = state = replace(state, public=public, scoring=under)
         baselines = evaluator.baselines(public, state.trained, under)
-        found = {**evaluator.line(public, state.trained), "trains_under": asdict(under), "baselines": baselines}
+        found = {**evaluator.line(public, state.trained), "trains_under": under.by_name(), "baselines": baselines}
         line = round_line(0, None, record, found)
         folder.add_metrics(line)
         folder.save(state)
@@ -80,7 +80,7 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
             now = replace(now, trained=trained)
         under = evaluator.trains_under(now.public, now.trained, now.scoring)
         strategy.state = now = replace(now, scoring=under)
-        found |= {**evaluator.line(now.public, now.trained), "trains_under": asdict(under)}
+        found |= {**evaluator.line(now.public, now.trained), "trains_under": under.by_name()}
         line = round_line(now.round, config.part(now.round), strategy.record, found)
         folder.add_metrics(line)
         arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}

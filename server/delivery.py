@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,12 @@ def parcel_of(run: RunFolder) -> Parcel:
             expected="a run with objective = 'next-item': what merchants get is for ranking",
         )  # fmt: skip
     lines = [one for one in run.metrics() if one["round"] == state.round]
-    scoring = lines[-1]["scoring"] if lines and "scoring" in lines[-1] else asdict(state.scoring)
+    scoring = lines[-1]["scoring"] if lines and "scoring" in lines[-1] else state.scoring.by_name()
     delivery = Delivery(
         format=FORMAT, run=state.run, round=state.round, trust=config.trust, unit=config.unit,
         encoder_fingerprint=state.encoder_fingerprint or load_encoder_for(config).fingerprint,
         encoder_layers=config.encoder_layers, encoder_rank=config.encoder_rank, max_tokens=config.max_tokens,
-        history=config.history, digest="", **{name: scoring[name] for name in ("temperature", "decay", "prior_weight")},
+        history=config.history, digest="", **scoring,
     )  # fmt: skip
     arrays = {**state.public, **state.trained}
     delivery = replace(delivery, digest=content_digest(arrays, delivery.kept(float(state.public[FLOOR][0]))))

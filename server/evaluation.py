@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ class CentralEvaluator:
     def line(self, public: Arrays, trained: Arrays) -> dict[str, Any]:
         """A round's central metrics, and the scoring they were computed with."""
         scoring = self.scoring(public, trained)
-        return {"scoring": asdict(scoring), "central": self.summary(self.per_user(public, trained, scoring))}
+        return {"scoring": scoring.by_name(), "central": self.summary(self.per_user(public, trained, scoring))}
 
     def baselines(self, public: Arrays, trained: Arrays, under: Scoring) -> dict[str, dict[str, float]]:
         """At round 0: text alone, the private popularity list alone, and both `under` the scoring that merchants train under."""

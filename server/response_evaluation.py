@@ -6,7 +6,7 @@ Users are split as for the ranking: some fit the scoring, some judge what was tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ class ResponseEvaluator:
         """A round's central metrics, the reliability curve, and the scoring they were computed with."""
         scoring = self.scoring(public, trained)
         judged = self.judged(public, trained, scoring)
-        return {"scoring": asdict(scoring), "central": summarise_responses(judged), "reliability": reliability(judged)}
+        return {"scoring": scoring.by_name(), "central": summarise_responses(judged), "reliability": reliability(judged)}
 
     def judged(self, public: Arrays, trained: Arrays, scoring: Scoring) -> Judged:
         """The measured users' impressions, with what is predicted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class RunFolder:
             for group in ("trained", "public", "optimizer")
             for name, value in getattr(state, group).items()
         }
-        meta = {"run": state.run, "round": str(state.round), "scoring": json.dumps(asdict(state.scoring))}
+        meta = {"run": state.run, "round": str(state.round), "scoring": json.dumps(state.scoring.by_name())}
         meta["encoder_fingerprint"] = state.encoder_fingerprint
         path = folder / f"round-{state.round:05d}.safetensors"
         temporary = path.with_suffix(".tmp")

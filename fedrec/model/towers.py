@@ -11,7 +11,7 @@ Where the question is not which item but whether, the score has a bias and linea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,10 @@ class Scoring:
     decay: float
     prior_weight: float
     bias: float = 0.0
+
+    def by_name(self) -> dict[str, float]:
+        """The numbers as files have them; a ranking has no bias."""
+        return {name: value for name, value in asdict(self).items() if name != "bias" or value}
 
 
 def init_base(encoder: TextEncoder, states: States, heads: bool, rank: int, how: str, seed: int) -> Arrays:
