@@ -32,9 +32,11 @@ def make_store(folder: Path, bert: Path, users: int = 80, **changes: Any) -> Pat
 
 
 @contextmanager
-def client_of(path: Path, key_file: Path | None = None, key: str | None = None, **settings: Any) -> Iterator[TestClient]:
+def client_of(
+    path: Path, key_file: Path | None = None, key: str | None = None, onnx: Path | None = None, **settings: Any
+) -> Iterator[TestClient]:
     """A client of a service in this process, open and ready."""
-    app = create_app(path, key_file=key_file, settings=ServeSettings(**{"poll": 0.05, **settings}))
+    app = create_app(path, key_file=key_file, settings=ServeSettings(**{"poll": 0.05, **settings}), onnx=onnx)
     with TestClient(app, HERE, raise_server_exceptions=False, headers=with_key(key)) as client:
         yield client
 

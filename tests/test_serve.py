@@ -1,5 +1,7 @@
 """The service: its lists are the recommender's, and who may ask for what, from where, and how much at once."""
 
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import asyncio
@@ -19,7 +21,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from fedrec.errors import InputError
+from fedrec.export import export
+from fedrec.export.source import Source
+from fedrec.model.adapter import Arrays
+from fedrec.model.versions import CURRENT
 from fedrec.recommender import Filter, Person, Recommender, Wish
+from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.recommending import Recommending
 from fedrec.serve.app import check, create_app
 from fedrec.serve.faults import STATUS, Fault, without_paths
@@ -27,6 +34,8 @@ from fedrec.serve.keys import Keys
 from fedrec.serve.worker import Worker
 
 from .stores import client_of, make_store, with_key
+from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
+from .test_merchant_recommender import adapter  # noqa: F401
 
 HISTORY = ["i1", "i5", "i9"]
 USER = "customer-3-secret"
@@ -101,6 +110,53 @@ def test_the_other_questions_have_the_recommenders_answers(client: TestClient, r
         assert item["reasons"]["words"] == reasons.for_staff()["words"]
         total = sum(share["share"] for share in item["reasons"]["shares"])
         assert total == pytest.approx(item["score"], abs=1e-4)
+
+
+def test_what_explores_says_how_each_place_was_given(client: TestClient, keys: dict[str, str], recommender: Recommending) -> None:
+    def ask(explore: float, key: str, k: int = 5) -> list[dict[str, Any]]:
+        asked = {"history": HISTORY, "k": k, "explore": explore}
+        found: list[dict[str, Any]] = client.post("/v1/recommend", json=asked, headers=with_key(key)).json()["items"]
+        return found
+
+    plain, nearly = ask(0, keys["staff"]), ask(1e-12, keys["staff"])
+    assert [item["item_id"] for item in nearly] == [item["item_id"] for item in plain]
+    assert {(item["propensity"], item["value"]) for item in plain} == {(None, None)}
+    assert [item["propensity"] for item in nearly] == pytest.approx([1] * 5)
+    of_first: dict[str, Any] = {}  # what each item has as the first place of a list
+    for seed in range(400):
+        answer = recommender.recommend(HISTORY, k=1, explore=0.9, seed=seed)
+        of_first[answer.items[0][0]] = answer.places[0]
+    for _ in range(10):
+        (staff,), (shop,) = ask(0.9, keys["staff"], 1), ask(0.9, keys["shop"], 1)
+        exact = of_first[staff["item_id"]]
+        assert (staff["propensity"], staff["value"]) == pytest.approx(tuple(exact), abs=1e-5)
+        assert shop["propensity"] == float(f"{of_first[shop['item_id']].propensity:.1e}") and shop["value"] is None
+
+
+@pytest.mark.slow  # the adapter is a run's
+def test_an_export_reads_words_until_another_model_ranks(
+    fedrec: Fedrec, tiny_bert_folder: Path, adapter: tuple[Arrays, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, out = make_store(tmp_path / "shop", tiny_bert_folder), tmp_path / "out"
+    assert_refused(fedrec("serve", folder, "--onnx", out), str(out), "fedrec export")
+    assert_refused(fedrec("serve", tmp_path, "--onnx", out, "--key-file", tmp_path / "keys.toml"), "--onnx", "a single folder")
+    versions = MerchantPlace(folder).versions
+    versions.use(versions.keep(*adapter)[0])
+    export(Source.open(folder), out, "onnx")
+    wanted = Recommender.load(folder).search("red lamp", 24)
+    with client_of(folder, onnx=out) as client:
+
+        def about() -> dict[str, Any]:
+            found: dict[str, Any] = client.get("/info").json()["merchants"][0]
+            return found
+
+        assert about()["export"] == "used"
+        found = client.post("/v1/search", json={"query": "red lamp", "k": 24}).json()["items"]
+        assert {item["item_id"]: item["score"] for item in found} == pytest.approx(dict(wanted.items), abs=0.05)
+        (folder / "model" / CURRENT).unlink()
+        wait_for(lambda: about()["export"] == "not used")
+        assert about()["up_to_date"] and client.post("/v1/search", json={"query": "red lamp"}).status_code == 200
+    assert_refused(fedrec("serve", folder, "--onnx", out), "another model", "fedrec export")
 
 
 def test_questions_that_are_answered_together_are_answered_as_alone(recommender: Recommending) -> None:
@@ -221,7 +277,8 @@ def test_a_page_from_elsewhere_cannot_ask(client: TestClient, headers: dict[str,
         ("/v1/recommend", '{"k": 0}', 422, "k"),
         ("/v1/recommend", '{"diversity": NaN}', 422, "diversity"),
         ("/v1/recommend", '{"k": 201}', 422, "k"),
-        ("/v1/recommend", '{"explore": 1}', 422, "explore"),
+        ("/v1/recommend", '{"explore": 1.5}', 422, "explore"),
+        ("/v1/recommend", '{"seed": 1}', 422, "seed"),
         ("/v1/recommend", '{"filter": {"colour": "red"}}', 422, "filter.colour"),
         ("/v1/recommend", '{"history": ["\\ud800"]}', 422, "history.0"),
         ("/v1/recommend", '{"times": [1]}', 422, "times"),

@@ -20,6 +20,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with the model in memory.")] = 1,
     key_file: Annotated[Path | None, typer.Option(help="Keys of the shop and of the staff; made where it is not there.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Folder of an ONNX export of this model, which then reads words.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of limits and times.")] = None,
 ) -> None:
     """Serve recommendations over HTTP until stopped, and take feedback into the merchant's own folder."""
@@ -39,7 +40,14 @@ def serve(
     from fedrec.serve.processes import listen
     from fedrec.serve.processes import serve as serve_on
 
-    names, _ = check(path, host, key_file)
+    names, several = check(path, host, key_file)
+    if onnx is not None:
+        if several:
+            raise InputError("is of one model, and there are several merchants", where="--onnx", expected="a single folder")
+        from fedrec.serve.models import check_export
+
+        onnx = onnx.resolve()
+        check_export(path, onnx)
     if key_file is not None:
         key_file = key_file.resolve()
         Keys.open(key_file, names)
@@ -48,7 +56,7 @@ def serve(
     out.print(f"http://{shown}:{bound.getsockname()[1]}: {', '.join(names)}", soft_wrap=True)
     if key_file is None:
         out.print("without keys: whoever can use this machine is staff", style="yellow", soft_wrap=True)
-    serve_on(bound, path, host, key_file, settings, workers)
+    serve_on(bound, path, host, key_file, settings, workers, onnx)
 
 
 def _share_cache(path: Path) -> None:

@@ -33,6 +33,7 @@ def create_app(
     key_file: Path | None = None,
     settings: ServeSettings | None = None,
     give_up: Callable[[InputError], None] | None = None,
+    onnx: Path | None = None,
 ) -> FastAPI:
     """The application that serves `path`.
 
@@ -41,6 +42,7 @@ def create_app(
         host: the address that is listened on.
         key_file: made where it is not there; needed for any address but a loopback one, and for several merchants.
         give_up: is told why nothing can be served; by default that is raised.
+        onnx: an export of the model, which reads words while it is that of the model that is loaded.
 
     Raises:
         InputError: there is nothing to serve, a key file is needed, or it cannot be used.
@@ -52,7 +54,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(find_tenants(path)[0], several, settings, keys)
+        tenants, _ = find_tenants(path)
+        for tenant in tenants.values():
+            tenant.onnx = onnx
+        service = Service(tenants, several, settings, keys)
         held.append(service)
         watching: asyncio.Task[None] | None = None
         try:

@@ -20,7 +20,7 @@ from fedrec.model.versions import CURRENT, UNTRAINED
 from fedrec.recommender import Answer, MerchantRecommender, Person, Recommender, Wish
 from fedrec.recommender.own_model import FILE
 
-__all__ = ["Model", "Stamp", "load_model", "stamp_of"]
+__all__ = ["Model", "Stamp", "check_export", "load_model", "stamp_of"]
 
 SETTLED = 3
 """How often a folder that changes while it is loaded is loaded again."""
@@ -54,6 +54,7 @@ class Model:
         stamp: what was on disk.
         loaded: when, in seconds since 1970.
         words: whether there is an encoder for words.
+        export: whether an export reads them in its place; None where there is none.
     """
 
     recommender: Recommender | MerchantRecommender
@@ -61,6 +62,7 @@ class Model:
     snapshot: str
     stamp: Stamp
     words: bool
+    export: bool | None = None
     loaded: float = field(default_factory=time.time)
 
     @property
@@ -79,8 +81,20 @@ class Model:
         return self.recommender.recommend_each(asked, merchant)
 
 
-def load_model(folder: Path) -> Model:
+def check_export(folder: Path, onnx: Path) -> None:
+    """Whether an export is of the model that ranks in a folder.
+
+    Raises:
+        InputError: it is not, or either cannot be loaded.
+    """
+    Recommender.load(folder, onnx=onnx)
+
+
+def load_model(folder: Path, onnx: Path | None = None) -> Model:
     """Load what is there now and ask it everything once, so that no customer waits for what only the first one needs.
+
+    Args:
+        onnx: an export that reads words where it is of the model that is there now; else the model's own encoder does.
 
     Raises:
         InputError: it cannot be loaded.
@@ -88,15 +102,23 @@ def load_model(folder: Path) -> Model:
     with encoders_apart():
         for _ in range(SETTLED):
             before = stamp_of(folder)
-            recommender = Recommender.load(folder)
+            recommender, export = _open(folder, onnx)
             words = _warm(recommender)
             if stamp_of(folder) == before:
                 break
         version = _version(recommender)
     snapshot = blake2b(f"{version}{before}".encode(), digest_size=6).hexdigest()
-    model = Model(recommender, version, snapshot, before, words)
+    model = Model(recommender, version, snapshot, before, words, None if onnx is None else export)
     _ = model.texts
     return model
+
+
+def _open(folder: Path, onnx: Path | None) -> tuple[Recommender | MerchantRecommender, bool]:
+    """What ranks, and whether the export can be used."""
+    if onnx is not None:
+        with suppress(InputError):
+            return Recommender.load(folder, onnx=onnx), True
+    return Recommender.load(folder), False
 
 
 def stamp_of(folder: Path) -> Stamp:
@@ -137,7 +159,7 @@ def _warm(recommender: Recommender | MerchantRecommender) -> bool:
     ask: dict[str, Any] = {"history": list(recommender.catalogue.item_ids[:3]), "k": 5}
     recommender.recommend([], k=1)
     recommender.recommend(**ask, diversity=0.1, explain=True)
-    recommender.recommend(user_id="", k=1)
+    recommender.recommend(user_id="", k=1, explore=0.1)
     if isinstance(recommender, MerchantRecommender):
         recommender.recommend(**ask, repeats=True)
     try:

@@ -44,14 +44,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen ({told})", where=f"{host}, port {port}", hint="--port takes another one") from None
 
 
-def serve(bound: socket.socket, path: Path, host: str, key_file: Path | None, settings: ServeSettings, workers: int) -> None:
+def serve(
+    bound: socket.socket, path: Path, host: str, key_file: Path | None, settings: ServeSettings, workers: int, onnx: Path | None
+) -> None:
     """Serve until SIGTERM or Ctrl-C; what has begun is finished.
 
     Raises:
         InputError: it cannot be loaded.
     """
     if workers > 1:
-        _serve_by_many(bound, path, host, key_file, settings, workers)
+        _serve_by_many(bound, path, host, key_file, settings, workers, onnx)
         return
     import uvicorn
 
@@ -64,7 +66,7 @@ def serve(bound: socket.socket, path: Path, host: str, key_file: Path | None, se
         server.should_exit = True
 
     _prepare()
-    server = uvicorn.Server(_config(create_app(path, host, key_file, settings, give_up), settings))
+    server = uvicorn.Server(_config(create_app(path, host, key_file, settings, give_up, onnx), settings))
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has its own, and raises it again when it is done
     server.run(sockets=[bound])
     if why:
@@ -77,13 +79,14 @@ def app_of_environment() -> FastAPI:
 
     _prepare()
     given = json.loads(os.environ[WORKER])
-    key_file = None if given["key_file"] is None else Path(given["key_file"])
+    key_file, onnx = (None if given[name] is None else Path(given[name]) for name in ("key_file", "onnx"))
 
     def give_up(error: InputError) -> None:
         Path(os.environ[METRICS_FOLDER], WHY).write_text(str(error), encoding="utf-8")
         os.kill(os.getppid(), signal.SIGTERM)
 
-    return create_app(Path(given["path"]), given["host"], key_file, ServeSettings.model_validate(given["settings"]), give_up)
+    settings = ServeSettings.model_validate(given["settings"])
+    return create_app(Path(given["path"]), given["host"], key_file, settings, give_up, onnx)
 
 
 def _prepare() -> None:
@@ -94,7 +97,7 @@ def _prepare() -> None:
 
 
 def _serve_by_many(
-    bound: socket.socket, path: Path, host: str, key_file: Path | None, settings: ServeSettings, workers: int
+    bound: socket.socket, path: Path, host: str, key_file: Path | None, settings: ServeSettings, workers: int, onnx: Path | None
 ) -> None:
     from uvicorn.supervisors import Multiprocess
 
@@ -102,7 +105,7 @@ def _serve_by_many(
         os.environ[METRICS_FOLDER] = folder
         os.environ[WORKER] = json.dumps({
             "path": str(path), "host": host, "key_file": None if key_file is None else str(key_file),
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"), "onnx": None if onnx is None else str(onnx),
         })  # fmt: skip
         _log()
         config = _config(f"{__name__}:app_of_environment", settings, workers)

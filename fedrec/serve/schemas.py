@@ -92,7 +92,10 @@ class RecommendRequest(_ForPerson):
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False,
-        json_schema_extra={"examples": [{"history": ["p8d386587b1", "p41cfcbedad"], "k": 5, "filter": {"price_max": 20}}]},
+        json_schema_extra={"examples": [
+            {"history": ["p8d386587b1", "p41cfcbedad"], "k": 5, "filter": {"price_max": 20}},
+            {"history": ["p8d386587b1"], "k": 5, "explore": 0.05},
+        ]},
     )  # fmt: skip
 
     k: Size = 10
@@ -100,6 +103,7 @@ class RecommendRequest(_ForPerson):
     exclude: Ids = []
     repeats: StrictBool = False
     diversity: float = Field(0.0, ge=0, le=1)
+    explore: float = Field(0.0, ge=0, le=1, description="Share of the places that go to items of uncertain value by chance.")
     explain: StrictBool = False
 
 
@@ -207,6 +211,12 @@ class Item(BaseModel):
     text: str
     source: str = Field(description="What made it: a model by name, `popularity`, `search`, or `MODEL + search`.")
     score: float | None = Field(description="For the staff's key alone: exact scores tell what other customers bought.")
+    propensity: float | None = Field(
+        None, description="With `explore`, the chance that this item had at this place; two digits of it for the shop's key."
+    )
+    value: float | None = Field(
+        None, description="With `explore`, what the item was believed to be worth; a score, so for the staff's key alone."
+    )
     reasons: StaffReasons | ShopperReasons | None = None
 
 
@@ -291,6 +301,9 @@ class MerchantInfo(BaseModel):
     snapshot: str | None = None
     items: int | None = None
     words: bool | None = None
+    export: Literal["used", "not used"] | None = Field(
+        None, description="Of `--onnx`: not used where it is of another model than the one that ranks, which then reads words."
+    )
     loaded_at: str | None = None
     data_at: str | None = None
     swaps: int

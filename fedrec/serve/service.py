@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from fedrec.errors import InputError
 from fedrec.recommender import Answer, Person, Wish
+from fedrec.recommender.exploring import Place
 from fedrec.serve.faults import Fault, fault_of
 from fedrec.serve.keys import Caller, Keys
 from fedrec.serve.metrics import Metrics
@@ -119,12 +120,13 @@ class Call:
         self.service.metrics.answers.labels(tenant.name, answer.source if made == "fallback" else made).inc()
         if made == "fallback":
             self.service.metrics.fallbacks.labels(tenant.name).inc()
+        places: Sequence[Place | None] = answer.places or [None] * len(answer.items)
         items = [
             Item.model_validate({
                 "item_id": name, "text": model.texts[name], "source": answer.source, "score": float(score) if staff else None,
-                "reasons": None if name not in reasons else _reasons(reasons[name], staff),
+                **_given(place, staff), "reasons": None if name not in reasons else _reasons(reasons[name], staff),
             })
-            for name, score in answer.items
+            for (name, score), place in zip(answer.items, places, strict=True)
         ]  # fmt: skip
         return ListAnswer(
             request_id=self.id, merchant=tenant.name, model=model.version, snapshot=model.snapshot, took_ms=self.took_ms,
@@ -172,6 +174,15 @@ def call_of(request: Request) -> Call:
 def _reasons(reasons: Any, staff: bool) -> dict[str, Any]:
     found: dict[str, Any] = reasons.for_staff() if staff else reasons.for_shopper()
     return found
+
+
+def _given(place: Place | None, staff: bool) -> dict[str, float]:
+    """How a place was given. A value is a score, and a propensity is computed from scores: a shop gets what its log needs."""
+    if place is None:
+        return {}
+    if staff:
+        return place._asdict()
+    return {"propensity": float(f"{place.propensity:.1e}")}
 
 
 def _no_merchant() -> Fault:

@@ -36,10 +36,12 @@ class Tenant:
         model: what answers; None while nothing is loaded.
         failure: why what is on disk is not what answers, for the merchant's staff; None where it is.
         log: where feedback goes; None for a run, which takes none.
+        onnx: an export that reads words in place of the encoder, as long as it is of the model that is loaded.
     """
 
     def __init__(self, name: str, folder: Path, takes_feedback: bool) -> None:
         self.name, self.folder = name, folder
+        self.onnx: Path | None = None
         self.log = FeedbackLog(folder) if takes_feedback else None
         self.model: Model | None = None
         self.failure: str | None = None
@@ -81,7 +83,7 @@ class Tenant:
         async with one_at_a_time:
             self._tried = (await asyncio.to_thread(stamp_of, self.folder), time.monotonic())
             try:
-                model = await asyncio.to_thread(load_model, self.folder)
+                model = await asyncio.to_thread(load_model, self.folder, self.onnx)
             except Exception as error:  # whatever it is: the old one goes on
                 told = str(error) if isinstance(error, InputError) else type(error).__name__
                 self.failure = without_paths(told, [self.folder])
@@ -97,6 +99,8 @@ class Tenant:
         metrics.loaded.labels(self.name, model.version).set(model.loaded)
         metrics.data.labels(self.name).set(model.data_time)
         logger.info("%s: version %s is loaded", self.name, model.version)
+        if model.export is False:
+            logger.warning("%s: the export is not used, the encoder itself reads words", self.name)
 
 
 class Tenants:

@@ -70,6 +70,7 @@ def _of(tenant: Tenant, staff: bool) -> MerchantInfo:
         known |= {
             "model": model.version, "snapshot": model.snapshot, "items": len(model.texts), "words": model.words,
             "loaded_at": _time(model.loaded), "data_at": _time(model.data_time),
+            "export": None if model.export is None else "used" if model.export else "not used",
         }  # fmt: skip
     return MerchantInfo.model_validate(known)
 

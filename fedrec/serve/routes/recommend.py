@@ -23,5 +23,7 @@ async def recommend(asked: RecommendRequest, call: Annotated[Call, Depends(call_
     tenant, person = call.tenant(asked.merchant), asked.person()
     if asked.explain:
         call.may_explain(person)
-    wish = Wish(asked.k, asked.query, asked.filter.filter(), asked.exclude, asked.repeats, asked.diversity, asked.explain)
+    wish = Wish(
+        asked.k, asked.query, asked.filter.filter(), asked.exclude, asked.repeats, asked.diversity, asked.explain, asked.explore
+    )
     return reply(call.listed(tenant, *await call.lists(tenant, asked.merchant, person, wish)))
