@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +110,8 @@ def test_merchants_train_under_it(tmp_path: Path, tiny_bert_folder: Path, calibr
     with recorded() as messages:
         run = simulate(federation, settings_of(tiny_bert_folder, rounds=2, calibrate=calibrate), tmp_path / "run")
     state, under = run.load(), [one["trains_under"] for one in run.metrics()]
-    assert state is not None and under[-1] == asdict(state.scoring)
-    assert (under[0] == asdict(START)) is not calibrate
+    assert state is not None and under[-1] == state.scoring.by_name()
+    assert (under[0] == START.by_name()) is not calibrate
     asked = [message.content.config_records["task"] for message, _ in messages]
     sent = [one for one in asked if "temperature" in one]
     # Each round under what was fitted after the one before; the decay stays, and with it what merchants have pooled.
