@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "fedrec.deploy": rooms("merchant", "secure", "data", "privacy", "config", "errors"),
     "fedrec.report": rooms("config", "errors", "privacy", "merchant", "text"),
     "fedrec.wire": rooms("model", "secure", "privacy", "training", "config", "errors", "text"),
-    "fedrec.serve": rooms("recommender", "data", "model", "merchant", "config", "errors", "text") | {"fedrec"},
+    "fedrec.serve": rooms("recommender", "data", "model", "merchant", "privacy", "config", "errors", "text") | {"fedrec"},
     "fedrec.cli": FEDREC | {"fedrec", "server", "clients", "simulations"},
     "server": AWAY,
     "clients": AWAY,

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["drift"]
 
-SURE = 0.05
-
 
 def drift(
     folder: Folder,
@@ -31,22 +29,10 @@ def drift(
     """
     place = opened(folder)
     data = place.data()
-    import numpy as np
+    from fedrec.recommender.drifting import drift_of
 
-    from fedrec.config import RunConfig
-    from fedrec.recommender.contest import SERVED, TEXT, contenders, popularity_here
-    from fedrec.recommender.drift import measure_drift
-
-    config, version = RunConfig(), place.versions.current
-    adapter, here = place.adapter(version), popularity_here(data.histories, len(data.catalogue))
-    queries = data.histories.queries
-    received = None if adapter is None else place.received(data.catalogue, adapter, here, queries)
-    model = contenders(place.plain(data.catalogue, here, queries), received, (0.0,))[TEXT if received is None else SERVED]
-    roles = place.roles(data)
-    held_back = np.union1d(roles.choose, roles.measure)
-    found = measure_drift(
-        data, model.part, model.default, held_back, weeks=weeks, windows=windows, length=config.history, k=config.top_k
-    )
+    found = drift_of(place, data, weeks, windows)
+    version = place.versions.current
     cost = _last_run(place)
     sentence = _sentence(found, cost)
     if json:
@@ -84,24 +70,9 @@ def _row(window: Window) -> list[str]:
 
 def _sentence(found: Drift, cost: dict[str, float] | None) -> str:
     """What a person should know, and what another run would cost."""
-    since = found.windows[-1].start.date().isoformat()
-    of = "categories" if found.by == "category" else "items"
-    names = {
-        "mix": f"what is bought has shifted between {of}, further than in any other window",
-        "unknown": "more of it than in any other window was not bought in the window before",
-    }
-    parts = [names[name] for name in found.unusual]
-    if found.change is None:
-        parts.append("too few users bought something new to say how the model does")
-    elif found.p_value is not None and found.p_value < SURE:
-        verb = "lost" if found.change < 0 else "gained"
-        parts.append(f"the text has {verb} {abs(found.change):.0%} of its hit rate since {since} (p = {found.p_value:.2g})")
-    else:
-        parts.append(
-            f"how often the text hits has not changed since {since} as far as these users can show ({found.change:+.0%})"
-        )
-    said = "; ".join(parts)
-    said = said[0].upper() + said[1:] + "."
+    from fedrec.recommender.drifting import drift_sentence
+
+    said = drift_sentence(found)
     if cost is None:
         return said + " Nothing was ever released here, so no run's cost is known."
     fits = "fits" if cost["after"] <= cost["budget"] else "does not fit"

@@ -7,6 +7,8 @@
     routes/    one router for each kind of question
     tenants    the merchants of a process, and what of each is loaded
     models     one loaded state of a folder, and how a change of it is noticed
+    drift      drift and the ledger's figures, measured on demand by a thread of their own
+    page/      what `/` shows, in one file
     worker     the one thread that ranks, and the queue before it
 
 Nothing here is imported by `server` or `clients`: what comes in by this door stays at the merchant.

@@ -23,7 +23,7 @@ from fedrec.serve.settings import LOOPBACK
 
 __all__ = ["Guard", "answer_of"]
 
-OPEN = ("/livez", "/readyz", "/openapi.json")
+OPEN = ("/", "/livez", "/readyz", "/openapi.json")
 """What needs no key: it says nothing of a merchant."""
 METRICS = "/metrics"
 HEADERS = {

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from fedrec.errors import InputError
 from fedrec.recommender import Answer, Person, Wish
 from fedrec.recommender.exploring import Place
+from fedrec.serve.drift import Measured
 from fedrec.serve.faults import Fault, fault_of
 from fedrec.serve.keys import Caller, Keys
 from fedrec.serve.metrics import Metrics
@@ -142,6 +143,7 @@ class Service:
         self.tenants = Tenants(tenants, several, settings, self.metrics)
         self.worker = Worker(settings.queue, settings.batch)
         self.writer = ThreadPoolExecutor(1, "feedback")
+        self.drift = Measured()
         self.in_progress, self.writing = 0, 0
         self.ready = False
 
@@ -163,6 +165,7 @@ class Service:
         self.ready = False
         await asyncio.to_thread(self.worker.close)
         self.writer.shutdown()
+        await asyncio.to_thread(self.drift.close)
 
 
 def call_of(request: Request) -> Call:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fedrec.serve.routes import explain, feedback, operations, rank, recommend, search
+from fedrec.serve.routes import drift, explain, feedback, operations, page, rank, recommend, search
 
 __all__ = ["ROUTERS"]
 
-ROUTERS = (recommend.router, search.router, rank.router, explain.router, feedback.router, operations.router)
+ROUTERS = (
+    recommend.router, search.router, rank.router, explain.router, drift.router, feedback.router, operations.router, page.router,
+)  # fmt: skip
