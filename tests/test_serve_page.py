@@ -134,6 +134,7 @@ def test_it_asks_with_the_key_and_shows_a_list_with_reasons_as_text(
     assert until(page, "document.querySelectorAll('#answers li').length") == 4
     assert HTML in page.evaluate("document.querySelector('#answers .text').textContent")
     assert page.evaluate("document.querySelectorAll('.bars .track i').length") > 0
+    assert HTML in page.evaluate("document.querySelector('.bars span').textContent"), "an item of the history, by its text"
     page.evaluate("document.querySelector('#answers summary').click(); 1")
     until(page, "document.querySelector('#answers .text mark') !== null")
     assert HTML in page.evaluate("document.querySelector('#answers .text').textContent"), "also with words that are marked"

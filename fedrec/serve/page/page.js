@@ -73,11 +73,22 @@ async function rank() {
     },
   };
   const before = last, found = await fetched("/v1/recommend", asked);
-  found.items.forEach((item) => texts.set(item.item_id, item.text));
+  remember(found);
+  await nameAll(asked.history ?? []);
   last = { asked, found };
   const shown = [listed("Now", last, before)];
   if (before && $("beside").checked) shown.push(listed("Before", before, null));
   $("answers").replaceChildren(...shown);
+}
+
+function remember(found) {
+  found.items.forEach((item) => texts.set(item.item_id, item.text));
+}
+
+// A reason names an item of the history by its id; people know it by its text.
+async function nameAll(history) {
+  const unknown = history.filter((item) => !texts.has(item));
+  if (unknown.length) remember(await fetched("/v1/rank", { history, candidates: [...new Set(unknown)], repeats: true }));
 }
 
 function listed(title, { asked, found }, before) {
@@ -169,7 +180,7 @@ function marked({ text, words }) {
 
 async function find() {
   const found = await fetched("/v1/search", { query: $("find").value, k: 10 });
-  found.items.forEach((item) => texts.set(item.item_id, item.text));
+  remember(found);
   $("found").replaceChildren(...found.items.map((item) => make("li", {}, make("span", { textContent: item.text }), adder(item))));
 }
 
