@@ -217,9 +217,9 @@ def test_who_else_is_in_a_lot_changes_no_bit(tiny_bert_folder: Path, objective: 
 @pytest.mark.parametrize("secure", [False, True], ids=["train_round", "round_sum"])
 def test_a_reply_comes_whoever_was_drawn(tiny_bert_folder: Path, objective: Objective, part: str, secure: bool) -> None:
     """Of nobody, and of users with nothing to predict: what is sent has the same arrays, and says nothing."""
-    encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, 0)
+    encoder, _, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, 0)
     task = RoundTask(
-        run="r" * 8, round=1, part=part, trunk="", encoder_layers=1, encoder_rank=3, max_tokens=16, local_steps=1, sample_rate=1.0,
+        run="r", round=1, part=part, trunk="", encoder_layers=1, encoder_rank=3, max_tokens=16, local_steps=1, sample_rate=1.0,
         clip_norm=1.0, noise_multiplier=1.0, delta=1e-5, unit="user", learning_rate=1.0, history=6, positions=2, negatives=4,
         encoder_history=6, temperature=scoring.temperature, decay=scoring.decay, prior_weight=scoring.prior_weight,
         update_code="float32", objective=objective.name, impressions=9, bias=scoring.bias,
