@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,15 +231,20 @@ def least_updates(aggregation: Aggregation, byzantine: int) -> int:
     return 2 * byzantine + 3 if aggregation in ("krum", "multi-krum") else 1
 
 
-def load_config(path: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+def load_config(
+    path: Path | None = None, overrides: dict[str, Any] | None = None, *, below: Mapping[str, Any] | None = None
+) -> RunConfig:
     """Read a TOML file of settings and lay `overrides` over it.
+
+    Args:
+        below: settings where neither the file nor `overrides` has any.
 
     Raises:
         InputError: the file cannot be read, or a setting is unknown or out of range.
     """
-    values: dict[str, Any] = {}
+    values = dict(below or {})
     if path is not None:
-        values = read_toml(Path(path), hint="give --config a TOML file")
+        values |= read_toml(Path(path), hint="give --config a TOML file")
     values |= overrides or {}
     try:
         return RunConfig.model_validate(values)

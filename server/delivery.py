@@ -27,7 +27,7 @@ from server.run_folder import DELIVERED, RunFolder
 from server.start import load_encoder_for
 from server.strategy import ERRORS
 
-__all__ = ["MOST_SECONDS", "Delivered", "Parcel", "hand_over", "parcel_of"]
+__all__ = ["MOST_SECONDS", "Delivered", "Parcel", "hand_over", "parcel_of", "ranks"]
 
 MOST_SECONDS = 300.0
 """So long receipts are waited for; who takes longer gets it from a later delivery."""
@@ -46,6 +46,11 @@ class Parcel:
     content: RecordDict
 
 
+def ranks(run: RunFolder) -> bool:
+    """Whether merchants can use what a run trains: they rank."""
+    return run.config.objective == "next-item"
+
+
 def parcel_of(run: RunFolder) -> Parcel:
     """A run's last adapter, with the scoring that was chosen for it and the popularity that was released.
 
@@ -56,7 +61,7 @@ def parcel_of(run: RunFolder) -> Parcel:
     state, config = run.load(), run.config
     if state is None or state.round == 0:
         raise InputError("no round is done", where=str(run.path), expected="a run with a trained adapter")
-    if config.objective != "next-item":
+    if not ranks(run):
         raise InputError(
             f"the run has objective = {config.objective!r}", where=str(run.path),
             expected="a run with objective = 'next-item': what merchants get is for ranking",

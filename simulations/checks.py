@@ -14,6 +14,7 @@ from fedrec.config import ObjectiveName, RunConfig
 from fedrec.data import CentralData, Histories, MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
+from fedrec.evaluation.protocol import is_calibration
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
 from fedrec.privacy import Ledger, Policy, Release, head_file, over_budget, plan_noise
 from fedrec.privacy.secure_plan import why_no_secure_sum
@@ -223,10 +224,9 @@ def checked(federation: Path, config: RunConfig | None, *, strict: bool = False)
 
 def _check_central(central: CentralData, config: RunConfig, where: Path) -> None:
     if config.objective == "response":
-        shown = [group.histories.shown for group in central.groups]
-        answers = np.concatenate([np.zeros(0, bool), *(one.answer[one.before > 0] for one in shown if one is not None)])
+        answers = _measured_answers(central, config)
         if answers.all() or not answers.any():
-            found = f"of {len(answers):,} impressions after a first basket {int(answers.sum()):,} have a response"
+            found = f"of {len(answers):,} measured impressions after a first basket {int(answers.sum()):,} have a response"
             raise InputError(found, where=str(where), expected="some with and some without", hint=AN_IMPRESSION)
         return
     share = config.calibration_share if config.calibrate else 0.0
@@ -235,6 +235,18 @@ def _check_central(central: CentralData, config: RunConfig, where: Path) -> None
         nothing = [nothing_to_learn(group.histories) for group in central.groups]
         found = "no held-out user's last basket holds anything new" if None in nothing else f"{nothing[0]} among those held out"
         raise InputError(found, where=str(where), hint=A_BASKET)
+
+
+def _measured_answers(central: CentralData, config: RunConfig) -> np.ndarray:
+    """(impressions,) bool, the responses that a run is measured by: of central users who do not serve to calibrate."""
+    share = config.calibration_share if config.calibrate else 0.0
+    found = [np.zeros(0, dtype=bool)]
+    for group in central.groups:
+        measured = [n for n, user in enumerate(group.histories.user_ids) if not is_calibration(user, share, config.seed)]
+        if group.histories.shown is not None:
+            shown = group.histories.shown.take(np.array(measured, dtype=np.int64))
+            found.append(shown.answer[shown.before > 0])
+    return np.concatenate(found)
 
 
 def nothing_to_learn(histories: Histories, objective: ObjectiveName = "next-item") -> str | None:

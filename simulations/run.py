@@ -19,6 +19,7 @@ from fedrec.merchant import read_merchant_file
 from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
 from fedrec.secure import Roster
+from server.delivery import ranks
 from server.evaluators import evaluator_of
 from server.progress import notify
 from server.results import row, write_results
@@ -125,7 +126,8 @@ def _go_on(folder: RunFolder) -> RunFolder:
     state = folder.load()
     ended = (folder.path / "ended_early.json").exists()
     done = state is not None and (ended or state.round >= folder.config.rounds)
-    if not done or (not ended and not (folder.path / DELIVERED).exists()):  # interrupted, at the latest as it was delivered
+    # It was interrupted, at the latest as it was delivered.
+    if not done or (not ended and ranks(folder) and not (folder.path / DELIVERED).exists()):
         merchants = len(merchant_folders(Path(site["federation"])))
         ENGINES[site["engine"]](server_app, client_app, merchants, site["workers"], folder.config.device)
     return folder
@@ -142,7 +144,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     reference = _reference(folder, federation, folder.config) if with_reference else []
     results = write_results(folder, federation, simulation=True, more=reference)
     state = folder.load()
-    if with_reference and state is not None and state.round and folder.config.objective == "next-item":
+    if with_reference and state is not None and state.round and ranks(folder):
         encoder, scoring = load_encoder_for(folder.config), Scoring(**folder.metrics()[-1]["scoring"])
         results["merchants"] = at_merchants(federation, folder.config, encoder, state, scoring)
         folder.write_json("results.json", results)

@@ -396,6 +396,7 @@ def test_command_attacks_the_mechanism_that_is_asked_for(
     [
         (["--merchant", "nobody"], "nobody"),
         (["--set", "encoder_layers=1"], "heads"),
+        (["--set", "objective=response"], "next-item"),
         (["--out", "/nowhere/a.json"], "folder"),
         (["--mechanism", "adapter"], "histogram"),
         (["--mechanism", "encoder", "--set", "encoder_layers=0"], "encoder_layers"),

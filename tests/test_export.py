@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BertModel
 
@@ -23,7 +24,7 @@ from fedrec.errors import InputError
 from fedrec.export import export, measure_export
 from fedrec.export.measuring import Users
 from fedrec.export.source import Source
-from fedrec.model import load_encoder
+from fedrec.model import load_encoder, saved
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, Arrays
 from fedrec.model.onnx_encoder import OnnxEncoder
 from fedrec.model.towers import centred, role_table
@@ -174,6 +175,14 @@ def test_what_is_asked_for_and_cannot_be(source: Source, hugging_face: Path, tmp
     assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="exported encoder"):
         OnnxEncoder(tmp_path)
+
+
+def test_what_does_not_rank_is_not_exported(tmp_path: Path) -> None:
+    (tmp_path / saved.SETTINGS).write_text(json.dumps({"objective": "response"}))
+    pd.DataFrame({"item_id": ["i0"], "text": ["lamp"]}).to_parquet(tmp_path / saved.TABLE)
+    save_file({"b": np.ones(1, dtype=np.float32)}, tmp_path / saved.ARRAYS)
+    with pytest.raises(InputError, match="objective = 'response'"):
+        Source.open(tmp_path)
 
 
 @pytest.mark.slow

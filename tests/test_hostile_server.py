@@ -6,14 +6,18 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import dp_accounting
 import pytest
 from dp_accounting import pld
+from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.merchant import Merchant
+from fedrec import wire
 from fedrec.model.adapter import Arrays
 from fedrec.wire import HistogramTask, Statement
 
@@ -41,6 +45,7 @@ HOSTILE = st.sampled_from(
         *({"round": value} for value in (-1, 0, 100_000)),
         {"delta": 0.5},
         {"unit": "event"},
+        {"unit": "event", "objective": "response"},
     ]
 )
 REQUESTS = st.lists(st.builds(lambda honest, change: {**honest, **change}, HONEST, HOSTILE), min_size=1, max_size=6)
@@ -174,6 +179,18 @@ def test_a_weaker_request_is_refused_with_its_reason(
     assert reply.statement.status == "declined"
     assert reply.statement.reason.startswith("policy: ") and word in reply.statement.reason
     assert not shop.ledger.path.exists() or not shop.ledger.releases()
+
+
+def test_no_record_of_impressions_is_an_event(shop_folder: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """The task is refused as it is read, whatever the policy's unit, for one event moves a whole record of impressions."""
+    shop = open_shop(shop_folder, tiny_bert_folder, tmp_path)
+    public, trained = public_and_trained(shop)
+    sent = wire.encode_train(task(shop, objective="response"), trained, "", public)
+    sent["task"]["unit"] = "event"
+    with pytest.raises(wire.WireError, match="unit: expected 'user'"):
+        wire.decode_train(cast(Message, SimpleNamespace(content=sent)))
+    with pytest.raises(ValueError, match="unit: expected 'user'"):
+        task(shop, objective="response", unit="event")
 
 
 def test_most_rounds_of_a_run_and_the_budget_of_a_period_are_kept(tiny_bert_folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
 from fedrec.objectives import OBJECTIVES, Asked, Examples, Objective
 from fedrec.objectives.response import response_records
+from fedrec.privacy import SeededNoise
+from fedrec.training import RoundTask, round_sum, train_round
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.heads import HeadsTrainer
 
@@ -208,6 +210,51 @@ def test_who_else_is_in_a_lot_changes_no_bit(tiny_bert_folder: Path, objective: 
     part = torch.cat([one.per_record() for one in trainer.gradients(lot.take(some))])
     assert torch.equal(part, whole[some])
     assert torch.equal(torch.cat([one.squared_norms() for one in trainer.gradients(lot.take(some))]), norms[some])
+
+
+@BOTH
+@pytest.mark.parametrize("part", ["heads", "encoder"])
+@pytest.mark.parametrize("secure", [False, True], ids=["train_round", "round_sum"])
+def test_a_reply_comes_whoever_was_drawn(tiny_bert_folder: Path, objective: Objective, part: str, secure: bool) -> None:
+    """Of nobody, and of users with nothing to predict: what is sent has the same arrays, and says nothing."""
+    encoder, _, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, 0)
+    task = RoundTask(
+        run="r", round=1, part=part, trunk="", encoder_layers=1, encoder_rank=3, max_tokens=16, local_steps=1, sample_rate=1.0,
+        clip_norm=1.0, noise_multiplier=1.0, delta=1e-5, unit="user", learning_rate=1.0, history=6, positions=2, negatives=4,
+        encoder_history=6, temperature=scoring.temperature, decay=scoring.decay, prior_weight=scoring.prior_weight,
+        update_code="float32", objective=objective.name, impressions=9, bias=scoring.bias,
+    )  # fmt: skip
+    held = {"encoder": encoder, "base": base, "trained": trained, "prior": prior, "noise": SeededNoise(0)}
+    one = objective.records(histories_of(users=9), task.asked).padded()
+    none = np.zeros(0, dtype=np.int64)
+    empty = Examples(
+        one.items[:5], one.weights[:5] * 0, one.target[none], one.target_weight[none], one.seen[none],
+        None if one.answer is None else one.answer[none],
+    )  # fmt: skip
+    for records in (empty, empty.take(none)):
+        if secure:
+            found = round_sum(task, make_catalogue(ITEMS), records, **held)
+            assert not any(value.any() for value in found.values())
+        else:
+            found = train_round(task, make_catalogue(ITEMS), records, population=9, **held)
+            assert all(np.isfinite(value).all() for value in found.values())
+        assert found
+
+
+@BOTH
+def test_a_chunk_in_which_nobody_was_shown_anything_changes_nothing(
+    tiny_bert_folder: Path, objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, 0)
+    chunk = records_of(objective)
+    trainer = EncoderTrainer(encoder, states, prior, base, trained, scoring, history=12, objective=objective)
+    trainer.negatives = np.arange(4 if objective.negatives else 0)
+    whole = torch.cat([part.squared_norms() for part in trainer.gradients(chunk)])
+    monkeypatch.setattr("fedrec.training.encoder.FLOATS_PER_RECORD", 0)
+    parts = list(trainer.gradients(chunk))
+    assert len(parts) > 1
+    torch.testing.assert_close(torch.cat([part.squared_norms() for part in parts]), whole)
+    assert whole[-1] == 0
 
 
 def test_a_merchants_other_users_change_no_users_record() -> None:

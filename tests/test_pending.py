@@ -10,18 +10,22 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
+import server.app as server_app
 from fedrec.config import RunConfig
 from fedrec.deploy.create import create
 from fedrec.deploy.layout import ServerFolder
 from fedrec.errors import InputError
+from fedrec.model import Scoring
 from fedrec.wire import HERE, OUTCOMES
-from server import pending
+from server import deployed, pending
 from server.pending import RARELY, SOON, Attempt, Redelivery, due, recall, remember
 from server.progress import watching
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, ServerState
 from server.run_lock import SETTLE, acquire, alone
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC).timestamp()
@@ -170,6 +174,31 @@ def test_nothing_starts_beside_a_run_and_it_is_not_an_attempt(folder: ServerFold
         assert started.names == []
     redelivery.look()
     assert started.names == [["one", "anna"]]
+
+
+@pytest.mark.parametrize("objective", ["next-item", "response"])
+@pytest.mark.parametrize("done", [False, True], ids=["as it ends", "gone on with afterwards"])
+def test_only_what_ranks_waits_for_merchants(
+    folder: ServerFolder, monkeypatch: pytest.MonkeyPatch, objective: str, done: bool
+) -> None:
+    run = RunFolder.create(folder.runs / "one", RunConfig(objective=objective, rounds=1, encoder_rounds=0))
+    run.write_json("site.json", {"deployed": True})
+    number = np.ones(1, dtype=np.float32)
+    state = ServerState("r", 1, {"a": number}, {"b": number}, {}, Scoring(3.0, 0.1, 1.0))
+    sent: list[RunFolder] = []
+    if done:
+        run.save(state)
+    monkeypatch.setattr(deployed, "load_encoder_for", lambda *_: None)
+    monkeypatch.setattr(deployed, "SuperLink", lambda _: None)
+    monkeypatch.setattr(deployed, "_serve", lambda _, app: app(None, None))
+    monkeypatch.setattr(server_app, "train", lambda *_: run.save(state))
+    monkeypatch.setattr(server_app, "parcel_of", lambda run: sent.append(run))
+    monkeypatch.setattr(server_app, "Delivered", MagicMock())
+    monkeypatch.setattr(server_app, "connected", lambda _: {})
+    monkeypatch.setattr(server_app, "hand_over", lambda *_: {})
+    deployed.go_on(folder, run)
+    assert (recall(folder) is not None) == (objective == "next-item")
+    assert len(sent) == (objective == "next-item" and not done)
 
 
 def test_a_run_waits_for_a_delivery_and_not_for_a_run(folder: ServerFolder, started: Started) -> None:

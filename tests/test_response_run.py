@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from fedrec import wire
 from fedrec.cli.main import app
+from fedrec.cli.simulate import _settings_of_demo
 from fedrec.config import RunConfig, load_config
 from fedrec.data import Columns, load_central
+from fedrec.data.demo_shown import SETTINGS
 from fedrec.data.split import split_source
 from fedrec.errors import InputError
+from fedrec.evaluation.protocol import is_calibration
 from fedrec.model.adapter import HEAD_B, TERMS
 from fedrec.recommender import Recommender
 from fedrec.report.run_report import write_report
@@ -140,6 +143,7 @@ def test_the_command_line_predicts_and_refuses_to_rank(run: RunFolder) -> None:
     for wrong, reason in (
         (asked[:-2], "who shows"),
         ([*asked[:-1], "nobody"], "no merchant"),
+        ([*asked[:5], "nothing", *asked[6:]], "items: item 'nothing'"),
         (["recommend", str(run.path), "--history", "i0"], "does not rank"),
         (["search", str(run.path), "thing"], "does not rank"),
         (["evaluate", str(run.path), "--repeats"], "about ranking"),
@@ -180,6 +184,35 @@ def test_data_without_impressions_is_refused(tmp_path: Path, tiny_bert_folder: P
     split_source(source, tmp_path / "federation", 0.3, {"epsilon": 8.5, "delta": 1e-5})
     with pytest.raises(InputError, match="no user was shown anything, at any merchant"):
         check_federation(tmp_path / "federation", config_of(tiny_bert_folder))
+
+
+def test_measured_users_need_both_answers(tmp_path: Path, tiny_bert_folder: Path) -> None:
+    """Those who calibrate have both, which is of no use to a measurement."""
+    federation, config = federation_of(tmp_path, "local"), config_of(tiny_bert_folder)
+    check_federation(federation, config)
+    path = federation / "central" / "events.parquet"
+    events = pd.read_parquet(path)
+    measured = [not is_calibration(user, config.calibration_share, config.seed) for user in events["user_id"]]
+    events.loc[np.array(measured) & (events["event"] == "impression"), "value"] = "0"
+    events.to_parquet(path)
+    with pytest.raises(InputError, match="measured impressions after a first basket 0 have a response"):
+        check_federation(federation, config)
+
+
+@pytest.mark.parametrize("asked", ["set", "config"])
+def test_the_demos_settings_are_below_what_a_person_set(tmp_path: Path, asked: str) -> None:
+    file, overrides = tmp_path / "run.toml", {"rounds": 1}
+    file.write_text("positions = 8\n" + ('objective = "response"\n' if asked == "config" else ""))
+    if asked == "set":
+        overrides["objective"] = "response"
+    found = _settings_of_demo(file, overrides)
+    assert (found.positions, found.negative_share, found.encoder_rounds) == (8, SETTINGS["negative_share"], 0)
+    assert _settings_of_demo(file, {"objective": "next-item"}).negative_share == 1.0
+
+
+def test_the_demo_of_responses_is_of_manufacturers_however_it_is_asked_for() -> None:
+    result = CliRunner().invoke(app, ["demo", "--set", "objective=response", "--by", "store"])
+    assert isinstance(result.exception, InputError) and "--by" in str(result.exception)
 
 
 @pytest.mark.parametrize("values", [{"unit": "event"}, {"heads": False}])

@@ -71,6 +71,26 @@ def test_without_a_value_a_click_or_purchase_answers_the_latest_impression_withi
     assert len(found) == 5
 
 
+def test_what_comes_back_answers_nothing(tmp_path: Path) -> None:
+    rows = [*BOUGHT, ("a", "i2", 4, "impression", None), ("a", "i2", 5, "purchase", None), ("a", "i3", 4, "impression", None)]
+    folder = write(tmp_path, [*rows, ("a", "i3", 5, "purchase", None)])
+    events = pd.read_csv(folder / "events.csv")
+    events.assign(quantity=[1] * (len(events) - 1) + [-1]).to_csv(folder / "events.csv", index=False)
+    assert [one for one in answers(folder) if one[3]] == [("a", 2, 2, True)]
+
+
+def test_what_is_missing_in_parquet_is_empty_and_a_boolean_is_no_answer(tmp_path: Path) -> None:
+    shown = [("a", "i2", day, "impression", None) for day in (4, 5)]
+    folder = write(tmp_path, [*BOUGHT, *shown])
+    events = pd.read_csv(folder / "events.csv", parse_dates=["timestamp"])
+    (folder / "events.csv").unlink()
+    found = []
+    for values in (pd.Series([*[np.nan] * 4, 1.0]), pd.Series([*[None] * 4, True], dtype="boolean")):
+        events.assign(value=values).to_parquet(folder / "events.parquet")
+        found.append([one[3] for one in answers(folder)])
+    assert found == [[False, True], [False]]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

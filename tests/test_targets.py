@@ -264,6 +264,8 @@ def test_files_and_a_database_give_the_same(tmp_path: Path) -> None:
     ({"target_events": ["view"]}, "'view', which is no history"),
     ({"history_events": ["view"], "target_events": ["purchase"]}, "'purchase', which is no history"),
     ({"target_events": ["return"]}, "never a purchase"),
+    ({"history_events": ["purchase", "Impression"]}, "says what was shown"),
+    ({"target_events": ["impression"]}, "says what was shown"),
     ({"target_events": []}, "target_events"),
 ])  # fmt: skip
 def test_a_target_that_is_no_history_is_refused(given: dict[str, list[str]], said: str, fedrec: Fedrec, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def audit(
     given = {"rounds": rounds, "epsilon": epsilon, "delta": delta}
     overrides |= {name: value for name, value in given.items() if value is not None}
     quiet_libraries()
-    from simulations.audit import canary_audit, forced_settings, membership_attack, open_target, pick_merchant
+    from simulations.audit import audit_config, canary_audit, forced_settings, membership_attack, open_target, pick_merchant
 
     forced = forced_settings(mechanism, overrides.get("rounds", RunConfig.model_fields["rounds"].default))
     for name, value in forced.items():
@@ -56,7 +56,7 @@ def audit(
             raise InputError(f"{name} = {overrides[name]!r}", where="--set", expected=expected)
     chosen = pick_merchant(federation, merchant)
     policy = {"epsilon": chosen.policy.epsilon, "delta": chosen.policy.delta}
-    config = load_config(None, policy | overrides | forced)
+    config = audit_config(load_config(None, policy | overrides | forced), mechanism)
     attacked = open_target(federation, chosen, config)
     origin: Origin = "system" if system_noise else "seed"
     with _progress():

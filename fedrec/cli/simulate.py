@@ -7,12 +7,12 @@ import shutil
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fedrec.cli.terminal import TrustName, err, out, print_json, quiet_libraries, round_progress, show_results
-from fedrec.config import RunConfig, load_config, parse_overrides, writable_cache
+from fedrec.config import RunConfig, load_config, parse_overrides, read_toml, writable_cache
 from fedrec.errors import InputError
 
 __all__ = ["demo", "simulate_command"]
@@ -91,7 +91,7 @@ def simulate_command(
 
 def demo(
     by: Annotated[By, typer.Option(help="What a merchant is.")] = By.manufacturer,
-    objective: Annotated[ObjectiveOption, typer.Option(help="What is predicted.")] = ObjectiveOption.next_item,
+    objective: Annotated[ObjectiveOption | None, typer.Option(help="What is predicted; next-item by default.")] = None,
     trust: Annotated[TrustName | None, typer.Option(help="Trust model of the run and of every merchant's policy.")] = None,
     config: Config = None,
     settings: Set = None,
@@ -105,10 +105,11 @@ def demo(
     json: Json = False,
 ) -> None:
     """The same on embedded data: a year of grocery baskets at twelve brand shops, or which promoted products were bought."""
-    if objective is ObjectiveOption.response and by is not By.manufacturer:
-        raise InputError(f"found {by.value}", where="--by", expected=f"{By.manufacturer.value}, with --objective response")
-    overrides = _of_demo(objective) | parse_overrides(settings or [])
-    resolved = load_config(config, {**overrides, "trust": trust.value} if trust else overrides)
+    overrides = {"objective": objective.value} if objective else {}
+    overrides |= parse_overrides(settings or [])
+    resolved = _settings_of_demo(config, {**overrides, "trust": trust.value} if trust else overrides)
+    if resolved.objective == "response" and by is not By.manufacturer:
+        raise InputError(f"found {by.value}", where="--by", expected=f"{By.manufacturer.value}, with the objective response")
     _run(
         None if resume else _demo_folder(by, resolved),
         resolved,
@@ -185,13 +186,14 @@ def _run(
     out.print(f"privacy report: {privacy_report}", soft_wrap=True)
 
 
-def _of_demo(objective: ObjectiveOption) -> dict[str, object]:
-    """The settings of the demo of an objective."""
-    if objective is ObjectiveOption.next_item:
-        return {}
+def _settings_of_demo(config: Path | None, overrides: dict[str, Any]) -> RunConfig:
+    """What a person set, above what belongs to the demo's data of the objective."""
+    values = (read_toml(config, hint="give --config a TOML file") if config else {}) | overrides
+    if values.get("objective") != "response":
+        return load_config(config, overrides)
     from fedrec.data.demo_shown import SETTINGS
 
-    return SETTINGS
+    return load_config(config, overrides, below=SETTINGS)
 
 
 def _demo_folder(by: By, config: RunConfig) -> Path:

@@ -14,7 +14,7 @@ from fedrec.data.tables import Table
 from fedrec.errors import InputError
 from fedrec.text import MERCHANT_NAME
 
-__all__ = ["Items", "LeftOut", "check_events", "check_items", "check_rows"]
+__all__ = ["Items", "LeftOut", "check_events", "check_items", "check_rows", "have_come_back"]
 
 NUMBER = r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*"
 NEGATIVE = "\\s*[-\u2212][\\d.,]*[1-9]"
@@ -212,12 +212,19 @@ class _Rows:
         return self.frame, self.left_out
 
 
+def have_come_back(events: pd.DataFrame) -> pd.Series:
+    """Whether each event is a return by its quantity, which is negative."""
+    if C.QUANTITY not in events:
+        return pd.Series(False, index=events.index)
+    return events[C.QUANTITY].str.match(NEGATIVE, na=False).astype(bool)
+
+
 def _leave_out_returns(rows: _Rows) -> None:
     if C.EVENT in rows.frame:
         returned = rows.frame[C.EVENT].str.strip().str.lower().eq("return")
         rows.leave_out(returned, C.EVENT, "event is a return", lambda row: "is a return", fault=False)
     if C.QUANTITY in rows.frame:
-        negative = rows.frame[C.QUANTITY].str.match(NEGATIVE, na=False).astype(bool)
+        negative = have_come_back(rows.frame)
         rows.leave_out(negative, C.QUANTITY, "quantity is negative", lambda row: "is negative, so a return", fault=False)
 
 

@@ -2,7 +2,8 @@
 
 An impression is an event of kind `impression`. Its `value` says whether the user responded, 1 or 0. Where it says nothing, the
 rule is: a `click` or `purchase` of the same user and item answers the latest impression at or before it, if that was no
-more than `WITHIN` ago. Impressions are never history; what was clicked or bought has an event of its own for that.
+more than `WITHIN` ago; a return answers nothing. Impressions are never history; what was clicked or bought has an event of its
+own for that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pandas as pd
 
 from fedrec.data.catalogue import Catalogue
 from fedrec.data.kinds import ANSWERS, IMPRESSION, MISSING, kinds_of
-from fedrec.data.rows import Items, LeftOut, check_rows
+from fedrec.data.rows import Items, LeftOut, check_rows, have_come_back
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table
 
@@ -105,7 +106,7 @@ def check_shown(
     answer = pd.to_numeric(values.mask(silent, "0")).to_numpy() == 1
     if silent.any() and not answers.frame.empty:
         followed, _ = check_rows(answers, items, "events", merchants=merchants, strict=False)
-        answer |= silent & _answered(found, followed, who)
+        answer |= silent & _answered(found, followed[~have_come_back(followed)], who)
     return found.assign(**{ANSWER: answer})[[*who, C.TIME, ANSWER]].reset_index(drop=True), left_out
 
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from fedrec.data.kinds import NO_HISTORY, RETURN
+from fedrec.data.kinds import IMPRESSION, NO_HISTORY, RETURN
 from fedrec.errors import InputError
 
 __all__ = ["DataSource"]
@@ -47,7 +47,7 @@ class DataSource(BaseModel):
 
     history_events: tuple[Filled, ...] | None = Field(None, min_length=1)
     """The kinds of events that count as history; by default all but impressions, views and clicks, and searches where there is
-    no column `query`. A return never does."""
+    no column `query`. A return or an impression never does."""
     target_events: tuple[Filled, ...] | None = Field(None, min_length=1)
     """Those of them that are to be predicted, and that popularity and the own layer count; by default all but searches for
     words, which never are."""
@@ -58,6 +58,8 @@ class DataSource(BaseModel):
         folded = None if kinds is None else tuple(kind.casefold() for kind in kinds)
         if folded and RETURN in folded:
             raise ValueError("holds 'return', which is never a purchase; take it out")
+        if folded and IMPRESSION in folded:
+            raise ValueError("holds 'impression', which says what was shown and never what a user has; take it out")
         return folded
 
     @field_validator("url")

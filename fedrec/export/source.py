@@ -42,10 +42,15 @@ class Source:
         """A run's last adapter, or the delivered one that ranks at a merchant.
 
         Raises:
-            InputError: there is none, or its encoder is not here.
+            InputError: there is none, it does not rank, or its encoder is not here.
         """
         if not (path / MERCHANT_FILE).is_file():
             arrays, settings, table = read_adapter(path / "adapter" if (path / "adapter").is_dir() else path)
+            if (objective := settings.get("objective", "next-item")) != "next-item":
+                raise InputError(
+                    f"the run was trained with objective = {objective!r}, and what is exported ranks", where=str(path),
+                    expected="a run with objective = 'next-item'", hint="fedrec predict says how likely a response is",
+                )  # fmt: skip
             return cls._loaded(encoder_of(settings, "auto"), arrays, settings, catalogue_of(table))
         place = MerchantPlace(path)
         adapter = place.adapter(place.versions.current)

@@ -179,7 +179,8 @@ class Recommender(Recommending):
         if merchant is None and any(name.startswith(f"{Columns.MERCHANT}:") for name in self.table.columns):
             raise InputError("it is not said who shows the items", where="merchant", expected="one of the run's merchants")
         positions = self._positions(merchant)
-        held, shown = (look_up([one], self.catalogue)[:, 1] for one in (history, items))
+        held = look_up([history], self.catalogue)[:, 1]
+        shown = look_up([items], self.catalogue, where="items")[:, 1]
         if not np.isin(shown, positions).all():
             raise InputError(f"an item is not one of merchant {merchant}'s", where="items")
         prior = np.full(len(self.catalogue), np.nan)

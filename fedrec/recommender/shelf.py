@@ -71,8 +71,11 @@ class Shelf:
         ]
 
 
-def look_up(histories: Sequence[Sequence[str]], catalogue: Catalogue) -> np.ndarray:
+def look_up(histories: Sequence[Sequence[str]], catalogue: Catalogue, where: str = "history") -> np.ndarray:
     """(events, 2) of history and position in the catalogue.
+
+    Args:
+        where: what an error calls them.
 
     Raises:
         InputError: an item is not in the catalogue.
@@ -80,7 +83,7 @@ def look_up(histories: Sequence[Sequence[str]], catalogue: Catalogue) -> np.ndar
     items = [item for history in histories for item in history]
     positions = catalogue.index.get_indexer(items)
     if (positions < 0).any():
-        raise InputError(f"item {items[int((positions < 0).argmax())]!r} is not in the catalogue", where="history")
+        raise InputError(f"item {items[int((positions < 0).argmax())]!r} is not in the catalogue", where=where)
     return np.stack([np.repeat(np.arange(len(histories)), [len(history) for history in histories]), positions], axis=1)
 
 

@@ -123,6 +123,9 @@ class EncoderTrainer:
 
     def _gradients(self, chunk: Examples, top: TopLayers) -> list[Tensor]:
         pairs = layout(chunk, self.history)
+        if not len(pairs.text) and not len(self.negatives):
+            # Nobody here was shown anything. A failure would tell of it.
+            return [torch.zeros(len(chunk), *one.shape, device=one.device) for one in self.parameters()]
         distinct, where = np.unique(np.concatenate([pairs.text, self.negatives]), return_inverse=True)
         own, shared = np.split(where, [len(pairs.text)])
         pooled, groups = self._forward(distinct, top)

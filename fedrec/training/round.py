@@ -68,6 +68,9 @@ class RoundTask:
     def __post_init__(self) -> None:
         if self.positions * self.history > MOST_PAIRS:
             raise ValueError(f"positions times history: expected at most {MOST_PAIRS}, found {self.positions * self.history}")
+        if self.objective == "response" and self.unit == "event":
+            # A record holds many impressions, and one event more may move all of its blocks.
+            raise ValueError("unit: expected 'user' with objective 'response', found 'event'")
 
     @property
     def asked(self) -> Asked:

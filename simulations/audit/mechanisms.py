@@ -217,5 +217,15 @@ def forced_settings(mechanism: str, rounds: int) -> dict[str, Any]:
 
 
 def audit_config(config: RunConfig, mechanism: str = "heads") -> RunConfig:
-    """The settings with all of the budget in one mechanism, and users as the unit."""
+    """The settings with all of the budget in one mechanism, and users as the unit.
+
+    Raises:
+        InputError: no such mechanism, or an objective that the attacks know nothing of.
+    """
+    if config.objective != "next-item":
+        raise InputError(
+            f"objective = {config.objective!r}",
+            where="settings",
+            expected="objective = 'next-item', which the attacks are made for",
+        )
     return RunConfig.model_validate({**config.model_dump(), **forced_settings(mechanism, config.rounds)})

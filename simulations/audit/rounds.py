@@ -88,7 +88,7 @@ def make_task(run: Attacked, part: Part, number: int) -> RoundTask:
     config = run.config
     own: dict[str, Any] = {
         "run": "audit", "round": number, "part": part, "trunk": "", "noise_multiplier": run.sigma,
-        "sample_rate": config.sample_rate_of(part),
+        "sample_rate": config.sample_rate_of(part), "bias": 0.0,
     }  # fmt: skip
     return RoundTask(**own | {one.name: getattr(config, one.name) for one in fields(RoundTask) if one.name not in own})
 
