@@ -23,7 +23,7 @@ from fedrec.explore.places import FLOOR, Thompson, draw_places
 from fedrec.recommender import Answer, Filter, Person, Recommender, Wish
 
 from .test_answers import HISTORY, ids, recommender  # noqa: F401
-from .test_cli_errors import Fedrec, fedrec  # noqa: F401
+from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
 from .test_cli_recommend import run  # noqa: F401
 
 
@@ -164,6 +164,16 @@ def test_a_share_or_seed_that_means_nothing_is_refused(recommender: Recommender)
     for wrong in ({"explore": 1.1}, {"explore": float("nan")}, {"seed": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             recommender.recommend(HISTORY, **wrong)  # type: ignore[arg-type]
+
+
+def test_words_and_chance_do_not_go_together(recommender: Recommender, fedrec: Fedrec, run: Path) -> None:
+    """Clicks teach of items and not of words, so what was clicked would push out what was asked for."""
+    with pytest.raises(InputError, match="explore: is asked for together with words"):
+        recommender.recommend(HISTORY, query="mug", explore=0.1)
+    (answer,) = recommender.recommend_each([(Person(HISTORY), Wish(query="mug", explore=0.1))])
+    assert isinstance(answer, InputError) and answer.where == "explore"
+    assert_refused(fedrec("recommend", run, "--query", "mug", "--explore", 0.1), "explore: is asked for together with words")
+    assert recommender.recommend(HISTORY, explore=0.1).places and recommender.recommend(HISTORY, query="mug").items
 
 
 def test_questions_of_many_kinds_explore_as_each_would_alone(recommender: Recommender) -> None:

@@ -68,7 +68,8 @@ def recommend(
         float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, items that are least alike.")
     ] = 0.0,
     explore: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the places that go by chance to items of uncertain value.")
+        float,
+        typer.Option(min=0, max=1, help="Share of the places that go by chance to items of uncertain value; not with --query."),
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0, help="Of that chance, for the same list again.")] = None,
     learn_from: Annotated[
