@@ -51,6 +51,12 @@ def test_thompson_probabilities_are_the_integral(seed: int, items: int, gone: in
         assert chance == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.parametrize("items", [7, 1_000])
+def test_items_that_are_alike_have_the_same_chance(items: int) -> None:
+    """The largest of many varies little, so the grid has to be finer for them."""
+    assert Thompson(np.zeros(items), np.ones(items), 10).take(0) == pytest.approx(1 / items, rel=1e-7)
+
+
 @pytest.mark.parametrize("lists", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_stated_propensities_are_how_often_lists_are_drawn(lists: int, recommender: Recommender) -> None:
     people = [Person(HISTORY, f"u{number}") for number in range(lists)]
@@ -157,6 +163,12 @@ def test_the_command_says_the_propensity_of_each_place(
     fedrec("recommend", run, "--users", "users.csv", "--out", "lists.csv", "--explore", 0.5, "--seed", 2)
     lists = pd.read_csv(tmp_path / "lists.csv")
     assert len(lists) == 20 and lists["propensity"].between(0, 1, inclusive="right").all()
+    assert lists["position"].tolist() == [*range(1, 11)] * 2 and lists.groupby("request_id").size().tolist() == [10, 10]
+    # With what came of it and a policy to judge it is the log that the other commands read.
+    lists.assign(click=lists["position"] % 2, target=lists["propensity"]).to_csv(tmp_path / "log.csv", index=False)
+    judged = json.loads(fedrec("explore", "evaluate", "log.csv", "--json").out)
+    assert judged["requests"] == 2 and judged["mean_weight"] == 1 and not any("without" in note for note in judged["notes"])
+    assert fedrec("recommend", run, "--history", "i3", "--explore", 0.5, "--learn-from", "log.csv").status == 0
     assert fedrec("recommend", run, "--explore", 1.5).status == 2
 
 

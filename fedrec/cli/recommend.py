@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from uuid import uuid4
 
 import typer
 
@@ -188,6 +189,10 @@ def _table(names: Sequence[str], answers: Sequence[Answer]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["user_id", "rank", "item_id", "score", "source"])
     if any(answer.places for answer in answers):
+        # As the log has it. An id is new each time, so that the lists of several nights can be in one log.
+        ids = [uuid4().hex for _ in answers]
+        frame["request_id"] = [name for name, answer in zip(ids, answers, strict=True) for _ in answer.items]
+        frame["position"] = frame["rank"]
         frame[["propensity", "value"]] = [place for answer in answers for place in answer.places]
     return frame
 

@@ -95,9 +95,7 @@ def evaluate(
     steps = policy.probability / rows.propensity
     before = above(table, rows, steps)
     weights, unseen = before * steps, policy.unseen(rows)
-    _check_support(steps, unseen, rows, table.name)
-    for place in range(1, 1 if rows.place is None else int(rows.place.max()) + 1):
-        _check_mean(weights, rows, rows.place == place, f"at position {place + 1} the weights", table.name)
+    _check_support(steps, weights, unseen, rows, table.name)
     if not (weights * rows.reward).any():
         raise InputError(
             "no row that the policy would have shown was rewarded", where=table.name, expected="some rewards",
@@ -149,13 +147,16 @@ def _check_requests(parts: dict[str | None, Rows | None], name: str) -> None:
             raise InputError(f"there is one request of {whose}", where=name, expected="at least 2: an interval is over requests")
 
 
-def _check_support(weights: np.ndarray, unseen: float | None, rows: Rows, name: str) -> None:
+def _check_support(steps: np.ndarray, weights: np.ndarray, unseen: float | None, rows: Rows, name: str) -> None:
     if unseen is not None and unseen > UNSEEN:
         raise InputError(
             f"{unseen:.1%} of the policy's probability is on items that the log never shows at these places", where=name,
             expected=f"at most {UNSEEN:.0%}", hint="what was never tried cannot be estimated: log with a uniform floor",
         )  # fmt: skip
-    _check_mean(weights, rows, np.ones(len(weights), dtype=bool), "the weights", name)
+    _check_mean(steps, rows, np.ones(len(steps), dtype=bool), "the weights", name)
+    if rows.place is not None:
+        for place in range(1, int(rows.place.max()) + 1):
+            _check_mean(weights, rows, np.equal(rows.place, place), f"down to position {place + 1} the weights", name)
 
 
 def _check_mean(weights: np.ndarray, rows: Rows, kept: np.ndarray, what: str, name: str) -> None:
