@@ -23,7 +23,7 @@ from fedrec.explore.places import FLOOR, Thompson, draw_places
 from fedrec.recommender import Answer, Filter, Person, Recommender, Wish
 
 from .test_answers import HISTORY, ids, recommender  # noqa: F401
-from .test_cli_errors import Fedrec, fedrec  # noqa: F401
+from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
 from .test_cli_recommend import run  # noqa: F401
 
 
@@ -49,6 +49,12 @@ def test_thompson_probabilities_are_the_integral(seed: int, items: int, gone: in
         product = lambda x, item=item, rest=rest: norm.pdf(x, mean[item], sd[item]) * norm.cdf(x, mean[rest], sd[rest]).prod()
         expected = quad(product, *wide, points=[m for m in mean.tolist() if wide[0] < m < wide[1]], limit=300)[0]
         assert chance == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("items", [7, 1_000])
+def test_items_that_are_alike_have_the_same_chance(items: int) -> None:
+    """The largest of many varies little, so the grid has to be finer for them."""
+    assert Thompson(np.zeros(items), np.ones(items), 10).take(0) == pytest.approx(1 / items, rel=1e-7)
 
 
 @pytest.mark.parametrize("lists", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -157,6 +163,12 @@ def test_the_command_says_the_propensity_of_each_place(
     fedrec("recommend", run, "--users", "users.csv", "--out", "lists.csv", "--explore", 0.5, "--seed", 2)
     lists = pd.read_csv(tmp_path / "lists.csv")
     assert len(lists) == 20 and lists["propensity"].between(0, 1, inclusive="right").all()
+    assert lists["position"].tolist() == [*range(1, 11)] * 2 and lists.groupby("request_id").size().tolist() == [10, 10]
+    # With what came of it and a policy to judge it is the log that the other commands read.
+    lists.assign(click=lists["position"] % 2, target=lists["propensity"]).to_csv(tmp_path / "log.csv", index=False)
+    judged = json.loads(fedrec("explore", "evaluate", "log.csv", "--json").out)
+    assert judged["requests"] == 2 and judged["mean_weight"] == 1 and not any("without" in note for note in judged["notes"])
+    assert fedrec("recommend", run, "--history", "i3", "--explore", 0.5, "--learn-from", "log.csv").status == 0
     assert fedrec("recommend", run, "--explore", 1.5).status == 2
 
 
@@ -164,6 +176,16 @@ def test_a_share_or_seed_that_means_nothing_is_refused(recommender: Recommender)
     for wrong in ({"explore": 1.1}, {"explore": float("nan")}, {"seed": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             recommender.recommend(HISTORY, **wrong)  # type: ignore[arg-type]
+
+
+def test_words_and_chance_do_not_go_together(recommender: Recommender, fedrec: Fedrec, run: Path) -> None:
+    """Clicks teach of items and not of words, so what was clicked would push out what was asked for."""
+    with pytest.raises(InputError, match="explore: is asked for together with words"):
+        recommender.recommend(HISTORY, query="mug", explore=0.1)
+    (answer,) = recommender.recommend_each([(Person(HISTORY), Wish(query="mug", explore=0.1))])
+    assert isinstance(answer, InputError) and answer.where == "explore"
+    assert_refused(fedrec("recommend", run, "--query", "mug", "--explore", 0.1), "explore: is asked for together with words")
+    assert recommender.recommend(HISTORY, explore=0.1).places and recommender.recommend(HISTORY, query="mug").items
 
 
 def test_questions_of_many_kinds_explore_as_each_would_alone(recommender: Recommender) -> None:

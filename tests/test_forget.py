@@ -124,6 +124,27 @@ def test_a_header_that_looks_like_the_person_stays(tmp_path: Path) -> None:
     assert erase_user(path, "user_id") == 1 and path.read_bytes() == b"\nuser_id,item_id\na,2\n"
 
 
+def test_of_json_lines_every_other_byte_stays(tmp_path: Path) -> None:
+    path, row = tmp_path / "shown.jsonl", '{"user_id": "%s", "item_id": "a"}'
+    stays = ['{"item_id":  "b"}', "", row % "other", '{"user_id": 12}', '{"user_id": 7.0}']
+    path.write_text("\n".join([row % NAME, *stays, row % NAME]) + "\n")
+    assert rows_of_user(path, NAME) == 2 and erase_user(path, NAME) == 2
+    assert path.read_text() == "\n".join(stays) + "\n"
+    assert erase_user(path, "12") == 1 and erase_user(path, "7") == 1 and erase_user(path, NAME) == 0
+    path.write_text(f"{row % NAME}\n{{")
+    with pytest.raises(InputError, match="line 2: is no JSON object"):
+        erase_user(path, NAME)
+    assert NAME in path.read_text()
+
+
+def test_of_a_log_of_what_was_shown_the_rows_go(shop: Path, forget: Forget) -> None:
+    (shop / "feedback").mkdir(exist_ok=True)
+    log = shop / "feedback" / "shown.jsonl"
+    log.write_text(f'{{"user_id": "{NAME}", "item_id": "a"}}\n{{"user_id": "b", "item_id": "a"}}\n')
+    assert forget(shop, NAME, "--yes")[0] == 0
+    assert log.read_text() == '{"user_id": "b", "item_id": "a"}\n'
+
+
 def test_of_a_parquet_file_types_metadata_and_categories_stay(tmp_path: Path) -> None:
     when = pd.to_datetime(["2026-01-01", "2026-01-02", None, "2026-01-04"], utc=True)
     frame = pd.DataFrame({

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from fedrec.errors import InputError
 from fedrec.explore.beliefs import Prior
-from fedrec.explore.feedback import FIRM, KIND, LEAST, LOOSE, Feedback, learn
+from fedrec.explore.feedback import APART, FIRM, KIND, LEAST, LOOSE, Feedback, learn
 from fedrec.recommender import Recommender
 
 from .test_answers import HISTORY, ids, recommender  # noqa: F401
@@ -53,6 +53,15 @@ def test_the_posterior_is_that_of_a_dense_one() -> None:
     np.testing.assert_allclose(learned.effect, pick @ theta, atol=2e-3)
     np.testing.assert_allclose(learned.sd, np.sqrt(np.einsum("ij,jk,ik->i", pick, covariance, pick)), rtol=1e-3)
     assert learned.told[7] < 0.2 < learned.told[:7].min()  # the last was never shown
+
+
+def test_places_far_down_share_an_effect() -> None:
+    rng = np.random.default_rng(0)
+    prior, rows = Prior(rng.normal(size=(8, 3)), np.full(8, 5.0)), 300
+    item, place, reward = rng.integers(0, 8, rows), rng.integers(45, 1000, rows), (rng.random(rows) < 0.2) * 1.0
+    far, pooled = (learn(prior, Feedback(item, one, np.zeros(rows), reward)) for one in (place, np.minimum(place, APART - 1)))
+    np.testing.assert_array_equal(far.effect, pooled.effect)
+    np.testing.assert_array_equal(far.sd, pooled.sd)
 
 
 def test_nothing_shown_is_nothing_learned() -> None:
@@ -109,6 +118,7 @@ def test_a_log_that_teaches_nothing_is_refused(
         (frame.drop(columns="value"), "column 'value' is missing"),
         (frame.assign(click=2), "column reward, line 2: found '2"),
         (frame.assign(position=0), "column position, line 2: found '0'"),
+        (frame.assign(position=1.5), "column position, line 2: found '1.5'; expected a whole number"),
         (frame.assign(item_id="gone"), "none of its items is in the catalogue"),
     ):
         changed.to_csv(tmp_path / "wrong.csv", index=False)

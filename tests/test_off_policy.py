@@ -142,11 +142,16 @@ def test_a_policy_is_estimated_from_the_log_of_another(
     two_policies: tuple[pd.DataFrame, float, np.ndarray], tmp_path: Path, fedrec: Fedrec
 ) -> None:
     frame, worth, pi = two_policies
-    found = [evaluate(read_log(write(frame, tmp_path / f"log{suffix}")), "a", "b") for suffix in (".csv", ".parquet", ".jsonl")]
+    frame = frame.rename(columns={"position": "place"})  # no place depends on those above it
+    found = [
+        evaluate(read_log(write(frame, tmp_path / f"log{suffix}")), "a", "b", ["place"])
+        for suffix in (".csv", ".parquet", ".jsonl")
+    ]
     first = found[0]
     for other in found[1:]:
         assert [one.value for one in other.estimates] == pytest.approx([one.value for one in first.estimates])
-    assert [one.name for one in first.estimates] == ["IPS", "SNIPS", "DM", "DR"] and not first.notes
+    assert [one.name for one in first.estimates] == ["IPS", "SNIPS", "DM", "DR"]
+    assert len(first.notes) == 1 and first.notes[0].startswith("without position every row stands alone")
     assert first.on_policy is not None
     for one in (*first.estimates, first.on_policy):
         assert one.low < worth < one.high, one
@@ -154,18 +159,18 @@ def test_a_policy_is_estimated_from_the_log_of_another(
     assert 50 < first.effective_rewards < first.effective < 3000
     # The same policy told by its probabilities, for the shown item alone and for all of them.
     logged = frame[frame["policy"] == "a"].drop(columns="policy")
-    numbers = logged["item_id"].str[1:].astype(int).to_numpy(), logged["position"].to_numpy() - 1
+    numbers = logged["item_id"].str[1:].astype(int).to_numpy(), logged["place"].to_numpy() - 1
     told = logged.assign(target=pi[numbers[1], numbers[0]])
-    alone = evaluate(read_log(write(told, tmp_path / "told.csv")))
+    alone = evaluate(read_log(write(told, tmp_path / "told.csv")), by=["place"])
     assert [one.name for one in alone.estimates] == ["IPS", "SNIPS"] and "no direct method" in alone.notes[0]
     whole = logged.assign(target=[{f"i{item}": float(pi[cell, item]) for item in range(ITEMS)} for cell in numbers[1]])
-    every = evaluate(read_log(write(whole, tmp_path / "whole.jsonl")))
+    every = evaluate(read_log(write(whole, tmp_path / "whole.jsonl")), by=["place"])
     assert [one.value for one in every.estimates[:2]] == pytest.approx([one.value for one in alone.estimates])
     for mine, theirs in zip(every.estimates, first.estimates, strict=True):
         assert (mine.value, mine.low) == pytest.approx((theirs.value, theirs.low), rel=1e-6)
-    shown = fedrec("explore", "evaluate", "log.csv", "--logged", "a", "--target", "b", "--json")
+    shown = fedrec("explore", "evaluate", "log.csv", "--logged", "a", "--target", "b", "--by", "place", "--json")
     assert json.loads(shown.out)["estimates"][3]["value"] == pytest.approx(first.estimates[3].value)
-    text = fedrec("explore", "evaluate", "log.csv", "--logged", "a", "--target", "b")
+    text = fedrec("explore", "evaluate", "log.csv", "--logged", "a", "--target", "b", "--by", "place")
     assert text.status == 0 and "b itself" in text.out and "effective sample size" in text.out
 
 
@@ -194,13 +199,28 @@ def as_table(frame: pd.DataFrame):  # type: ignore[no-untyped-def]
 
 
 def test_what_was_never_shown_cannot_be_estimated(two_policies: tuple[pd.DataFrame, float, np.ndarray]) -> None:
-    frame, _, _ = two_policies
+    frame = two_policies[0].drop(columns="request_id")
     gone = frame[(frame["policy"] == "b") | (frame["item_id"] != "i2")]
     with pytest.raises(InputError, match="items that the log never shows"):
         evaluate(as_table(gone), "a", "b")
     wrong = frame.assign(propensity=np.where(frame["policy"] == "a", 0.5, frame["propensity"]))
     with pytest.raises(InputError, match="the weights average"):
         evaluate(as_table(wrong), "a", "b")
+
+
+def test_a_policy_that_looks_at_who_asks_is_said_to_be_taken_as_one_that_does_not() -> None:
+    """Two kinds of people, of whom each likes another item; the judged policy shows each what that kind likes."""
+    rng = np.random.default_rng(0)
+    kind, own = rng.integers(0, 2, 2000), rng.random(2000) < 0.5
+    first = np.where(own, np.where(kind == 0, 0.9, 0.1), 0.5)
+    item = (rng.random(2000) >= first).astype(int)
+    frame = pd.DataFrame({
+        "item_id": item.astype(str), "propensity": np.where(item == 0, first, 1 - first),
+        "reward": (rng.random(2000) < np.where(item == kind, 0.5, 0.05)) * 1.0, "policy": np.where(own, "own", "uniform"),
+    })  # fmt: skip
+    said = "the propensities of own for one item at one place vary"
+    assert any(note.startswith(said) for note in evaluate(as_table(frame), "uniform", "own").notes)
+    assert not any("vary" in note for note in evaluate(as_table(frame), "own", "uniform").notes)
 
 
 LINES = ["item_id,propensity,reward,target,policy", "a,.5,1,.5,x", "b,.5,0,.5,x"]

@@ -23,6 +23,7 @@ from fedrec.model.saved import table_of_run
 from fedrec.model.towers import centred, init_base, init_trained
 from fedrec.recommender import Answer, Filter, MerchantRecommender, Recommender
 from fedrec.recommender.words import FUSION, LANGUAGES, BM25Index, Fusion, Lexical, Searcher, Tokeniser
+from fedrec.recommender.words.fusion import unit
 from fedrec.recommender.words.lexical import MOST_WORDS
 
 from .conftest import make_encoder
@@ -84,6 +85,13 @@ def test_fusion_is_its_formula(items: list[tuple[int, int]], lexical: float) -> 
             least, most = min(all_of), max(all_of)
             expected += weight * (all_of[place] - least) / (most - least) if most > least else 0.0
         assert found[place] == pytest.approx(expected, abs=1e-5)
+
+
+def test_rounding_is_no_meaning() -> None:
+    """Cosines of texts that the encoder does not tell apart differ in their last digits."""
+    alike = np.float32(0.9) + np.float32(1e-7) * np.arange(4, dtype=np.float32)
+    assert np.ptp(alike) > 0 and unit(alike).tolist() == [0.0] * 4
+    assert unit(np.array([0.90, 0.91])).tolist() == [0.0, 1.0]
 
 
 def test_a_misspelt_word_is_read_by_the_encoder_as_it_was_meant() -> None:

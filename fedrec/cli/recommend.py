@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from uuid import uuid4
 
 import typer
 
@@ -68,7 +69,8 @@ def recommend(
         float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, items that are least alike.")
     ] = 0.0,
     explore: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the places that go by chance to items of uncertain value.")
+        float,
+        typer.Option(min=0, max=1, help="Share of the places that go by chance to items of uncertain value; not with --query."),
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0, help="Of that chance, for the same list again.")] = None,
     learn_from: Annotated[
@@ -187,6 +189,10 @@ def _table(names: Sequence[str], answers: Sequence[Answer]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["user_id", "rank", "item_id", "score", "source"])
     if any(answer.places for answer in answers):
+        # As the log has it. An id is new each time, so that the lists of several nights can be in one log.
+        ids = [uuid4().hex for _ in answers]
+        frame["request_id"] = [name for name, answer in zip(ids, answers, strict=True) for _ in answer.items]
+        frame["position"] = frame["rank"]
         frame[["propensity", "value"]] = [place for answer in answers for place in answer.places]
     return frame
 

@@ -6,7 +6,9 @@ A file is replaced whole, so that whoever reads it or is interrupted finds the o
 from __future__ import annotations
 
 import io
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +27,14 @@ __all__ = ["erase_user", "rows_of_user"]
 
 
 def rows_of_user(path: Path, user_id: str) -> int:
-    """How many rows of a CSV or Parquet table are this user's: none where it has no column `user_id`.
+    """How many rows of a CSV, Parquet or JSON lines table are this user's: none where it has no column `user_id`.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        if path.suffix == ".csv":
-            return without_rows(path, C.USER, user_id)[1]
+        if path.suffix in _WITHOUT:
+            return _WITHOUT[path.suffix](path, C.USER, user_id)[1]
         with pq.ParquetFile(path) as file:
             theirs = _theirs(file, path, user_id)
         return 0 if theirs is None else int(theirs.sum())
@@ -41,10 +43,10 @@ def rows_of_user(path: Path, user_id: str) -> int:
 
 
 def erase_user(path: Path, user_id: str) -> int:
-    """Take this user's rows out of a CSV or Parquet table.
+    """Take this user's rows out of a CSV, Parquet or JSON lines table.
 
-    Of a CSV file every other byte stays; of a Parquet file rows, columns, types, metadata and compression. A file without
-    such rows is not touched.
+    Of a CSV or JSON lines file every other byte stays; of a Parquet file rows, columns, types, metadata and compression. A file
+    without such rows is not touched.
 
     Returns:
         How many there were.
@@ -55,7 +57,10 @@ def erase_user(path: Path, user_id: str) -> int:
     path = path.resolve()  # the file that a link leads to, or the link would be replaced
     try:
         before = path.stat()
-        content, removed = without_rows(path, C.USER, user_id) if path.suffix == ".csv" else _parquet_without(path, user_id)
+        if path.suffix in _WITHOUT:
+            content, removed = _WITHOUT[path.suffix](path, C.USER, user_id)
+        else:
+            content, removed = _parquet_without(path, user_id)
         if removed:
             _replace(path, content, before)
     except PermissionError:
@@ -63,6 +68,31 @@ def erase_user(path: Path, user_id: str) -> int:
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from None
     return removed
+
+
+def _lines_without(path: Path, column: str, value: str) -> tuple[bytes, int]:
+    """`without_rows` for JSON lines, of which each is an object."""
+    kept, lines = list[bytes](), path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise InputError("is no JSON object", where=f"{path}, line {number}", hint="nothing was taken out of this file")
+            if _id(row.get(column)) == value:
+                continue
+        kept.append(line)
+    return b"".join(kept), len(lines) - len(kept)
+
+
+def _id(value: object) -> str:
+    """A user's id as `as_text` reads it from a table: 7 and 7.0 are "7"."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+_WITHOUT: dict[str, Callable[[Path, str, str], tuple[bytes, int]]] = {".csv": without_rows, ".jsonl": _lines_without}
 
 
 def _theirs(file: pq.ParquetFile, path: Path, user_id: str) -> np.ndarray | None:

@@ -10,8 +10,9 @@ import numpy as np
 from fedrec.errors import InputError
 from fedrec.explore.estimators import direct_method, doubly_robust, effective_sample_size, ips, snips
 from fedrec.explore.intervals import bootstrap, normal, positive
-from fedrec.explore.log import LogTable
+from fedrec.explore.log import POSITION, REQUEST, LogTable
 from fedrec.explore.rewards import fit_rewards
+from fedrec.explore.steps import above
 from fedrec.explore.targets import Rows, Target
 
 __all__ = ["Estimate", "Evaluation", "evaluate"]
@@ -47,7 +48,8 @@ class Evaluation:
         logged: what the policy of the log earned.
         on_policy: what the evaluated policy itself earned, where that is in the log.
         effective, effective_rewards: effective sample size, in rows and in rows that were rewarded.
-        mean_weight, largest_weight: of pi / p; the mean is near 1 where the propensities are right and support is there.
+        mean_weight, largest_weight: of pi / p, in a log of whole lists times those of the places above; the mean is near 1 where
+            the propensities are right and support is there.
         unseen: probability on what the log never shows; None where that is not known.
         notes: what is to be said of them.
     """
@@ -89,21 +91,43 @@ def evaluate(
         policy = Target.of_column(table, rows)
     else:
         policy = Target.of_policy(rows, theirs)
-    weights = policy.probability / rows.propensity
-    unseen = policy.unseen(rows)
-    _check_support(weights, unseen, rows, table.name)
+    _check_requests({"the log": rows, target: theirs}, table.name)
+    steps = policy.probability / rows.propensity
+    before = above(table, rows, steps)
+    weights, unseen = before * steps, policy.unseen(rows)
+    _check_support(steps, weights, unseen, rows, table.name)
+    if not (weights * rows.reward).any():
+        raise InputError(
+            "no row that the policy would have shown was rewarded", where=table.name, expected="some rewards",
+            hint="of a rate that was never seen a log says nothing: wait for more of it",
+        )  # fmt: skip
     effective, rewards = effective_sample_size(weights), effective_sample_size(weights * rows.reward)
+    notes = _notes(rows, theirs, policy, rewards, unseen, target)
+    return Evaluation(
+        len(rows.item), int(rows.request.max()) + 1, tuple(_estimates(rows, policy, before, weights, confidence)),
+        _mean("logged", rows, confidence), None if theirs is None else _mean("on-policy", theirs, confidence),
+        effective, rewards, float(weights.mean()), float(weights.max()), unseen, notes,
+    )  # fmt: skip
+
+
+def _notes(
+    rows: Rows, theirs: Rows | None, policy: Target, rewards: float, unseen: float | None, target: str | None
+) -> tuple[str, ...]:
     notes = [] if rewards >= FEW else [f"{rewards:.0f} effective rewards are few: the intervals may be too narrow"]
     if unseen:
         notes.append(f"{unseen:.1%} of the policy's probability is on what the log never shows, which counts as worth nothing in "
                      "IPS and as the model says in DM and DR")  # fmt: skip
     if policy.choices is None:
         notes.append("only the shown items' probabilities are known, so there is no direct method and no doubly robust estimate")
-    return Evaluation(
-        len(rows.item), int(rows.request.max()) + 1, tuple(_estimates(rows, policy, weights, confidence)),
-        _mean("logged", rows, confidence), None if theirs is None else _mean("on-policy", theirs, confidence),
-        effective, rewards, float(weights.mean()), float(weights.max()), unseen, tuple(notes),
-    )  # fmt: skip
+    if policy.varies:
+        notes.append(f"the propensities of {target} for one item at one place vary: it is judged as a policy that shows each "
+                     "item as often as it did there and does not look at who asks; a column `target` tells it")  # fmt: skip
+    if missing := [name for name in (REQUEST, POSITION) if name not in rows.frame]:
+        notes.append(f"without {' and '.join(missing)} every row stands alone, which is right where no propensity depends on "
+                     "the places above")  # fmt: skip
+    if theirs is not None and not theirs.reward.any():
+        notes.append(f"nothing that {target} chose itself was rewarded, so the interval of that says nothing")
+    return tuple(notes)
 
 
 def _chosen_by(table: LogTable, policy: str) -> np.ndarray:
@@ -117,24 +141,37 @@ def _chosen_by(table: LogTable, policy: str) -> np.ndarray:
     return chosen
 
 
-def _check_support(weights: np.ndarray, unseen: float | None, rows: Rows, name: str) -> None:
+def _check_requests(parts: dict[str | None, Rows | None], name: str) -> None:
+    for whose, rows in parts.items():
+        if rows is not None and not rows.request.any():
+            raise InputError(f"there is one request of {whose}", where=name, expected="at least 2: an interval is over requests")
+
+
+def _check_support(steps: np.ndarray, weights: np.ndarray, unseen: float | None, rows: Rows, name: str) -> None:
     if unseen is not None and unseen > UNSEEN:
         raise InputError(
             f"{unseen:.1%} of the policy's probability is on items that the log never shows at these places", where=name,
             expected=f"at most {UNSEEN:.0%}", hint="what was never tried cannot be estimated: log with a uniform floor",
         )  # fmt: skip
-    mean = float(weights.mean())
-    error = normal(mean, weights - mean, rows.request, ONE_ERROR)[1] - mean
+    _check_mean(steps, rows, np.ones(len(steps), dtype=bool), "the weights", name)
+    if rows.place is not None:
+        for place in range(1, int(rows.place.max()) + 1):
+            _check_mean(weights, rows, np.equal(rows.place, place), f"down to position {place + 1} the weights", name)
+
+
+def _check_mean(weights: np.ndarray, rows: Rows, kept: np.ndarray, what: str, name: str) -> None:
+    mean = float(weights[kept].mean())
+    request = np.unique(rows.request[kept], return_inverse=True)[1]
+    error = normal(mean, weights[kept] - mean, request, ONE_ERROR)[1] - mean
     if abs(mean - 1) > ERRORS * error + SLACK:
         raise InputError(
-            f"the weights average {mean:.3f}", where=name, expected=f"1, with a standard error of {error:.3f}",
+            f"{what} average {mean:.3f}", where=name, expected=f"1, with a standard error of {error:.3f}",
             hint="the propensities are not this log's, it never shows what the policy would, or a column for --by is missing",
         )  # fmt: skip
 
 
-def _estimates(rows: Rows, policy: Target, weights: np.ndarray, confidence: float) -> list[Estimate]:
-    value, own = ips(weights, rows.reward), snips(weights, rows.reward)
-    influence = weights * (rows.reward - own) / max(float(weights.mean()), 1e-12)
+def _estimates(rows: Rows, policy: Target, before: np.ndarray, weights: np.ndarray, confidence: float) -> list[Estimate]:
+    value, (own, influence) = ips(weights, rows.reward), _normalised(rows, weights)
     interval = positive if rows.reward.min() >= 0 else normal
     found = [
         Estimate("IPS", value, *interval(value, weights * rows.reward - value, rows.request, confidence)),
@@ -143,22 +180,35 @@ def _estimates(rows: Rows, policy: Target, weights: np.ndarray, confidence: floa
     if policy.choices is None:
         return found
     rng = np.random.default_rng(0)
-    direct = _modelled(rows, policy)
+    direct = _modelled(rows, policy, before)
     quantiles = bootstrap(lambda counts: direct_method(direct(counts), counts), rows.request, confidence, DRAWS, rng)
     found.append(Estimate("DM", direct_method(direct(None)), *quantiles))
     values, shown = _cross_fitted(rows, policy, rng)
+    values = before * values
     robust = doubly_robust(values, weights, rows.reward, shown)
     influence = values + weights * (rows.reward - shown) - robust
     found.append(Estimate("DR", robust, *normal(robust, influence, rows.request, confidence)))
     return found
 
 
-def _modelled(rows: Rows, policy: Target) -> Callable[[np.ndarray | None], np.ndarray]:
-    """From how often rows count to v (rows,) of a model that is fitted on them."""
+def _normalised(rows: Rows, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """SNIPS and its influence (rows,); in a log of whole lists each place is normalised alone, for its weights have mean 1."""
+    influence, value = np.zeros(len(weights)), 0.0
+    place = np.zeros(len(weights), dtype=np.int64) if rows.place is None else rows.place
+    for number in np.unique(place):
+        here = place == number
+        own = snips(weights[here], rows.reward[here])
+        influence[here] = weights[here] * (rows.reward[here] - own) / max(float(weights[here].mean()), 1e-12)
+        value += float(here.mean()) * own
+    return value, influence
+
+
+def _modelled(rows: Rows, policy: Target, before: np.ndarray) -> Callable[[np.ndarray | None], np.ndarray]:
+    """From how often rows count to v (rows,) of a model that is fitted on them, each as often as its places above come."""
 
     def values(counts: np.ndarray | None) -> np.ndarray:
         found = policy.values(fit_rewards(rows.cell, rows.item, rows.reward, rows.stratum, _items(rows, policy), counts))
-        return np.zeros(len(rows.item)) if found is None else found
+        return np.zeros(len(rows.item)) if found is None else before * found
 
     return values
 

@@ -27,6 +27,8 @@ LOOSE = 0.01
 """Precision of the place effects, which the data have to tell."""
 FIRM = 16.0
 """Precision of the slope around 1: a few clicks must not turn a recommender's order around."""
+APART = 50
+"""Places with an effect of their own; those further down share the last, or there would be a column for each of them."""
 STEPS, SMALLEST, ENOUGH = 20, 1e-3, 1e-3
 """Newton's steps at most, the shortest of them, and the gain in log likelihood under which no other follows."""
 
@@ -80,12 +82,13 @@ class Learned:
 def learn(prior: Prior, feedback: Feedback) -> Learned:
     """The posterior after some feedback; `prior` is what was known of the items before it."""
     spread = prior.spread
-    items, places = len(prior.known), int(feedback.place.max(initial=-1)) + 1
+    place = np.minimum(feedback.place, APART - 1)
+    items, places = len(prior.known), int(place.max(initial=-1)) + 1
     own = spread**2 * (1 - prior.known + LEAST**2)  # D
     width = prior.features.shape[1]
     # The columns that all items share: places, what was believed, and the item's components.
     shared = np.zeros((len(feedback.item), places + 1 + width))
-    shared[np.arange(len(feedback.item)), feedback.place] = 1.0
+    shared[np.arange(len(feedback.item)), place] = 1.0
     shared[:, places] = feedback.believed
     shared[:, places + 1 :] = prior.features[feedback.item]
     centre = np.zeros(shared.shape[1])

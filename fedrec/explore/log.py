@@ -4,7 +4,7 @@
     propensity   P(this item at this place), above 0 and at most 1, as it was when it was shown
     reward       what came of it, such as 1 for a click; `click` does as well
     request_id   whose list it was; rows of one request are drawn again together. A row is a request of its own without it
-    position     the place in the list; 1 without it
+    position     the place in the list; 1 without it. With `request_id` the log is of whole lists: see `fedrec.explore.steps`
     policy       who chose; needed where a policy is to be evaluated that is in the log too
     target       P(this item at this place) under the policy to be evaluated; in JSON lines also an object with the
                  probability of every item that it may show there
@@ -30,9 +30,12 @@ from fedrec.errors import InputError
 __all__ = ["FORMATS", "LogTable", "read_log"]
 
 FORMATS = (".csv", ".parquet", ".jsonl")
+MOST_WHOLE = 2.0**53
+"""Above it a float skips whole numbers."""
 LARGEST = 2**1000
 """An integer of JSON above it is no number here: no float holds it."""
 ITEM, PROPENSITY, REWARD, CLICK = "item_id", "propensity", "reward", "click"
+REQUEST, POSITION = "request_id", "position"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,26 @@ class LogTable:
             raise InputError(said, where=self.at(column, row), expected=expected)
         return found
 
+    def whole(self, column: str, low: float, high: float = np.inf) -> np.ndarray:
+        """A column as whole numbers, (rows,) int64; see `numbers`."""
+        found = self.numbers(column, low, min(high, MOST_WHOLE))
+        if (wrong := found != np.floor(found)).any():
+            row = int(self.frame.index[int(wrong.argmax())])
+            raise InputError(f"found {str(self.frame[column].loc[row])!r}", where=self.at(column, row), expected="a whole number")
+        return found.astype(np.int64)
+
+    def filled(self, column: str, expected: str) -> pd.Series:
+        """A column as text, (rows,).
+
+        Raises:
+            InputError: one of them is missing, by its row.
+        """
+        values = self.frame[column]
+        texts = values.map(str).str.strip()
+        if (blank := (values.isna() | (texts == "")).to_numpy()).any():
+            raise InputError("is missing", where=self.at(column, int(self.frame.index[int(blank.argmax())])), expected=expected)
+        return texts
+
 
 def read_log(path: Path) -> LogTable:
     """Read and check a log.
@@ -109,10 +132,8 @@ def read_log(path: Path) -> LogTable:
     table.require((ITEM, PROPENSITY, REWARD))
     if table.frame.empty:
         raise InputError("there is no row", where=str(path))
-    items = table.frame[ITEM]
-    if (blank := (items.isna() | (items == "")).to_numpy()).any():
-        raise InputError("is missing", where=table.at(ITEM, int(blank.argmax())), expected="an item")
-    table.frame[ITEM] = items.map(str)
+    table.filled(ITEM, "an item")
+    table.frame[ITEM] = table.frame[ITEM].map(str)
     table.frame[PROPENSITY] = table.numbers(PROPENSITY, 0.0, 1.0, above=True)
     table.frame[REWARD] = table.numbers(REWARD, -np.inf, np.inf)
     return table

@@ -10,7 +10,7 @@ Values are drawn independently and anew for each place, V_j ~ N(mean_j, sd_j^2),
 
     T(j) = integral of phi_j(x) prod_{i != j} Phi_i(x) dx
 
-is an integral in one dimension, which the trapezoid rule gives to about nine digits: its error falls exponentially for smooth
+is an integral in one dimension, which the trapezoid rule gives to about eight digits: its error falls exponentially for smooth
 functions that vanish at both ends (Trefethen and Weideman, SIAM Review 2014). No propensity is zero: there is the floor.
 """
 
@@ -32,7 +32,8 @@ FINEST = 0.05
 SMALLEST = 1e-3
 """The same, as a share of the range of the means."""
 STEP = 1 / 3
-"""Of the grid, in the smallest standard deviation."""
+"""Of the grid, in the smallest standard deviation. The largest of n normal values varies less than one of them, by
+sqrt(2 log n) (Fisher and Tippett 1928), so where many may be the largest the grid is finer by that."""
 BLOCK = 256
 """Items whose probabilities are computed at once."""
 
@@ -53,7 +54,8 @@ class Thompson:
         # The largest is above the lower end of each: of the best one, or of the next once that is gone.
         start = float(np.sort(low)[::-1][min(most, len(low) - 1)])
         self.live = self.mean + REACH * self.sd > start
-        spacing = STEP * float(self.sd[self.live].min())
+        sharper = max(1.0, float(np.sqrt(2 * np.log(self.live.sum()))))
+        spacing = STEP / sharper * float(self.sd[self.live].min())
         self.grid = np.linspace(start, high, max(int((high - start) / spacing) + 2, 2))
         self.below = np.zeros(len(self.grid))  # (grid,) log P(all that are left are below)
         places = np.flatnonzero(self.live)

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from fedrec.errors import InputError
-from fedrec.explore.log import ITEM, PROPENSITY, REWARD, LogTable
+from fedrec.explore.log import ITEM, POSITION, PROPENSITY, REQUEST, REWARD, LogTable
 
 __all__ = ["Rows", "Target"]
 
@@ -26,6 +26,7 @@ class Rows:
         frame: the rows of the log.
         request, cell, item: (rows,); a cell is a stratum at a position.
         propensity, reward: (rows,).
+        place: (rows,) from 0, in logs of whole lists, where a propensity is given the places above; None where rows stand alone.
         stratum: (cells,).
         cells: what each cell is called.
         items: item ids.
@@ -37,35 +38,43 @@ class Rows:
     item: np.ndarray
     propensity: np.ndarray
     reward: np.ndarray
+    place: np.ndarray | None
     stratum: np.ndarray
     cells: tuple[str, ...]
     items: tuple[str, ...]
 
     @classmethod
     def of(cls, table: LogTable, by: Sequence[str]) -> Rows:
-        """The rows of a log; `by` names the columns of its strata."""
+        """The rows of a log; `by` names the columns of its strata.
+
+        Raises:
+            InputError: a column of `by` is missing, or a request or position is none, by its row.
+        """
         table.require(by)
         frame = table.frame
         parts = [frame[name].map(str) for name in by]
         names = parts[0].str.cat(parts[1:], sep=" ") if parts else pd.Series("", index=frame.index)
-        place = frame["position"].map(str) if "position" in frame else pd.Series("1", index=frame.index)
+        place = frame[POSITION].map(str) if POSITION in frame else pd.Series("1", index=frame.index)
         stratum, _ = pd.factorize(names, sort=True)
         cell, cells = pd.factorize((names + " position " + place).str.strip(), sort=True)
         item, items = pd.factorize(frame[ITEM], sort=True)
-        request = np.arange(len(frame))
-        if "request_id" in frame:
-            request, _ = pd.factorize(frame["request_id"].map(str))
+        request, ordinal = np.arange(len(frame)), None
+        if REQUEST in frame:
+            ids = table.filled(REQUEST, "a request, or no such column")
+            request, _ = pd.factorize(ids)
+            if POSITION in frame:
+                ordinal = table.whole(POSITION, 1) - 1
         of_cell = np.zeros(len(cells), dtype=np.int64)
         of_cell[cell] = stratum
         propensity, reward = (frame[name].to_numpy(np.float64) for name in (PROPENSITY, REWARD))
-        return cls(frame, request, cell, item, propensity, reward, of_cell, tuple(cells), tuple(items))
+        return cls(frame, request, cell, item, propensity, reward, ordinal, of_cell, tuple(cells), tuple(items))
 
     def take(self, kept: np.ndarray) -> Rows:
         """Some of the rows; cells and items keep their numbers."""
         request = np.unique(self.request[kept], return_inverse=True)[1]
         return Rows(
             self.frame[kept], request, self.cell[kept], self.item[kept], self.propensity[kept], self.reward[kept],
-            self.stratum, self.cells, self.items,
+            None if self.place is None else self.place[kept], self.stratum, self.cells, self.items,
         )  # fmt: skip
 
 
@@ -78,19 +87,22 @@ class Target:
         choices: (groups, items) the probability of every item; None where only what was shown is known.
         group: (rows,) which of the groups a row has.
         cell: (groups,).
+        varies: whether its own propensities of an item at a place were not always the same, so that how often it showed the
+            item stands for them.
     """
 
     probability: np.ndarray
     choices: csr_array | None = None
     group: np.ndarray | None = None
     cell: np.ndarray | None = None
+    varies: bool = False
 
     @classmethod
     def of_policy(cls, rows: Rows, shown: Rows) -> Target:
         """The policy that chose `shown`, over `rows`.
 
-        Where it gave an item the same propensity each time, that is its probability. Where it went on learning, how often it
-        showed the item is: what it would have shown over that time.
+        Where it gave an item the same propensity each time, that is its probability. Where it did not, since it went on learning
+        or looked at who asks, how often it showed the item is: it counts as a policy that does neither.
 
         Raises:
             InputError: it shows nothing in a cell that `rows` have.
@@ -105,9 +117,11 @@ class Target:
         np.minimum.at(low, key, shown.propensity)
         np.maximum.at(high, key, shown.propensity)
         known = np.where(count > 0, high, 0.0).reshape(shape)
-        still = ((high - low <= 1e-9) | (count == 0)).reshape(shape).all(axis=1) & (abs(known.sum(axis=1) - 1) <= SUM)
+        same = ((high - low <= 1e-9) | (count == 0)).reshape(shape)
+        still = same.all(axis=1) & (abs(known.sum(axis=1) - 1) <= SUM)
         chance = np.where(still[:, None], known, count.reshape(shape) / np.maximum(total, 1)[:, None])
-        return cls(chance[rows.cell, rows.item], csr_array(chance), rows.cell, np.arange(shape[0]))
+        varies = not bool(same[np.unique(rows.cell)].all())
+        return cls(chance[rows.cell, rows.item], csr_array(chance), rows.cell, np.arange(shape[0]), varies)
 
     @classmethod
     def of_column(cls, table: LogTable, rows: Rows) -> Target:

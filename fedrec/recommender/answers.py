@@ -124,7 +124,8 @@ class Wish:
             counts too.
         diversity: from 0, the best items, to 1, items that are least alike.
         explain: whether the answer has the reasons of each item.
-        explore: share of the places, 0 to 1, that go to items of uncertain value by chance; see `docs/exploration.md`.
+        explore: share of the places, 0 to 1, that go to items of uncertain value by chance; not with a query; see
+            `docs/exploration.md`.
         seed: of that chance, for the same list again; by default the operating system's.
     """
 
@@ -167,7 +168,7 @@ def answer_many(ranker: Ranker, people: Sequence[Person], wish: Wish, explorer: 
     Raises:
         InputError: an argument that means nothing, or a filter on a column that the catalogue lacks.
     """
-    check_explore(wish.explore, wish.seed)
+    check_explore(wish.explore, wish.seed, wish.query)
     allowed, notes = _allowed(ranker, wish)
     return [
         answer
@@ -215,7 +216,7 @@ def answer_each(
     open_: list[_Open] = []
     for place, (person, wish) in enumerate(asked):
         try:
-            check_explore(wish.explore, wish.seed)
+            check_explore(wish.explore, wish.seed, wish.query)
             allowed, about = _allowed(ranker, wish)
             past, notes = _past(ranker, person)
             open_.append(_Open(place, person, past, wish, allowed, [*notes], about))
@@ -296,7 +297,7 @@ def _answers(
         if explorer is not None:
             may = allowed & (scores[user] > -np.inf)
             may[pairs[pairs[:, 0] == user, 1]] = False
-            rng = generator_for(wish.seed, people[user].user_id, past.items.tolist(), wish.query)
+            rng = generator_for(wish.seed, people[user].user_id, past.items.tolist())
             found, places = explorer.places(found, scores[user], may, wish.explore, rng, counts=not some)
         rows = [item for item, _ in found]
         source = _source(ranker, past, wish.query)

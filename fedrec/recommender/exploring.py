@@ -127,13 +127,13 @@ class Shown:
         """
         table = read_log(path)
         table.require(("position", "value"))
-        place, value = table.numbers("position", 1, MOST_PLACES), table.numbers("value", -np.inf, np.inf)
+        place, value = table.whole("position", 1, MOST_PLACES), table.numbers("value", -np.inf, np.inf)
         reward = table.numbers("reward", 0.0, 1.0)
         item = catalogue.index.get_indexer(table.frame["item_id"].tolist())
         kept = item >= 0
         if not kept.any():
             raise InputError("none of its items is in the catalogue", where=str(path))
-        return cls(Feedback(item[kept], place[kept].astype(np.int64) - 1, value[kept], reward[kept]))
+        return cls(Feedback(item[kept], place[kept] - 1, value[kept], reward[kept]))
 
     def among(self, offered: np.ndarray) -> Feedback:
         """The rows of some items of the catalogue (offered,), ascending, by their place among them."""
@@ -147,20 +147,24 @@ def _values(scores: np.ndarray, counts: bool) -> np.ndarray:
     return found
 
 
-def check_explore(share: float, seed: int | None) -> None:
-    """Refuse a share or a seed that means nothing.
+def check_explore(share: float, seed: int | None, query: str | None = None) -> None:
+    """Refuse a share or a seed that means nothing, and to explore where words say what is wanted.
 
     Raises:
         InputError: it does.
     """
     if not 0 <= share <= 1:
         raise InputError(f"found {share}", where="explore", expected="a number from 0 to 1")
+    if share and query:
+        # Beliefs and click effects are of items and know no words: they would put what does not match above what does.
+        raise InputError("is asked for together with words", where="explore", expected="a query or exploring, not both")
     if seed is not None and seed < 0:
         raise InputError(f"found {seed}", where="seed", expected="a whole number from 0")
 
 
-def generator_for(seed: int | None, user_id: str | None, items: Sequence[int], query: str | None) -> np.random.Generator:
+def generator_for(seed: int | None, user_id: str | None, items: Sequence[int]) -> np.random.Generator:
     """Random numbers for one person's list: with a seed the same for the same person, whoever is asked for beside them."""
     if seed is None:
         return np.random.default_rng()
-    return np.random.default_rng([seed, crc32(repr((user_id, list(items), query)).encode())])
+    # The `None` is where lists with words had them: a seed gives the lists that it gave.
+    return np.random.default_rng([seed, crc32(repr((user_id, list(items), None)).encode())])

@@ -149,7 +149,7 @@ def _removed(place: MerchantPlace, why: str) -> Layer:
 
 
 def _feedback(place: MerchantPlace) -> list[Path]:
-    found = sorted(path for suffix in ("csv", "parquet") for path in (place.path / FEEDBACK).rglob(f"*.{suffix}"))
+    found = sorted(path for suffix in ("csv", "parquet", "jsonl") for path in (place.path / FEEDBACK).rglob(f"*.{suffix}"))
     return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 

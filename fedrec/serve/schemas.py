@@ -103,7 +103,9 @@ class RecommendRequest(_ForPerson):
     exclude: Ids = []
     repeats: StrictBool = False
     diversity: float = Field(0.0, ge=0, le=1)
-    explore: float = Field(0.0, ge=0, le=1, description="Share of the places that go to items of uncertain value by chance.")
+    explore: float = Field(
+        0.0, ge=0, le=1, description="Share of the places that go to items of uncertain value by chance; not with a query."
+    )
     explain: StrictBool = False
 
 

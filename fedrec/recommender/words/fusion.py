@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["FUSION", "Fusion", "unit"]
+__all__ = ["FLATTEST", "FUSION", "Fusion", "unit"]
+
+FLATTEST = 1e-4
+"""The least spread of scores that is more than rounding, as a share of the largest."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ cross-validation: `docs/search.md`."""
 
 
 def unit(scores: np.ndarray) -> np.ndarray:
-    """Scores from 0 to 1; zeros where they are all alike."""
-    least = float(scores.min(initial=np.inf))
-    spread = float(scores.max(initial=-np.inf)) - least
-    return (scores - least) / spread if spread > 0 else np.zeros(len(scores))
+    """Scores from 0 to 1; zeros where they are not told apart: rounding must not become a full spread."""
+    least, most = float(scores.min(initial=np.inf)), float(scores.max(initial=-np.inf))
+    told = most - least > FLATTEST * max(abs(least), abs(most))
+    return (scores - least) / (most - least) if told else np.zeros(len(scores))
