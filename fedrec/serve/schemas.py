@@ -212,7 +212,9 @@ class Item(BaseModel):
     source: str = Field(description="What made it: a model by name, `popularity`, `search`, or `MODEL + search`.")
     score: float | None = Field(description="For the staff's key alone: exact scores tell what other customers bought.")
     propensity: float | None = Field(
-        None, description="With `explore`, the chance that this item had at this place; two digits of it for the shop's key."
+        None,
+        description="With `explore`, the chance that this item had at this place, which is computed from scores: for the staff's "
+        "key alone. Feedback that names the answer gets it without being told.",
     )
     value: float | None = Field(
         None, description="With `explore`, what the item was believed to be worth; a score, so for the staff's key alone."
@@ -248,7 +250,9 @@ class EventIn(_Strict):
         None, description="The answer that it is a reaction to."
     )
     position: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = Field(None, description="Of the item in it, from 1.")
-    propensity: Annotated[float, Field(gt=0, le=1)] | None = None
+    propensity: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Filled in like `position` where it is not given, and the answer is one of the last that explored."
+    )
     quantity: Annotated[StrictInt, Field(ge=-1_000_000, le=1_000_000)] | None = None
     price: Price | None = None
     value: Price | None = None

@@ -121,11 +121,14 @@ class Call:
         self.service.metrics.answers.labels(tenant.name, answer.source if made == "fallback" else made).inc()
         if made == "fallback":
             self.service.metrics.fallbacks.labels(tenant.name).inc()
+        if tenant.log is not None:
+            tenant.shown.keep(self.id, [name for name, _ in answer.items], answer.places)
         places: Sequence[Place | None] = answer.places or [None] * len(answer.items)
         items = [
             Item.model_validate({
                 "item_id": name, "text": model.texts[name], "source": answer.source, "score": float(score) if staff else None,
-                **_given(place, staff), "reasons": None if name not in reasons else _reasons(reasons[name], staff),
+                "reasons": None if name not in reasons else _reasons(reasons[name], staff),
+                **(place._asdict() if staff and place else {}),
             })
             for (name, score), place in zip(answer.items, places, strict=True)
         ]  # fmt: skip
@@ -177,15 +180,6 @@ def call_of(request: Request) -> Call:
 def _reasons(reasons: Any, staff: bool) -> dict[str, Any]:
     found: dict[str, Any] = reasons.for_staff() if staff else reasons.for_shopper()
     return found
-
-
-def _given(place: Place | None, staff: bool) -> dict[str, float]:
-    """How a place was given. A value is a score, and a propensity is computed from scores: a shop gets what its log needs."""
-    if place is None:
-        return {}
-    if staff:
-        return place._asdict()
-    return {"propensity": float(f"{place.propensity:.1e}")}
 
 
 def _no_merchant() -> Fault:
