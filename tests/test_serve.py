@@ -267,8 +267,51 @@ def test_the_shops_key_gets_no_number_of_a_reason_and_no_reasons_of_a_known_user
         assert (refused.status_code, refused.json()["error_type"]) == (401, "staff_key")
         popular = client.post("/v1/recommend", json={}, headers=shop).json()
         assert popular["source"] == "popularity" and not list(numbers_in(popular["items"]))
-    assert client.post("/v1/recommend", json={"user_id": USER}, headers=shop).status_code == 200
     assert client.get("/info", headers=shop).json()["merchants"][0]["failure"] is None
+
+
+def test_the_shops_key_is_told_nothing_of_a_known_user_but_a_list(client: TestClient, keys: dict[str, str]) -> None:
+    def ask(key: str, path: str, **asked: Any) -> Any:
+        return client.post(path, json=asked, headers=with_key(keys[key]))
+
+    everything = [f"i{number}" for number in range(24)]
+    found = ask("staff", "/v1/rank", user_id=USER, candidates=everything).json()
+    assert len(found["items"]) < 24 and "history is not repeated" in found["notes"][0], "what it lacks is what was bought"
+    refused = ask("shop", "/v1/rank", user_id=USER, candidates=everything)
+    assert (refused.status_code, refused.json()["error_type"]) == (401, "staff_key")
+    assert ask("shop", "/v1/rank", user_id=USER, history=HISTORY, candidates=everything).json()["notes"]
+    for user in (USER, "nobody"):
+        for path, asked in (("/v1/recommend", {"k": 200}), ("/v1/recommend", {"k": 200, "query": "red lamp"})):
+            found = ask("shop", path, user_id=user, **asked).json()
+            assert found["items"] and not found["notes"] and found["distance"] is None
+            assert user not in str(found) and not list(numbers_in(found["items"]))
+
+
+def test_by_diversity_the_shops_key_learns_no_more_than_a_step_of_a_grid(client: TestClient, keys: dict[str, str]) -> None:
+    def ask(key: str, diversity: float) -> list[str]:
+        asked = {"history": HISTORY, "k": 3, "filter": {"only": three}, "diversity": diversity}
+        found = client.post("/v1/recommend", json=asked, headers=with_key(keys[key])).json()
+        return [item["item_id"] for item in found["items"]]
+
+    def flips(key: str) -> float:
+        """The diversity at which the second item is another one, as bisection finds it."""
+        low, high = 0.0, 1.0
+        for _ in range(25):
+            middle = (low + high) / 2
+            low, high = (middle, high) if ask(key, middle)[1] == plain[1] else (low, middle)
+        return low
+
+    seen = 0
+    for first in range(10, 22):
+        three = [f"i{first}", f"i{first + 1}", f"i{first + 2}"]
+        plain = ask("staff", 0)
+        exact, told = flips("staff"), flips("shop")
+        if 0.01 < exact < 0.94:
+            seen += 1
+            assert told % 0.1 == pytest.approx(0.05, abs=1e-6) and abs(told - exact) <= 0.1 + 1e-6
+        if seen == 3:
+            return
+    pytest.fail("nothing flips here")
 
 
 @pytest.mark.parametrize(

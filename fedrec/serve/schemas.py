@@ -102,7 +102,7 @@ class RecommendRequest(_ForPerson):
     filter: FilterIn = FilterIn()
     exclude: Ids = []
     repeats: StrictBool = False
-    diversity: float = Field(0.0, ge=0, le=1)
+    diversity: float = Field(0.0, ge=0, le=1, description="To one decimal for the shop's key.")
     explore: float = Field(0.0, ge=0, le=1, description="Share of the places that go to items of uncertain value by chance.")
     explain: StrictBool = False
 
@@ -231,8 +231,13 @@ class ListAnswer(BaseModel):
     snapshot: str = Field(description="Changes with whatever was loaded: adapter, own layer, catalogue, events.")
     took_ms: float
     source: str
-    notes: list[str] = Field(description="What was ignored, missing or fallen back on.")
-    distance: float | None = Field(description="Mean of one minus the cosine over the pairs of the list.")
+    notes: list[str] = Field(
+        description="What was ignored, missing or fallen back on. None for a known user with the shop's key: they count and name."
+    )
+    distance: float | None = Field(
+        description="Mean of one minus the cosine over the pairs of the list, for the staff's key alone: with it and `diversity` "
+        "scores can be worked out."
+    )
     items: list[Item]
 
 

@@ -72,14 +72,18 @@ class Call:
             raise _no_merchant()
         return tenants.all[merchant]
 
-    def may_explain(self, person: Person) -> None:
-        """A shop's key gets reasons for a history that it gave: of a known user they would name what that one bought.
+    def may_ask(self, person: Person, what: str) -> None:
+        """Whether `what` may be asked for: of a known user it would name what that one bought, which is for the staff.
 
         Raises:
             Fault: 401.
         """
-        if not self.caller.staff and person.history is None and person.user_id is not None:
-            raise Fault(401, "staff_key", "reasons for a known user's own events need the staff's key", "user_id")
+        if self._of_another(person):
+            raise Fault(401, "staff_key", f"{what} for a known user's own events need the staff's key", "user_id")
+
+    def _of_another(self, person: Person) -> bool:
+        """Whether a shop's key asks by events that it did not give itself."""
+        return not self.caller.staff and person.history is None and person.user_id is not None
 
     async def lists(self, tenant: Tenant, merchant: str | None, person: Person, wish: Wish) -> tuple[Model, Answer]:
         """A list for a person, ranked with those of others who wait.
@@ -114,8 +118,8 @@ class Call:
         if query is not None and not model.words:
             raise Fault(503, "no_encoder", "words cannot be read here: the encoder is not there", "query")
 
-    def listed(self, tenant: Tenant, model: Model, answer: Answer) -> ListAnswer:
-        """An answer as this caller may have it."""
+    def listed(self, tenant: Tenant, person: Person, model: Model, answer: Answer) -> ListAnswer:
+        """An answer to a person's question as this caller may have it."""
         staff, reasons = self.caller.staff, {one.item_id: one for one in answer.reasons}
         made = "fallback" if answer.source in ("popularity", "none") else "search" if answer.source == "search" else "model"
         self.service.metrics.answers.labels(tenant.name, answer.source if made == "fallback" else made).inc()
@@ -134,7 +138,8 @@ class Call:
         ]  # fmt: skip
         return ListAnswer(
             request_id=self.id, merchant=tenant.name, model=model.version, snapshot=model.snapshot, took_ms=self.took_ms,
-            source=answer.source, notes=list(answer.notes), distance=answer.distance, items=items,
+            source=answer.source, notes=[] if self._of_another(person) else list(answer.notes),
+            distance=answer.distance if staff else None, items=items,
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ router = APIRouter()
 async def explain(asked: ExplainRequest, call: Annotated[Call, Depends(call_of)]) -> Response:
     """A list with the reasons of each item: exact for the staff's key, what a shopper may see for the shop's."""
     tenant, person = call.tenant(asked.merchant), asked.person()
-    call.may_explain(person)
+    call.may_ask(person, "reasons")
     model = await call.service.tenants.model(tenant, call.left)
     call.check_words(model, "" if asked.words else asked.query)
     part = asked.merchant if tenant.name == RUN else None
@@ -30,4 +30,4 @@ async def explain(asked: ExplainRequest, call: Annotated[Call, Depends(call_of)]
             person.history, person.user_id, person.times, asked.k, asked.query, asked.items, asked.repeats, part, asked.words
         )
     )
-    return reply(call.listed(tenant, model, answer))
+    return reply(call.listed(tenant, person, model, answer))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
+from fedrec.recommender import Person
 from fedrec.serve.faults import errors
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.schemas import ListAnswer, SearchRequest
@@ -27,4 +28,4 @@ async def search(asked: SearchRequest, call: Annotated[Call, Depends(call_of)]) 
     answer = await call.ask(
         lambda: model.recommender.search(asked.query, asked.k, asked.filter.filter(), asked.exclude, merchant=part)
     )
-    return reply(call.listed(tenant, model, answer))
+    return reply(call.listed(tenant, Person(), model, answer))
