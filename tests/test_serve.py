@@ -569,6 +569,16 @@ def test_several_merchants_share_a_process_and_nothing_else(store: Path, tmp_pat
         assert [(tmp_path / "all" / name / "feedback").exists() for name in ("north", "south")] == [True, False]
 
 
+def test_a_merchant_that_is_called_run_is_no_run(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "shop")
+    path = tmp_path / "shop" / "merchant.toml"
+    path.write_text(path.read_text().replace('name = "shop"', 'name = "run"'))
+    with client_of(tmp_path / "shop") as client:
+        for merchant, status in (("run", 200), ("other", 404)):
+            for route, more in (("recommend", {}), ("search", {"query": "red lamp"}), ("explain", {"history": HISTORY})):
+                assert client.post(f"/v1/{route}", json={"merchant": merchant, "k": 3, **more}).status_code == status
+
+
 def test_paths_are_taken_out_of_what_is_told() -> None:
     told = without_paths("/srv/my shop/own/layer: bad ('/etc/x/z.csv'), half a/b", [Path("/srv/my shop")])
     assert told == "own/layer: bad ('z.csv'), half a/b"

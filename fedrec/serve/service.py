@@ -22,7 +22,7 @@ from fedrec.serve.metrics import Metrics
 from fedrec.serve.models import Model
 from fedrec.serve.schemas import Item, ListAnswer
 from fedrec.serve.settings import ServeSettings
-from fedrec.serve.tenants import RUN, Tenant, Tenants
+from fedrec.serve.tenants import Tenant, Tenants
 from fedrec.serve.worker import Worker
 
 __all__ = ["Call", "Service", "call_of"]
@@ -63,7 +63,7 @@ class Call:
         tenants, own = self.service.tenants, self.caller.merchant
         if not tenants.several:
             (tenant,) = tenants.all.values()
-            if tenant.name != RUN and merchant not in (None, tenant.name):
+            if not tenant.is_run and merchant not in (None, tenant.name):
                 raise _no_merchant()
             return tenant
         if merchant is None:
@@ -92,7 +92,7 @@ class Call:
             Fault: what is asked means nothing, or there is no answer now.
         """
         model = await self.service.tenants.model(tenant, self.left)
-        part = merchant if tenant.name == RUN else None
+        part = merchant if tenant.is_run else None
         self.check_words(model, wish.query)
         answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), (id(model), part))
         return model, answer
@@ -125,7 +125,7 @@ class Call:
         self.service.metrics.answers.labels(tenant.name, answer.source if made == "fallback" else made).inc()
         if made == "fallback":
             self.service.metrics.fallbacks.labels(tenant.name).inc()
-        if tenant.log is not None:
+        if not tenant.is_run:
             tenant.shown.keep(self.id, [name for name, _ in answer.items], answer.places)
         places: Sequence[Place | None] = answer.places or [None] * len(answer.items)
         items = [

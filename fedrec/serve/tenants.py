@@ -54,6 +54,11 @@ class Tenant:
         self._tried: tuple[Stamp, float] | None = None
         self._loading: asyncio.Task[None] | None = None
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run's; a merchant may be called `RUN` too."""
+        return self.log is None
+
     def rest(self) -> None:
         """Leave memory, until somebody asks again."""
         self.model, self.shown = None, Shown()

@@ -10,7 +10,6 @@ from fedrec.serve.faults import errors
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.schemas import ExplainRequest, ListAnswer
 from fedrec.serve.service import Call, call_of
-from fedrec.serve.tenants import RUN
 
 __all__ = ["router"]
 
@@ -24,7 +23,7 @@ async def explain(asked: ExplainRequest, call: Annotated[Call, Depends(call_of)]
     call.may_ask(person, "reasons")
     model = await call.service.tenants.model(tenant, call.left)
     call.check_words(model, "" if asked.words else asked.query)
-    part = asked.merchant if tenant.name == RUN else None
+    part = asked.merchant if tenant.is_run else None
     answer = await call.ask(
         lambda: model.recommender.explain(
             person.history, person.user_id, person.times, asked.k, asked.query, asked.items, asked.repeats, part, asked.words

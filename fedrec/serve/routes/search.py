@@ -11,7 +11,6 @@ from fedrec.serve.faults import errors
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.schemas import ListAnswer, SearchRequest
 from fedrec.serve.service import Call, call_of
-from fedrec.serve.tenants import RUN
 
 __all__ = ["router"]
 
@@ -24,7 +23,7 @@ async def search(asked: SearchRequest, call: Annotated[Call, Depends(call_of)]) 
     tenant = call.tenant(asked.merchant)
     model = await call.service.tenants.model(tenant, call.left)
     call.check_words(model, asked.query)
-    part = asked.merchant if tenant.name == RUN else None
+    part = asked.merchant if tenant.is_run else None
     answer = await call.ask(
         lambda: model.recommender.search(asked.query, asked.k, asked.filter.filter(), asked.exclude, merchant=part)
     )
