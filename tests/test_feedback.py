@@ -120,6 +120,41 @@ def test_a_log_that_somebody_changed_is_refused_by_its_line(tmp_path: Path) -> N
         read_feedback(tmp_path)
 
 
+def test_a_repetition_is_acknowledged_when_what_a_killed_writer_left_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = FeedbackLog(tmp_path)
+    ours.append([event(0)])
+    if (pid := os.fork()) == 0:
+        monkeypatch.setattr(os, "fsync", lambda _: os._exit(9))  # killed after it wrote
+        ours.append([event(1)])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9 and ids_in(tmp_path) == ["e0", "e1"]
+    flushed: list[str] = []
+    real = os.fsync
+
+    def counted(file: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{file}").readlink().name)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    assert ours.append([event(1)]) == (0, 1) and flushed == [LOG, FEEDBACK]
+    assert ours.append([event(1)]) == (0, 1) and len(flushed) == 2, "what is known to be on disk costs nothing"
+    assert FeedbackLog(tmp_path).append([event(1)]) == (0, 1) and flushed[2:] == [LOG, FEEDBACK]
+
+
+def test_what_could_not_be_read_again_is_refused(tmp_path: Path) -> None:
+    log = FeedbackLog(tmp_path)
+    log.append([event(0)])
+    with pytest.raises(InputError, match="at most 256"):
+        log.append([event(1, user_id="x" * 257)])
+    assert log.append([event(2, user_id="x" * 256)]) == (1, 0) and ids_in(tmp_path) == ["e0", "e2"]
+    with (tmp_path / FEEDBACK / LOG).open("a") as file:
+        file.write("e3," + "x" * 140_000 + "\n")
+    with pytest.raises(InputError, match="not what was written"):
+        read_feedback(tmp_path)
+
+
 # As events
 
 
@@ -191,10 +226,11 @@ def test_a_file_is_imported_once(fedrec: Fedrec, tmp_path: Path) -> None:
     again = fedrec("data", "import", tmp_path / "new.parquet", "--to", folder)
     assert again.status == 0 and "0 events are new; 3 were there" in again.out
     assert {"a", "b"} <= set(load_merchant(folder).histories.user_ids)
-    for column, value, where in (("timestamp", "soon", "line 3"), ("user_id", "", "line 3"), ("item_id", "i\x07", "line 3")):
+    faults = (("timestamp", "soon"), ("user_id", ""), ("user_id", "x" * 140_000), ("item_id", "i\x07"))
+    for column, value in faults:
         wrong = rows.astype(object)
         wrong.loc[1, column] = value
         wrong.to_csv(tmp_path / "wrong.csv", index=False)
-        assert_refused(fedrec("data", "import", tmp_path / "wrong.csv", "--to", folder), column, where)
+        assert_refused(fedrec("data", "import", tmp_path / "wrong.csv", "--to", folder), column, "line 3")
     assert_refused(fedrec("data", "import", tmp_path / "new.csv", "--to", tmp_path), "merchant.toml")
     assert len(ids_in(folder)) == 3

@@ -13,6 +13,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,21 @@ import pandas as pd
 import pytest
 from starlette.testclient import TestClient
 
+from fedrec.data.feedback import FEEDBACK, LOG, FeedbackEvent
 from fedrec.errors import InputError
 from fedrec.export import export
 from fedrec.export.source import Source
 from fedrec.model.adapter import Arrays
 from fedrec.model.versions import CURRENT
 from fedrec.recommender import Filter, Person, Recommender, Wish
+from fedrec.recommender.exploring import Place
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.recommending import Recommending
 from fedrec.serve.app import check, create_app
 from fedrec.serve.faults import STATUS, Fault, without_paths
 from fedrec.serve.keys import Keys
+from fedrec.serve.shown import Shown
+from fedrec.serve.tenants import Tenant
 from fedrec.serve.worker import Worker
 
 from .stores import client_of, make_store, with_key
@@ -138,7 +143,51 @@ def test_what_explores_says_how_each_place_was_given(client: TestClient, keys: d
     for _ in range(10):
         (staff,), (shop,) = ask(0.9, keys["staff"], 1), ask(0.9, keys["shop"], 1)
         assert (staff["propensity"], staff["value"]) == pytest.approx(tuple(exactly(staff["item_id"])), abs=1e-5)
-        assert shop["propensity"] == float(f"{exactly(shop['item_id']).propensity:.1e}") and shop["value"] is None
+        assert not list(numbers_in(shop)), "made-up histories of two items would tell the shop their scores"
+
+
+def test_feedback_gets_from_memory_how_its_place_was_given(store: Path, keys: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    shutil.copytree(store, folder)
+    with client_of(folder, store.parent / "keys.toml") as client:
+
+        def ask(key: str, **more: Any) -> dict[str, Any]:
+            asked = {"history": HISTORY, "k": 3, **more}
+            found: dict[str, Any] = client.post("/v1/recommend", json=asked, headers=with_key(keys[key])).json()
+            return found
+
+        staff, shop, plain = ask("staff", explore=0.5), ask("shop", explore=0.5), ask("shop")
+        second, other = staff["items"][1], next(f"i{n}" for n in range(24) if f"i{n}" not in str(staff["items"]))
+        mine = shop["items"][2]["item_id"]
+        told = [
+            {"request_id": staff["request_id"], "item_id": second["item_id"]},
+            {"request_id": staff["request_id"], "item_id": second["item_id"], "position": 2, "propensity": 0.5},
+            {"request_id": staff["request_id"], "item_id": second["item_id"], "position": 1},
+            {"request_id": staff["request_id"], "item_id": other},
+            {"request_id": plain["request_id"], "item_id": plain["items"][0]["item_id"]},
+            {"request_id": "0" * 32, "item_id": mine},
+            {"item_id": mine},
+            {"request_id": shop["request_id"], "item_id": mine},
+        ]
+        events = [{"event_id": f"e{number}", "user_id": "u", **one} for number, one in enumerate(told)]
+        said = client.post("/v1/feedback", json={"events": events}, headers=with_key(keys["shop"]))
+        assert said.json()["stored"] == len(events) and "propensity" not in said.text
+    *rows, last = [line.split(",")[-2:] for line in (folder / FEEDBACK / LOG).read_text().splitlines()[1:]]
+    assert rows == [["2", str(second["propensity"])], ["2", "0.5"], ["1", ""], *[["", ""]] * 4]
+    assert last[0] == "3" and 0 < float(last[1]) <= 1, "what the shop's key did not see is in the merchant's log"
+
+
+def test_what_was_shown_is_remembered_for_a_while() -> None:
+    shown, event = Shown(most=2), FeedbackEvent("e", "u", "i1", "2026-02-01T10:00:00.000000Z")
+    for number in range(3):
+        shown.keep(str(number), ["i0", "i1"], [Place(0.5, 0), Place(0.25, 0)])
+        shown.keep("plain", ["i0", "i1"], [])
+    found = [shown.filled(replace(event, request_id=name)) for name in ("0", "1", "2", "plain")]
+    assert [(one.position, one.propensity) for one in found] == [("", ""), ("2", "0.25"), ("2", "0.25"), ("", "")]
+    tenant = Tenant("shop", Path("shop"), True)
+    tenant.shown.keep("1", ["i1"], [Place(0.5, 0)])
+    tenant.rest()
+    assert tenant.shown.filled(replace(event, request_id="1")).position == ""
 
 
 @pytest.mark.slow  # the adapter is a run's
@@ -218,8 +267,51 @@ def test_the_shops_key_gets_no_number_of_a_reason_and_no_reasons_of_a_known_user
         assert (refused.status_code, refused.json()["error_type"]) == (401, "staff_key")
         popular = client.post("/v1/recommend", json={}, headers=shop).json()
         assert popular["source"] == "popularity" and not list(numbers_in(popular["items"]))
-    assert client.post("/v1/recommend", json={"user_id": USER}, headers=shop).status_code == 200
     assert client.get("/info", headers=shop).json()["merchants"][0]["failure"] is None
+
+
+def test_the_shops_key_is_told_nothing_of_a_known_user_but_a_list(client: TestClient, keys: dict[str, str]) -> None:
+    def ask(key: str, path: str, **asked: Any) -> Any:
+        return client.post(path, json=asked, headers=with_key(keys[key]))
+
+    everything = [f"i{number}" for number in range(24)]
+    found = ask("staff", "/v1/rank", user_id=USER, candidates=everything).json()
+    assert len(found["items"]) < 24 and "history is not repeated" in found["notes"][0], "what it lacks is what was bought"
+    refused = ask("shop", "/v1/rank", user_id=USER, candidates=everything)
+    assert (refused.status_code, refused.json()["error_type"]) == (401, "staff_key")
+    assert ask("shop", "/v1/rank", user_id=USER, history=HISTORY, candidates=everything).json()["notes"]
+    for user in (USER, "nobody"):
+        for path, asked in (("/v1/recommend", {"k": 200}), ("/v1/recommend", {"k": 200, "query": "red lamp"})):
+            found = ask("shop", path, user_id=user, **asked).json()
+            assert found["items"] and not found["notes"] and found["distance"] is None
+            assert user not in str(found) and not list(numbers_in(found["items"]))
+
+
+def test_by_diversity_the_shops_key_learns_no_more_than_a_step_of_a_grid(client: TestClient, keys: dict[str, str]) -> None:
+    def ask(key: str, diversity: float) -> list[str]:
+        asked = {"history": HISTORY, "k": 3, "filter": {"only": three}, "diversity": diversity}
+        found = client.post("/v1/recommend", json=asked, headers=with_key(keys[key])).json()
+        return [item["item_id"] for item in found["items"]]
+
+    def flips(key: str) -> float:
+        """The diversity at which the second item is another one, as bisection finds it."""
+        low, high = 0.0, 1.0
+        for _ in range(25):
+            middle = (low + high) / 2
+            low, high = (middle, high) if ask(key, middle)[1] == plain[1] else (low, middle)
+        return low
+
+    seen = 0
+    for first in range(10, 22):
+        three = [f"i{first}", f"i{first + 1}", f"i{first + 2}"]
+        plain = ask("staff", 0)
+        exact, told = flips("staff"), flips("shop")
+        if 0.01 < exact < 0.94:
+            seen += 1
+            assert told % 0.1 == pytest.approx(0.05, abs=1e-6) and abs(told - exact) <= 0.1 + 1e-6
+        if seen == 3:
+            return
+    pytest.fail("nothing flips here")
 
 
 @pytest.mark.parametrize(
@@ -476,6 +568,16 @@ def test_several_merchants_share_a_process_and_nothing_else(store: Path, tmp_pat
         assert ask("north", "south", "/v1/feedback", events=[event]).status_code == 404
         assert ask("north", "north", "/v1/feedback", events=[event]).json()["stored"] == 1
         assert [(tmp_path / "all" / name / "feedback").exists() for name in ("north", "south")] == [True, False]
+
+
+def test_a_merchant_that_is_called_run_is_no_run(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "shop")
+    path = tmp_path / "shop" / "merchant.toml"
+    path.write_text(path.read_text().replace('name = "shop"', 'name = "run"'))
+    with client_of(tmp_path / "shop") as client:
+        for merchant, status in (("run", 200), ("other", 404)):
+            for route, more in (("recommend", {}), ("search", {"query": "red lamp"}), ("explain", {"history": HISTORY})):
+                assert client.post(f"/v1/{route}", json={"merchant": merchant, "k": 3, **more}).status_code == status
 
 
 def test_paths_are_taken_out_of_what_is_told() -> None:

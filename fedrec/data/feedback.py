@@ -29,11 +29,24 @@ from fedrec.data.tables import Table
 from fedrec.errors import InputError
 from fedrec.text import visible
 
-__all__ = ["EVENT_ID", "FEEDBACK", "LOG", "Appended", "FeedbackEvent", "FeedbackLog", "mended", "read_feedback", "with_feedback"]
+__all__ = [
+    "EVENT_ID",
+    "FEEDBACK",
+    "LOG",
+    "LONGEST",
+    "Appended",
+    "FeedbackEvent",
+    "FeedbackLog",
+    "mended",
+    "read_feedback",
+    "with_feedback",
+]
 
 FEEDBACK, LOG, LOCK = "feedback", "events.csv", "lock"
 EVENT_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
 """Of an id: nothing that a CSV file would have to quote."""
+LONGEST = 256
+"""Characters of a value; the reader of CSV gives up at 131,072, which would leave a log that nobody can read."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class FeedbackLog:
         """Append what is new of `events`; on disk when this returns.
 
         Raises:
-            InputError: a value holds a control character, or the log is damaged.
+            InputError: a value is longer than `LONGEST` or holds a control character, or the log is damaged.
             OSError: it cannot be written; it is then as it was.
         """
         with _locked(self.folder), open(os.open(self.folder / LOG, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
@@ -120,6 +133,9 @@ class FeedbackLog:
         whole = _whole(data)
         if len(whole) < len(data):
             file.truncate(self._read + len(whole))
+        if data:  # whoever wrote it may have died before it was on disk, and a repetition of it is acknowledged
+            os.fsync(file.fileno())
+            flush_folder(self.folder)
         lines = whole.splitlines()
         self._known |= {_key(line.partition(b",")[0].decode()) for line in (lines if self._read else lines[1:])}
         self._moved(whole)
@@ -143,7 +159,10 @@ def read_feedback(folder: Path) -> Table | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read ({error})", where=str(path)) from None
-    header, *rows = csv.reader(io.StringIO(text, newline="")) if text else [list(HEADER)]
+    try:
+        header, *rows = csv.reader(io.StringIO(text, newline="")) if text else [list(HEADER)]
+    except csv.Error as error:
+        raise InputError(f"it is not what was written ({error})", where=str(path), hint="put it back from a backup") from None
     wrong = next((line for line, row in enumerate(rows, 2) if len(row) != len(header)), None)
     if tuple(header) != HEADER or wrong:
         raise InputError("it is not what was written", where=f"{path}, line {wrong or 1}", hint="put it back from a backup")
@@ -209,6 +228,8 @@ def _write(file: io.BufferedRandom, end: int, data: bytes) -> None:
 
 def _lines(rows: Sequence[Sequence[str]]) -> bytes:
     for row in rows:
+        if long := next((value for value in row if len(value) > LONGEST), None):
+            raise InputError(f"{len(long):,} characters", where="an event", expected=f"at most {LONGEST}")
         if strange := next((value for value in row if value != visible(value)), None):
             raise InputError(f"{visible(strange)!r} holds a control character", where="an event", expected="a line of text")
     text = io.StringIO(newline="")

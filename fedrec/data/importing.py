@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import pandas as pd
 
-from fedrec.data.feedback import FeedbackEvent
+from fedrec.data.feedback import LONGEST, FeedbackEvent
 from fedrec.data.kinds import MISSING, kinds_of
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table
@@ -24,7 +24,7 @@ def events_of(table: Table) -> list[FeedbackEvent]:
     """The rows of a table of events, in its order. Rows that say the same are told apart by how often they were there before.
 
     Raises:
-        InputError: a column is missing, or a row has no user, item or time, or something that is no line of text.
+        InputError: a column is missing, or a row has no user, item or time, or something that is too long or no line of text.
     """
     table.require(C.EVENT_REQUIRED)
     frame = table.frame.assign(**{C.EVENT: kinds_of(table.frame), C.TIME: _times(table)})
@@ -34,6 +34,10 @@ def events_of(table: Table) -> list[FeedbackEvent]:
             raise InputError("is empty", where=table.at(column, int(blank.idxmax())), expected="a value")
     columns = [C.USER, C.ITEM, C.TIME, C.EVENT, *(name for name in KEPT if name in frame)]
     for column in columns:
+        long = frame[column].map(lambda text: isinstance(text, str) and len(text) > LONGEST).astype(bool)
+        if long.any():
+            where = table.at(column, int(long.idxmax()))
+            raise InputError("is too long", where=where, expected=f"at most {LONGEST} characters")
         strange = frame[column].map(lambda text: isinstance(text, str) and text != visible(text)).astype(bool)
         if strange.any():
             raise InputError(

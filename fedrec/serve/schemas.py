@@ -102,7 +102,7 @@ class RecommendRequest(_ForPerson):
     filter: FilterIn = FilterIn()
     exclude: Ids = []
     repeats: StrictBool = False
-    diversity: float = Field(0.0, ge=0, le=1)
+    diversity: float = Field(0.0, ge=0, le=1, description="To one decimal for the shop's key.")
     explore: float = Field(
         0.0, ge=0, le=1, description="Share of the places that go to items of uncertain value by chance; not with a query."
     )
@@ -214,7 +214,9 @@ class Item(BaseModel):
     source: str = Field(description="What made it: a model by name, `popularity`, `search`, or `MODEL + search`.")
     score: float | None = Field(description="For the staff's key alone: exact scores tell what other customers bought.")
     propensity: float | None = Field(
-        None, description="With `explore`, the chance that this item had at this place; two digits of it for the shop's key."
+        None,
+        description="With `explore`, the chance that this item had at this place, which is computed from scores: for the staff's "
+        "key alone. Feedback that names the answer gets it without being told.",
     )
     value: float | None = Field(
         None, description="With `explore`, what the item was believed to be worth; a score, so for the staff's key alone."
@@ -231,8 +233,13 @@ class ListAnswer(BaseModel):
     snapshot: str = Field(description="Changes with whatever was loaded: adapter, own layer, catalogue, events.")
     took_ms: float
     source: str
-    notes: list[str] = Field(description="What was ignored, missing or fallen back on.")
-    distance: float | None = Field(description="Mean of one minus the cosine over the pairs of the list.")
+    notes: list[str] = Field(
+        description="What was ignored, missing or fallen back on. None for a known user with the shop's key: they count and name."
+    )
+    distance: float | None = Field(
+        description="Mean of one minus the cosine over the pairs of the list, for the staff's key alone: with it and `diversity` "
+        "scores can be worked out."
+    )
     items: list[Item]
 
 
@@ -250,7 +257,9 @@ class EventIn(_Strict):
         None, description="The answer that it is a reaction to."
     )
     position: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = Field(None, description="Of the item in it, from 1.")
-    propensity: Annotated[float, Field(gt=0, le=1)] | None = None
+    propensity: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Filled in like `position` where it is not given, and the answer is one of the last that explored."
+    )
     quantity: Annotated[StrictInt, Field(ge=-1_000_000, le=1_000_000)] | None = None
     price: Price | None = None
     value: Price | None = None

@@ -22,7 +22,7 @@ from fedrec.serve.metrics import Metrics
 from fedrec.serve.models import Model
 from fedrec.serve.schemas import Item, ListAnswer
 from fedrec.serve.settings import ServeSettings
-from fedrec.serve.tenants import RUN, Tenant, Tenants
+from fedrec.serve.tenants import Tenant, Tenants
 from fedrec.serve.worker import Worker
 
 __all__ = ["Call", "Service", "call_of"]
@@ -63,7 +63,7 @@ class Call:
         tenants, own = self.service.tenants, self.caller.merchant
         if not tenants.several:
             (tenant,) = tenants.all.values()
-            if tenant.name != RUN and merchant not in (None, tenant.name):
+            if not tenant.is_run and merchant not in (None, tenant.name):
                 raise _no_merchant()
             return tenant
         if merchant is None:
@@ -72,14 +72,18 @@ class Call:
             raise _no_merchant()
         return tenants.all[merchant]
 
-    def may_explain(self, person: Person) -> None:
-        """A shop's key gets reasons for a history that it gave: of a known user they would name what that one bought.
+    def may_ask(self, person: Person, what: str) -> None:
+        """Whether `what` may be asked for: of a known user it would name what that one bought, which is for the staff.
 
         Raises:
             Fault: 401.
         """
-        if not self.caller.staff and person.history is None and person.user_id is not None:
-            raise Fault(401, "staff_key", "reasons for a known user's own events need the staff's key", "user_id")
+        if self._of_another(person):
+            raise Fault(401, "staff_key", f"{what} for a known user's own events need the staff's key", "user_id")
+
+    def _of_another(self, person: Person) -> bool:
+        """Whether a shop's key asks by events that it did not give itself."""
+        return not self.caller.staff and person.history is None and person.user_id is not None
 
     async def lists(self, tenant: Tenant, merchant: str | None, person: Person, wish: Wish) -> tuple[Model, Answer]:
         """A list for a person, ranked with those of others who wait.
@@ -88,7 +92,7 @@ class Call:
             Fault: what is asked means nothing, or there is no answer now.
         """
         model = await self.service.tenants.model(tenant, self.left)
-        part = merchant if tenant.name == RUN else None
+        part = merchant if tenant.is_run else None
         self.check_words(model, wish.query)
         answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), (id(model), part))
         return model, answer
@@ -114,24 +118,28 @@ class Call:
         if query is not None and not model.words:
             raise Fault(503, "no_encoder", "words cannot be read here: the encoder is not there", "query")
 
-    def listed(self, tenant: Tenant, model: Model, answer: Answer) -> ListAnswer:
-        """An answer as this caller may have it."""
+    def listed(self, tenant: Tenant, person: Person, model: Model, answer: Answer) -> ListAnswer:
+        """An answer to a person's question as this caller may have it."""
         staff, reasons = self.caller.staff, {one.item_id: one for one in answer.reasons}
         made = "fallback" if answer.source in ("popularity", "none") else "search" if answer.source == "search" else "model"
         self.service.metrics.answers.labels(tenant.name, answer.source if made == "fallback" else made).inc()
         if made == "fallback":
             self.service.metrics.fallbacks.labels(tenant.name).inc()
+        if not tenant.is_run:
+            tenant.shown.keep(self.id, [name for name, _ in answer.items], answer.places)
         places: Sequence[Place | None] = answer.places or [None] * len(answer.items)
         items = [
             Item.model_validate({
                 "item_id": name, "text": model.texts[name], "source": answer.source, "score": float(score) if staff else None,
-                **_given(place, staff), "reasons": None if name not in reasons else _reasons(reasons[name], staff),
+                "reasons": None if name not in reasons else _reasons(reasons[name], staff),
+                **(place._asdict() if staff and place else {}),
             })
             for (name, score), place in zip(answer.items, places, strict=True)
         ]  # fmt: skip
         return ListAnswer(
             request_id=self.id, merchant=tenant.name, model=model.version, snapshot=model.snapshot, took_ms=self.took_ms,
-            source=answer.source, notes=list(answer.notes), distance=answer.distance, items=items,
+            source=answer.source, notes=[] if self._of_another(person) else list(answer.notes),
+            distance=answer.distance if staff else None, items=items,
         )  # fmt: skip
 
 
@@ -177,15 +185,6 @@ def call_of(request: Request) -> Call:
 def _reasons(reasons: Any, staff: bool) -> dict[str, Any]:
     found: dict[str, Any] = reasons.for_staff() if staff else reasons.for_shopper()
     return found
-
-
-def _given(place: Place | None, staff: bool) -> dict[str, float]:
-    """How a place was given. A value is a score, and a propensity is computed from scores: a shop gets what its log needs."""
-    if place is None:
-        return {}
-    if staff:
-        return place._asdict()
-    return {"propensity": float(f"{place.propensity:.1e}")}
 
 
 def _no_merchant() -> Fault:

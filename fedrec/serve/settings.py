@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedrec.config import read_toml
+from fedrec.data.feedback import LONGEST
 from fedrec.errors import InputError
 
 __all__ = ["LOOPBACK", "Limits", "ServeSettings", "read_serve_settings"]
@@ -29,7 +30,7 @@ class Limits:
     """Item ids of a stock list, or to exclude."""
     NAMES = 100
     """Categories or brands of a filter."""
-    ID = 256
+    ID = LONGEST
     """Characters of an id."""
     WORDS = 500
     """Characters of a query."""

@@ -17,6 +17,7 @@ from fedrec.serve.faults import Fault, without_paths
 from fedrec.serve.metrics import Metrics
 from fedrec.serve.models import Model, Stamp, load_model, stamp_of
 from fedrec.serve.settings import ServeSettings
+from fedrec.serve.shown import Shown
 
 __all__ = ["RUN", "Tenant", "Tenants", "find_tenants"]
 
@@ -36,6 +37,7 @@ class Tenant:
         model: what answers; None while nothing is loaded.
         failure: why what is on disk is not what answers, for the merchant's staff; None where it is.
         log: where feedback goes; None for a run, which takes none.
+        shown: how the places of its last lists that explored were given, for feedback to them.
         onnx: an export that reads words in place of the encoder, as long as it is of the model that is loaded.
     """
 
@@ -43,6 +45,7 @@ class Tenant:
         self.name, self.folder = name, folder
         self.onnx: Path | None = None
         self.log = FeedbackLog(folder) if takes_feedback else None
+        self.shown = Shown()
         self.model: Model | None = None
         self.failure: str | None = None
         self.used = time.monotonic()
@@ -51,9 +54,14 @@ class Tenant:
         self._tried: tuple[Stamp, float] | None = None
         self._loading: asyncio.Task[None] | None = None
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run's; a merchant may be called `RUN` too."""
+        return self.log is None
+
     def rest(self) -> None:
         """Leave memory, until somebody asks again."""
-        self.model = None
+        self.model, self.shown = None, Shown()
         if self.log is not None:
             self.log = FeedbackLog(self.folder)
 

@@ -10,7 +10,6 @@ from fedrec.serve.drift_schemas import DriftAnswer, DriftRequest
 from fedrec.serve.faults import Fault, errors
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.service import Call, call_of
-from fedrec.serve.tenants import RUN
 
 __all__ = ["router"]
 
@@ -23,7 +22,7 @@ async def drift(asked: DriftRequest, call: Annotated[Call, Depends(call_of)]) ->
     tenant = call.tenant(asked.merchant)
     if not call.caller.staff:
         raise Fault(401, "staff_key", "drift is computed from customers' data without noise: it needs the staff's key")
-    if tenant.name == RUN:
+    if tenant.is_run:
         raise Fault(404, "no_customers", "a run has no customers: a merchant's folder does")
     model = await call.service.tenants.model(tenant, call.left)
     found = await call.service.drift.of(tenant.folder, model.snapshot, asked.weeks, call.left)

@@ -10,7 +10,6 @@ from fedrec.serve.faults import errors
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.schemas import ExplainRequest, ListAnswer
 from fedrec.serve.service import Call, call_of
-from fedrec.serve.tenants import RUN
 
 __all__ = ["router"]
 
@@ -21,13 +20,13 @@ router = APIRouter()
 async def explain(asked: ExplainRequest, call: Annotated[Call, Depends(call_of)]) -> Response:
     """A list with the reasons of each item: exact for the staff's key, what a shopper may see for the shop's."""
     tenant, person = call.tenant(asked.merchant), asked.person()
-    call.may_explain(person)
+    call.may_ask(person, "reasons")
     model = await call.service.tenants.model(tenant, call.left)
     call.check_words(model, "" if asked.words else asked.query)
-    part = asked.merchant if tenant.name == RUN else None
+    part = asked.merchant if tenant.is_run else None
     answer = await call.ask(
         lambda: model.recommender.explain(
             person.history, person.user_id, person.times, asked.k, asked.query, asked.items, asked.repeats, part, asked.words
         )
     )
-    return reply(call.listed(tenant, model, answer))
+    return reply(call.listed(tenant, person, model, answer))

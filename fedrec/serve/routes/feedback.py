@@ -30,7 +30,7 @@ async def feedback(asked: FeedbackRequest, call: Annotated[Call, Depends(call_of
     if service.writing >= service.settings.queue:
         raise Fault(429, "queue_full", "too many batches wait to be written", retry_after=1)
     now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-    events = [event.stored(now) for event in asked.events]
+    events = [tenant.shown.filled(event.stored(now)) for event in asked.events]
     service.writing += 1
     writing = asyncio.get_running_loop().run_in_executor(service.writer, tenant.log.append, events)
     writing.add_done_callback(lambda _: setattr(service, "writing", service.writing - 1))

@@ -20,6 +20,7 @@ router = APIRouter()
 @router.post("/v1/rank", response_model=ListAnswer, response_class=JSON, responses=errors(400, 401, 404, 413, 422, 429, 503))
 async def rank(asked: RankRequest, call: Annotated[Call, Depends(call_of)]) -> Response:
     """The candidates, best first, but for what the catalogue lacks, which the notes name, and what the history holds."""
-    tenant = call.tenant(asked.merchant)
+    tenant, person = call.tenant(asked.merchant), asked.person()
+    call.may_ask(person, "candidates in order")
     wish = Wish(len(asked.candidates), asked.query, Filter(only=asked.candidates), repeats=asked.repeats)
-    return reply(call.listed(tenant, *await call.lists(tenant, asked.merchant, asked.person(), wish)))
+    return reply(call.listed(tenant, person, *await call.lists(tenant, asked.merchant, person, wish)))

@@ -22,8 +22,9 @@ async def recommend(asked: RecommendRequest, call: Annotated[Call, Depends(call_
     """The best items for a history, a known user, words, or for nobody in particular."""
     tenant, person = call.tenant(asked.merchant), asked.person()
     if asked.explain:
-        call.may_explain(person)
+        call.may_ask(person, "reasons")
+    diversity = asked.diversity if call.caller.staff else round(asked.diversity, 1)  # the value that swaps two items is a score
     wish = Wish(
-        asked.k, asked.query, asked.filter.filter(), asked.exclude, asked.repeats, asked.diversity, asked.explain, asked.explore
+        asked.k, asked.query, asked.filter.filter(), asked.exclude, asked.repeats, diversity, asked.explain, asked.explore
     )
-    return reply(call.listed(tenant, *await call.lists(tenant, asked.merchant, person, wish)))
+    return reply(call.listed(tenant, person, *await call.lists(tenant, asked.merchant, person, wish)))

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
+from fedrec.recommender import Person
 from fedrec.serve.faults import errors
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.schemas import ListAnswer, SearchRequest
 from fedrec.serve.service import Call, call_of
-from fedrec.serve.tenants import RUN
 
 __all__ = ["router"]
 
@@ -23,8 +23,8 @@ async def search(asked: SearchRequest, call: Annotated[Call, Depends(call_of)]) 
     tenant = call.tenant(asked.merchant)
     model = await call.service.tenants.model(tenant, call.left)
     call.check_words(model, asked.query)
-    part = asked.merchant if tenant.name == RUN else None
+    part = asked.merchant if tenant.is_run else None
     answer = await call.ask(
         lambda: model.recommender.search(asked.query, asked.k, asked.filter.filter(), asked.exclude, merchant=part)
     )
-    return reply(call.listed(tenant, model, answer))
+    return reply(call.listed(tenant, Person(), model, answer))
