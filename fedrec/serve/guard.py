@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import PurePath
@@ -77,6 +78,7 @@ class Guard:
         service.in_progress += counted
         try:
             body = await self._admitted(scope, receive, call)
+            call.read = time.perf_counter()
             if body is not None:
                 await self._app(scope, _replayed(body, receive), sent)
         except Fault as fault:

@@ -52,6 +52,10 @@ class Tenant:
         self._tried: tuple[Stamp, float] | None = None
         self._loading: asyncio.Task[Model | None] | None = None
 
+    def touch(self) -> None:
+        """It is in use: who was idle longest leaves memory."""
+        self.used = time.monotonic()
+
     def rest(self) -> None:
         """Leave memory, until somebody asks again."""
         self.model = None
@@ -89,9 +93,7 @@ class Tenant:
             self._loading = asyncio.create_task(self._load(one_at_a_time, metrics, make_room))
         return self._loading
 
-    async def _load(
-        self, one_at_a_time: asyncio.Semaphore, metrics: Metrics, make_room: Callable[[], None]
-    ) -> Model | None:
+    async def _load(self, one_at_a_time: asyncio.Semaphore, metrics: Metrics, make_room: Callable[[], None]) -> Model | None:
         async with one_at_a_time:
             self._tried = (await asyncio.to_thread(stamp_of, self.folder), time.monotonic())
             try:
@@ -104,7 +106,7 @@ class Tenant:
                 logger.warning("%s: what is on disk cannot be loaded (%s)", self.name, type(error).__name__)
                 return None
             if self.model is None:  # a swap is nobody's question
-                self.used = time.monotonic()
+                self.touch()
             self.swaps += self.model is not None
             self.model, self.failure, self._tried = model, None, None
             make_room()
@@ -146,7 +148,7 @@ class Tenants:
         Raises:
             Fault: 503, it is not loaded within `seconds`, or cannot be.
         """
-        tenant.used = time.monotonic()
+        tenant.touch()
         model = tenant.model
         if model is None and not tenant.failed_just_now:
             with suppress(TimeoutError):
