@@ -466,6 +466,7 @@ def test_a_worker_groups_limits_and_survives() -> None:
         with pytest.raises(Fault) as slow:
             await late
         assert slow.value.status == 503
+        assert worker.waiting == 3, "it has left the queue too"
         hold.set()
         found = await asyncio.gather(first, *rest, return_exceptions=True)
         with pytest.raises(ZeroDivisionError):

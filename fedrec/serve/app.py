@@ -24,6 +24,8 @@ from fedrec.serve.tenants import find_tenants
 
 __all__ = ["check", "create_app", "names_of"]
 
+WHERE = 100
+"""Characters of a field's name that are told: one that is not known is as long as its sender likes."""
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +36,7 @@ def create_app(
     settings: ServeSettings | None = None,
     give_up: Callable[[InputError], None] | None = None,
     onnx: Path | None = None,
+    opened: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application that serves `path`.
 
@@ -43,6 +46,7 @@ def create_app(
         key_file: made where it is not there; needed for any address but a loopback one, and for several merchants.
         give_up: is told why nothing can be served; by default that is raised.
         onnx: an export of the model, which reads words while it is that of the model that is loaded.
+        opened: is called once what is served is loaded.
 
     Raises:
         InputError: there is nothing to serve, a key file is needed, or it cannot be used.
@@ -62,6 +66,7 @@ def create_app(
         watching: asyncio.Task[None] | None = None
         try:
             await service.open()
+            opened()
             watching = asyncio.create_task(service.tenants.watch())
         except InputError as error:
             if give_up is None:
@@ -75,7 +80,7 @@ def create_app(
         await service.close()
 
     app = FastAPI(
-        title="fedrec", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="fedrec", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False,
         description="Lists, searches and reasons from a merchant's own recommender, and feedback to it.",
     )  # fmt: skip
     for router in ROUTERS:
@@ -121,7 +126,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return answer_of(Fault(400, "not_json", "the body is not JSON", "body"))
-    where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    where = ".".join(str(part)[:WHERE] for part in first["loc"][1:])[:WHERE] or "body"
     return answer_of(Fault(422, first["type"], first["msg"].removeprefix("Value error, "), where))
 
 

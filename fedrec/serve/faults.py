@@ -22,9 +22,11 @@ STATUS = {
     400: "The request cannot be read, or comes from a page or under a name that may not ask",
     401: "No key, or one that does not open this",
     404: "There is no such merchant or page for this key",
+    405: "It is asked by another method",
     413: "The body is too large",
     422: "A field is wrong, missing or unknown",
     429: "Too much is waiting; try again after Retry-After seconds",
+    500: "The service failed; its log names the request",
     503: "It cannot be answered now, or not within the time limit",
 }
 
@@ -41,7 +43,7 @@ class Fault(Exception):
     """An answer that is an error.
 
     Args:
-        status: one of `STATUS`, or 405 or 500.
+        status: one of `STATUS`.
         retry_after: seconds.
     """
 
@@ -68,8 +70,8 @@ def fault_of(error: InputError) -> Fault:
 
 
 def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """These statuses for the OpenAPI document of a route."""
-    return {code: {"model": ErrorAnswer, "description": STATUS[code]} for code in codes}
+    """These statuses for the OpenAPI document of a route, and those that any route may have."""
+    return {code: {"model": ErrorAnswer, "description": STATUS[code]} for code in sorted({*codes, 405, 500})}
 
 
 def without_paths(text: str, folders: Sequence[Path]) -> str:

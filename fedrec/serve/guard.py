@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import PurePath
@@ -24,7 +25,7 @@ from fedrec.serve.settings import LOOPBACK
 __all__ = ["Guard", "answer_of"]
 
 OPEN = ("/", "/livez", "/readyz", "/openapi.json")
-"""What needs no key: it says nothing of a merchant."""
+"""What needs no key: it says nothing of a merchant. So it counts towards no limit, and nobody's body is waited for there."""
 METRICS = "/metrics"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -73,9 +74,11 @@ class Guard:
                 headers["X-Request-ID"] = call.id
             await send(message)
 
-        service.in_progress += 1
+        counted = scope["path"] not in OPEN
+        service.in_progress += counted
         try:
             body = await self._admitted(scope, receive, call)
+            call.read = time.perf_counter()
             if body is not None:
                 await self._app(scope, _replayed(body, receive), sent)
         except Fault as fault:
@@ -87,7 +90,7 @@ class Guard:
                 raise  # half of an answer is out: the connection is all that can still say so
             await answer_of(Fault(500, "internal", "the service failed; its log names the request"))(scope, receive, sent)
         finally:
-            service.in_progress -= 1
+            service.in_progress -= counted
             route = getattr(scope.get("route"), "path", "other")
             service.metrics.requests.labels(route, str(status)).inc()
             service.metrics.seconds.labels(route).observe(call.took_ms / 1e3)
@@ -96,14 +99,17 @@ class Guard:
         """The body of a request that may be asked; None where whoever sent it has gone."""
         service, headers = call.service, Headers(scope=scope)
         self._check_names(headers, service)
-        if scope["path"] not in OPEN:
+        is_open = scope["path"] in OPEN
+        if not is_open:
             call.caller = _caller(headers, service, scope["path"])
-        if service.in_progress > service.settings.requests:
-            raise Fault(429, "busy", "too many requests are in progress", retry_after=1)
+            if service.in_progress > service.settings.requests:
+                raise Fault(429, "busy", "too many requests are in progress", retry_after=1)
         most = service.settings.body_bytes
         given = headers.get("content-length", "")
         if given.isascii() and given.isdigit() and int(given[:20]) > most:
             raise _too_large(most)
+        if is_open or scope["method"] != "POST":
+            return b""
         try:
             async with asyncio.timeout(service.settings.body_seconds):
                 return await _read(receive, most)

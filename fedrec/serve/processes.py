@@ -10,9 +10,10 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedrec.errors import InputError
 from fedrec.serve.settings import ServeSettings
@@ -28,6 +29,11 @@ WORKER = "FEDREC_SERVE"
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 WHY = "why.txt"
 """In the folder of the metrics: why a worker could not begin."""
+READY = "ready"
+"""In the same: a worker has been ready."""
+PAUSE = 5.0
+"""Seconds before another process takes the place of one that cannot begin while others serve."""
+logger = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -78,15 +84,33 @@ def app_of_environment() -> FastAPI:
     from fedrec.serve.app import create_app
 
     _prepare()
-    given = json.loads(os.environ[WORKER])
+    given, figures = json.loads(os.environ[WORKER]), Path(os.environ[METRICS_FOLDER])
     key_file, onnx = (None if given[name] is None else Path(given[name]) for name in ("key_file", "onnx"))
 
     def give_up(error: InputError) -> None:
-        Path(os.environ[METRICS_FOLDER], WHY).write_text(str(error), encoding="utf-8")
+        if (figures / READY).exists():
+            _make_way()
+        (figures / WHY).write_text(str(error), encoding="utf-8")
         os.kill(os.getppid(), signal.SIGTERM)
 
     settings = ServeSettings.model_validate(given["settings"])
-    return create_app(Path(given["path"]), given["host"], key_file, settings, give_up, onnx)
+    try:
+        return create_app(Path(given["path"]), given["host"], key_file, settings, give_up, onnx, (figures / READY).touch)
+    except InputError as error:
+        give_up(error)
+        sys.exit(1)
+
+
+def _make_way() -> NoReturn:
+    """End this process for another to try, and leave those alone that serve what was there before.
+
+    It has answered nothing and holds nothing yet, so it may end at once, also by a signal while it waits.
+    """
+    logger.error("a process cannot begin: what is on disk cannot be loaded; again in %g seconds", PAUSE)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(PAUSE)
+    os._exit(1)
 
 
 def _prepare() -> None:

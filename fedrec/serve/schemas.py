@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StringConstraints
+from pydantic import model_validator as checked
 
 from fedrec.data.feedback import EVENT_ID, FeedbackEvent
 from fedrec.recommender import Filter, Person
@@ -40,8 +41,8 @@ def _is_time(text: str) -> str:
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=Limits.ID)]
 LineId = Annotated[Id, AfterValidator(_is_line)]
-Ids = Annotated[list[Id], Field(max_length=Limits.IDS)]
-Names = Annotated[list[Id], Field(max_length=Limits.NAMES)]
+Ids = Annotated[list[Id], Field(max_length=Limits.IDS, fail_fast=True)]
+Names = Annotated[list[Id], Field(max_length=Limits.NAMES, fail_fast=True)]
 Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=Limits.WORDS)]
 Time = Annotated[StrictInt, Field(ge=-(2**62), le=2**62)] | StrictFloat | Annotated[str, StringConstraints(max_length=40)]
 Price = Annotated[float, Field(ge=-1e15, le=1e15)]
@@ -53,6 +54,14 @@ MerchantField = Annotated[
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @checked(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        """Each field that is not known is an error of its own, and thousands of them take seconds to be told."""
+        if isinstance(given, dict) and len(given) > Limits.FIELDS:
+            raise ValueError(f"it has more than {Limits.FIELDS} fields")
+        return given
 
 
 class FilterIn(_Strict):
@@ -71,10 +80,10 @@ class FilterIn(_Strict):
 
 class _ForPerson(_Strict):
     merchant: MerchantField = None
-    history: Annotated[list[Id], Field(max_length=Limits.HISTORY)] | None = Field(
+    history: Annotated[list[Id], Field(max_length=Limits.HISTORY, fail_fast=True)] | None = Field(
         None, description="Item ids, most recent last. Where it is given it counts, whoever the user is."
     )
-    times: Annotated[list[Time], Field(max_length=Limits.HISTORY)] | None = Field(
+    times: Annotated[list[Time], Field(max_length=Limits.HISTORY, fail_fast=True)] | None = Field(
         None, description="For each item of the history an ISO 8601 time, or a number; items of one time are one basket."
     )
     user_id: Id | None = Field(None, description="A user whose events the merchant has.")
@@ -131,7 +140,7 @@ class RankRequest(_ForPerson):
         json_schema_extra={"examples": [{"history": ["p8d386587b1"], "candidates": ["p41cfcbedad", "p8d386587b1"]}]},
     )  # fmt: skip
 
-    candidates: Annotated[list[Id], Field(min_length=1, max_length=Limits.CANDIDATES)]
+    candidates: Annotated[list[Id], Field(min_length=1, max_length=Limits.CANDIDATES, fail_fast=True)]
     repeats: StrictBool = Field(
         False,
         description="Whether those of the history are ranked too, and it counts how often and how recently they were bought.",
@@ -146,10 +155,27 @@ class ExplainRequest(_ForPerson):
         json_schema_extra={"examples": [{"history": ["p8d386587b1"], "k": 3, "words": True}]},
     )  # fmt: skip
 
-    items: Annotated[list[Id], Field(min_length=1, max_length=Limits.EXPLAINED)] | None = None
-    k: Annotated[StrictInt, Field(ge=1, le=Limits.EXPLAINED)] = 10
+    items: Annotated[list[Id], Field(min_length=1, max_length=Limits.EXPLAINED, fail_fast=True)] | None = None
+    k: Annotated[StrictInt, Field(ge=1, le=Limits.EXPLAINED)] | None = Field(
+        None, description=f"Without `items`; 10 by default, with `words` {Limits.EXPLAINED_WORDS}."
+    )
     repeats: StrictBool = False
-    words: StrictBool = Field(False, description="Also which words of each item's text carry its score.")
+    words: StrictBool = Field(
+        False, description=f"Also which words of each item's text carry its score; of {Limits.EXPLAINED_WORDS} items at most."
+    )
+
+    @checked(mode="after")
+    def _few_words(self) -> Self:
+        if self.words and self.most > Limits.EXPLAINED_WORDS:
+            raise ValueError(f"with words it is {Limits.EXPLAINED_WORDS} items at most")
+        return self
+
+    @property
+    def most(self) -> int:
+        """How many items are explained at most."""
+        if self.items is not None:
+            return len(self.items)
+        return self.k or (Limits.EXPLAINED_WORDS if self.words else 10)
 
 
 class _Word(BaseModel):
@@ -282,7 +308,7 @@ class FeedbackRequest(_Strict):
     )  # fmt: skip
 
     merchant: MerchantField = None
-    events: Annotated[list[EventIn], Field(min_length=1, max_length=Limits.EVENTS)]
+    events: Annotated[list[EventIn], Field(min_length=1, max_length=Limits.EVENTS, fail_fast=True)]
 
 
 class FeedbackAnswer(BaseModel):

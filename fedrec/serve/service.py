@@ -37,12 +37,14 @@ class Call:
         caller: who asks.
         id: names it in the answer, and in the feedback to it.
         begun: when, by `time.perf_counter`.
+        read: the same of when its body was there, from which on the time limit counts.
     """
 
     service: Service
     caller: Caller
     id: str = field(default_factory=lambda: uuid4().hex)
     begun: float = field(default_factory=time.perf_counter)
+    read: float = field(default_factory=time.perf_counter)
 
     @property
     def took_ms(self) -> float:
@@ -52,7 +54,7 @@ class Call:
     @property
     def left(self) -> float:
         """Seconds until the time limit."""
-        return max(self.service.settings.time_limit - (time.perf_counter() - self.begun), 0.001)
+        return max(self.service.settings.time_limit - (time.perf_counter() - self.read), 0.001)
 
     def tenant(self, merchant: str | None) -> Tenant:
         """The merchant whose list this is; a run has one whatever part of its catalogue is asked for.

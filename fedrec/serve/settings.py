@@ -26,6 +26,8 @@ class Limits:
     """Items that `rank` puts in order."""
     EXPLAINED = 50
     """Items that `explain` explains by name."""
+    EXPLAINED_WORDS = 5
+    """The same with `words`: the encoder reads two texts for each word of an item's."""
     IDS = 20_000
     """Item ids of a stock list, or to exclude."""
     NAMES = 100
@@ -34,6 +36,8 @@ class Limits:
     """Characters of an id."""
     WORDS = 500
     """Characters of a query."""
+    FIELDS = 30
+    """Fields of an object."""
     EVENTS = 1_000
     """Feedback events of a batch."""
 
@@ -51,13 +55,14 @@ class ServeSettings(BaseModel):
     body_seconds: float = Field(10, gt=0, le=600)
     """How long a body may take to arrive."""
     time_limit: float = Field(5, gt=0, le=600)
-    """Seconds after which a request is answered by 503."""
+    """Seconds after which a request is answered by 503, from when its body is there."""
     queue: int = Field(64, ge=1, le=10_000)
     """Most requests that wait for the thread that ranks; one more is answered by 429."""
     batch: int = Field(16, ge=1, le=256)
     """Most waiting requests that are ranked in one go."""
     requests: int = Field(256, ge=1, le=100_000)
-    """Most requests in progress, those included whose body is still arriving; one more is answered by 429."""
+    """Most requests in progress, those included whose body is still arriving, and without the pages that need no key; one more is
+    answered by 429."""
     poll: float = Field(2, gt=0, le=3_600)
     """Seconds between two looks at whether a folder has changed."""
     refresh: float = Field(600, gt=0)

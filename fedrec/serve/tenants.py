@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,7 +53,11 @@ class Tenant:
         self.swaps = 0
         self._seen: Stamp | None = None
         self._tried: tuple[Stamp, float] | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[Model | None] | None = None
+
+    def touch(self) -> None:
+        """It is in use: who was idle longest leaves memory."""
+        self.used = time.monotonic()
 
     @property
     def is_run(self) -> bool:
@@ -81,13 +86,22 @@ class Tenant:
         """Whether it could not be loaded a moment ago: who asks again at once is not worth another try."""
         return self.failure is not None and self._tried is not None and time.monotonic() - self._tried[1] < SOON
 
-    def start_loading(self, one_at_a_time: asyncio.Semaphore, metrics: Metrics) -> asyncio.Task[None]:
-        """Load beside what answers, and put it in its place whole; what is being loaded already is not loaded twice."""
+    def start_loading(
+        self, one_at_a_time: asyncio.Semaphore, metrics: Metrics, make_room: Callable[[], None]
+    ) -> asyncio.Task[Model | None]:
+        """Load beside what answers, and put it in its place whole; what is being loaded already is not loaded twice.
+
+        Args:
+            make_room: is called with the new one in memory.
+
+        Returns:
+            What was loaded, None where that failed. It answers those who wait for it even if it has left memory by then.
+        """
         if self._loading is None or self._loading.done():
-            self._loading = asyncio.create_task(self._load(one_at_a_time, metrics))
+            self._loading = asyncio.create_task(self._load(one_at_a_time, metrics, make_room))
         return self._loading
 
-    async def _load(self, one_at_a_time: asyncio.Semaphore, metrics: Metrics) -> None:
+    async def _load(self, one_at_a_time: asyncio.Semaphore, metrics: Metrics, make_room: Callable[[], None]) -> Model | None:
         async with one_at_a_time:
             self._tried = (await asyncio.to_thread(stamp_of, self.folder), time.monotonic())
             try:
@@ -98,9 +112,12 @@ class Tenant:
                 metrics.swaps.labels(self.name, "failed").inc()
                 metrics.failing.labels(self.name).set(1)
                 logger.warning("%s: what is on disk cannot be loaded (%s)", self.name, type(error).__name__)
-                return
+                return None
+            if self.model is None:  # a swap is nobody's question
+                self.touch()
             self.swaps += self.model is not None
             self.model, self.failure, self._tried = model, None, None
+            make_room()
             await asyncio.to_thread(_give_back)
         metrics.swaps.labels(self.name, "done").inc()
         metrics.failing.labels(self.name).set(0)
@@ -109,6 +126,7 @@ class Tenant:
         logger.info("%s: version %s is loaded", self.name, model.version)
         if model.export is False:
             logger.warning("%s: the export is not used, the encoder itself reads words", self.name)
+        return model
 
 
 class Tenants:
@@ -128,7 +146,7 @@ class Tenants:
         if self.several:
             return
         (tenant,) = self.all.values()
-        await tenant.start_loading(self._one_at_a_time, self._metrics)
+        await self._start_loading(tenant)
         if tenant.model is None:
             raise InputError(tenant.failure or "it cannot be loaded", hint="`fedrec recommend` says more")
 
@@ -138,14 +156,12 @@ class Tenants:
         Raises:
             Fault: 503, it is not loaded within `seconds`, or cannot be.
         """
-        tenant.used = time.monotonic()
-        if tenant.model is None and not tenant.failed_just_now:
-            loading = tenant.start_loading(self._one_at_a_time, self._metrics)
+        tenant.touch()
+        model = tenant.model
+        if model is None and not tenant.failed_just_now:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await asyncio.shield(loading)
-            self._make_room()
-        model = tenant.model
+                    model = await asyncio.shield(self._start_loading(tenant))
         if model is None:
             found = "loading" if tenant.failure is None else "unavailable"
             raise Fault(503, found, "the merchant's model is not loaded yet; try again", retry_after=5)
@@ -162,14 +178,16 @@ class Tenants:
                     logger.error("%s: its folder cannot be looked at (%s)", tenant.name, type(error).__name__)
 
     async def _look(self, tenant: Tenant) -> None:
-        if tenant.model is None:
-            return
         if self.several and time.monotonic() - tenant.used > self._settings.idle:
             tenant.rest()
+        if tenant.model is None:
             return
         stamp = await asyncio.to_thread(stamp_of, tenant.folder)
         if tenant.due(stamp, self._settings.refresh):
-            await tenant.start_loading(self._one_at_a_time, self._metrics)
+            await self._start_loading(tenant)
+
+    def _start_loading(self, tenant: Tenant) -> asyncio.Task[Model | None]:
+        return tenant.start_loading(self._one_at_a_time, self._metrics, self._make_room)
 
     def _make_room(self) -> None:
         loaded = sorted((one for one in self.all.values() if one.model is not None), key=lambda one: one.used)

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,10 @@ class Worker:
                 return await job.future
         except TimeoutError:
             raise Fault(503, "time_limit", f"there was no answer within {seconds:g} seconds", retry_after=1) from None
+        finally:
+            if job.future.cancelled():  # nobody waits for it any more, so it takes nobody's place
+                with self._there, suppress(ValueError):
+                    self._jobs.remove(job)
 
     def close(self) -> None:
         """Finish what waits, and end."""

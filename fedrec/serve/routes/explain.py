@@ -26,7 +26,7 @@ async def explain(asked: ExplainRequest, call: Annotated[Call, Depends(call_of)]
     part = asked.merchant if tenant.is_run else None
     answer = await call.ask(
         lambda: model.recommender.explain(
-            person.history, person.user_id, person.times, asked.k, asked.query, asked.items, asked.repeats, part, asked.words
+            person.history, person.user_id, person.times, asked.most, asked.query, asked.items, asked.repeats, part, asked.words
         )
     )
     return reply(call.listed(tenant, person, model, answer))

@@ -27,6 +27,7 @@ async def feedback(asked: FeedbackRequest, call: Annotated[Call, Depends(call_of
     tenant, service = call.tenant(asked.merchant), call.service
     if tenant.log is None:
         raise Fault(404, "no_feedback", "a run takes no feedback: a merchant's folder does")
+    tenant.touch()
     if service.writing >= service.settings.queue:
         raise Fault(429, "queue_full", "too many batches wait to be written", retry_after=1)
     now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

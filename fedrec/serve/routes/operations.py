@@ -28,15 +28,15 @@ class State(BaseModel):
     state: str
 
 
-@router.get("/livez", response_model=State, response_class=JSON, responses=errors(400, 413, 429))
+@router.get("/livez", response_model=State, response_class=JSON, responses=errors(400, 413))
 async def livez() -> Response:
     """The process answers."""
     return reply(State(state="alive"))
 
 
-@router.get("/readyz", response_model=State, response_class=JSON, responses=errors(400, 413, 429, 503))
+@router.get("/readyz", response_model=State, response_class=JSON, responses=errors(400, 413, 503))
 async def readyz(call: Annotated[Call, Depends(call_of)]) -> Response:
-    """What is served is loaded and has been asked everything once."""
+    """What is served is loaded and has been asked everything once; several merchants are loaded when they are asked for."""
     if not call.service.ready:
         raise Fault(503, "starting", "it is not ready yet", retry_after=1)
     return reply(State(state="ready"))
