@@ -157,7 +157,9 @@ def test_the_command_line_predicts_and_refuses_to_rank(run: RunFolder) -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(run: RunFolder, federation: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
+    run: RunFolder, federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def after_the_first(name: str, values: dict[str, Any]) -> None:
         if name == "round_done" and values["round"] == 1:
             raise KeyboardInterrupt
@@ -167,6 +169,8 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(run: RunFolder, fede
     folder = resume(tmp_path / "again")
     assert [line["central"] for line in folder.metrics()] == [line["central"] for line in run.metrics()]
     assert all(np.array_equal(folder.load().trained[name], value) for name, value in run.load().trained.items())
+    monkeypatch.setattr("simulations.run.ENGINES", {})  # nothing is left to do, and nothing starts
+    resume(tmp_path / "again")
 
 
 @pytest.mark.slow
