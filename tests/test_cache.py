@@ -250,6 +250,7 @@ def fill(folder: Path, out: Path, barrier: Any, texts: list[str]) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_two_processes_fill_one_cache_at_once(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(2)

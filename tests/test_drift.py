@@ -144,6 +144,7 @@ def test_a_quiet_month_is_no_shift(last: int) -> None:
     assert furthest <= 9
 
 
+@pytest.mark.slow
 def test_few_who_all_miss_are_no_loss() -> None:
     """Without any change: at a hit rate of a tenth a handful of users often miss together."""
     rng = np.random.default_rng(4)

@@ -22,6 +22,7 @@ def world() -> World:
     return World(scores, chance, rng.normal(size=(30, 8)).astype(np.float32), np.where(new, 0, 50).astype(np.float32), new)
 
 
+@pytest.mark.slow
 def test_a_list_is_filled_as_the_product_fills_it() -> None:
     rng = np.random.default_rng(0)
     mean, sd = rng.normal(size=12), rng.choice([0.5, 1.5], 12)

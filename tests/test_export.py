@@ -158,6 +158,7 @@ def test_nothing_but_the_delivered_model_is_written(hugging_face: Path) -> None:
     assert not [name for name in named if "layer" in name or "catalogue" in name or "events" in name]
 
 
+@pytest.mark.slow
 def test_every_form_is_measured_against_the_original(source: Source, hugging_face: Path) -> None:
     found = measure_export(source, hugging_face, Users.of_items(source.catalogue), RunConfig())
     assert [row["name"].split(",")[0] for row in found["rows"]] == ["original", "transformers"]

@@ -85,6 +85,7 @@ def as_table(frame: pd.DataFrame) -> LogTable:
     return LogTable(frame.reset_index(drop=True), "log.csv", "row {}".format)
 
 
+@pytest.mark.slow
 def test_a_log_of_lists_is_judged_step_by_step(every_list: pd.DataFrame) -> None:
     worth = float(np.average(CLICKS[every_list["item"]], weights=every_list["pi_list"]))
     frame = drawn(4000, np.random.default_rng(0))

@@ -85,6 +85,7 @@ def drawn(rng: np.random.Generator, requests: int, p: np.ndarray, true: np.ndarr
     return request, cell, item, (rng.random(len(cell)) < true[cell, item] * eager).astype(float)
 
 
+@pytest.mark.slow
 def test_intervals_cover_at_their_rate() -> None:
     rng = np.random.default_rng(0)
     p, pi = rng.dirichlet(np.full(ITEMS, 2.0), CELLS), rng.dirichlet(np.full(ITEMS, 2.0), CELLS)
@@ -138,6 +139,7 @@ def write(frame: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_policy_is_estimated_from_the_log_of_another(
     two_policies: tuple[pd.DataFrame, float, np.ndarray], tmp_path: Path, fedrec: Fedrec
 ) -> None:

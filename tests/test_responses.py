@@ -42,6 +42,7 @@ def test_metrics_are_scikit_learns(seed: int, levels: int) -> None:
     assert found["calibration_slope"] == pytest.approx(slow.coef_[0, 0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_value_as_often_as_they_say() -> None:
     """Users differ by what no score knows, so intervals that took impressions for independent would be too short."""
     found = []

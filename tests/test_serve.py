@@ -492,6 +492,7 @@ def wait_for(what: Any, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_change_is_swapped_in_whole_under_load_and_a_fault_leaves_the_old(
     store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -539,6 +540,7 @@ def test_a_change_is_swapped_in_whole_under_load_and_a_fault_leaves_the_old(
         assert about()["items"] == 24
 
 
+@pytest.mark.slow
 def test_several_merchants_share_a_process_and_nothing_else(store: Path, tmp_path: Path) -> None:
     for name in ("north", "south"):
         shutil.copytree(store, tmp_path / "all" / name)
@@ -571,6 +573,7 @@ def test_several_merchants_share_a_process_and_nothing_else(store: Path, tmp_pat
         assert [(tmp_path / "all" / name / "feedback").exists() for name in ("north", "south")] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_merchant_that_is_called_run_is_no_run(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "shop")
     path = tmp_path / "shop" / "merchant.toml"

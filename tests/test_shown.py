@@ -140,6 +140,7 @@ def test_split_and_check_carry_impressions(tmp_path: Path) -> None:
     assert found["shop"]["users_without"] == 0
 
 
+@pytest.mark.slow
 def test_the_demo_draws_each_pair_of_a_visit_and_a_promotion_with_the_same_chance() -> None:
     """Pairs are counted against the product of the two tables, over many draws."""
     promoted = pd.DataFrame(

@@ -16,6 +16,7 @@ import clients.merchant
 from fedrec import wire
 from fedrec.data import load_central, load_merchant, text_key
 from fedrec.data.split import split_source
+from fedrec.model import encoder
 from fedrec.model.adapter import HEAD_B, digest
 from fedrec.training.heads import HeadsTrainer
 from fedrec.training.update_code import SCALES
@@ -63,6 +64,8 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for one in logs:
         one.addHandler(handler)
     patch = pytest.MonkeyPatch()
+    patch.setenv("FEDREC_CACHE", str(folder / "cache"))
+    encoder._load.cache_clear()  # one that is in use already remembers texts, and writes none of them
     patch.setattr(HeadsTrainer, "gradients", watched_gradients)
     patch.setattr(clients.merchant, "train_round", failing_train)
     try:
@@ -76,7 +79,10 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert failed and losses
     training = [pair for pair in crossed if pair[0].metadata.message_type != wire.DELIVER]
     home = [pair for pair in crossed if pair[0].metadata.message_type == wire.DELIVER]
-    return {"crossed": training, "home": home, "log": log, "losses": losses, "run": run, "federation": folder / "federation"}
+    return {
+        "crossed": training, "home": home, "log": log, "losses": losses, "run": run, "federation": folder / "federation",
+        "cache": folder / "cache",
+    }  # fmt: skip
 
 
 def planted(federation: Path) -> list[str]:
@@ -98,17 +104,17 @@ def test_no_id_or_title_is_in_any_reply_or_server_log_or_metrics(audited: dict[s
         assert not [needle for needle in needles if needle in place]
 
 
-def test_no_search_is_in_a_message_a_run_folder_a_log_or_a_cache(audited: dict[str, Any], private_cache: Path) -> None:
+def test_no_search_is_in_a_message_a_run_folder_a_log_or_a_cache(audited: dict[str, Any]) -> None:
     """Not its words; and of a cache, whose files hold what a text becomes under the key of that text, not its key either."""
     shops = [load_merchant(folder) for folder in sorted((audited["federation"] / "merchants").iterdir())]
     queries = {*load_central(audited["federation"]).queries, *(query for data in shops for query in data.histories.queries)}
     assert len(queries) > 100 and all("searched-secret" in query for query in queries)
     messages = [message for pair in [*audited["crossed"], *audited["home"]] for message in pair]
-    files = [path.read_bytes() for root in (audited["run"].path, private_cache) for path in root.rglob("*") if path.is_file()]
+    files = [path.read_bytes() for root in (audited["run"].path, audited["cache"]) for path in root.rglob("*") if path.is_file()]
     for place in [*(message_to_proto(one).SerializeToString() for one in messages), *files]:
         assert b"searched-secret" not in place
     assert "searched" not in "".join(audited["log"])
-    cached = {int(key) for path in private_cache.rglob("*.index.npy") for key in np.load(path)["key"]}
+    cached = {int(key) for path in audited["cache"].rglob("*.index.npy") for key in np.load(path)["key"]}
     assert cached >= {int(key) for data in shops for key in data.catalogue.keys}
     assert cached.isdisjoint(map(text_key, queries))
     sold = pd.read_parquet(audited["run"].path / "adapter" / "catalogue.parquet")  # compressed, so its bytes would not show it
