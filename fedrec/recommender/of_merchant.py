@@ -236,7 +236,7 @@ class MerchantRecommender(Recommending):
         Another catalogue is ranked by its texts alone.
 
         Raises:
-            InputError: an unknown item, or neither history nor query.
+            InputError: an unknown item, a query without words, or neither history nor query.
         """
         if not len(history) and not query:
             raise InputError("there is neither a history nor a query", expected="at least one of them")

@@ -136,7 +136,7 @@ class Recommender(Recommending):
             (item id, score), best first; equal scores in the catalogue's order.
 
         Raises:
-            InputError: an unknown item or merchant, or neither history nor query.
+            InputError: an unknown item or merchant, a query without words, or neither history nor query.
         """
         if not len(history) and not query:
             raise InputError("there is neither a history nor a query", expected="at least one of them")
