@@ -186,6 +186,7 @@ def test_every_finding_is_told_in_its_order(shop: Shop, tiny_bert_folder: Path) 
     assert found["server"] == f"{shop.folder.settings.server.address}, certificate verified"  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_delivered_adapters_is_only_noted(shop: Shop) -> None:
     versions = Versions(shop.folder.model)
     said = {"format": FORMAT, "run": "run", "round": 1, "encoder_layers": 1, "encoder_rank": 2, "max_tokens": 16}
