@@ -52,8 +52,8 @@ class CentralEvaluator:
         self.fitting, self.judging = EvaluationSet.build(calibrating, config.history, JUDGING, config.seed + 1)
 
     def tables(self, public: Arrays, trained: Arrays) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings of the central catalogue as candidates, (items, hidden), and, before that, as history, where the central
-        users' searches follow the items."""
+        """The central catalogue as history, (items + searches, hidden), with the central users' searches after the items; and as
+        candidates, (items, hidden)."""
         self.encoder.load({**public, **trained})
         e = centred(self.encoder.embed(self.central.catalogue), public)
         history = role_table(e, public, trained, "history")

@@ -106,7 +106,7 @@ def _forms(source: Source, out: Path) -> dict[str, tuple[Encode, int]]:
     encoder = source.encoder
     trained = sum(value.nbytes for value in (*encoder.frozen().values(), *encoder.trained().values()))
     kind = "bfloat16" if encoder.low_precision else "float32"
-    forms: dict[str, tuple[Encode, int]] = {f"original, {kind}": (_cached(source), encoder.base_size + trained)}
+    forms: dict[str, tuple[Encode, int]] = {f"original, {kind}": (_original(source), encoder.base_size + trained)}
     if (weights := out / "model.safetensors").exists():
         forms["transformers, float32"] = (_transformers(out, source.settings["max_tokens"]), weights.stat().st_size)
     for name, file, int8 in (("onnx, float32", FULL, False), ("onnx, int8", INT8, True)):
@@ -115,7 +115,7 @@ def _forms(source: Source, out: Path) -> dict[str, tuple[Encode, int]]:
     return forms
 
 
-def _cached(source: Source) -> Encode:
+def _original(source: Source) -> Encode:
     # Without the cache: it would be a race against a file.
     return lambda texts: source.encoder.encode(texts).cpu()
 
