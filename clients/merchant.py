@@ -17,11 +17,12 @@ from safetensors.numpy import load_file, save
 from clients.interrupts import put_off
 from clients.losses import SUFFIX, open_ledger, refusal
 from clients.memory import advice, is_out_of_memory, paid, release
-from clients.public_part import FLOOR, PRIOR_COUNTS, PRIOR_KEYS, check_adapter
+from clients.public_part import FLOOR, PRIOR_COUNTS, PRIOR_KEYS, PRIOR_RATINGS, check_adapter
 from clients.site import Site, site_of
 from fedrec import wire
 from fedrec.config import make_folder, write_atomically
 from fedrec.data import MerchantData, load_merchant
+from fedrec.data.rated import in_units
 from fedrec.data.role_record import NOBODY, RECORD, HeldBack, record_roles
 from fedrec.data.roles import UserShares, own_secret, roles_of
 from fedrec.errors import InputError
@@ -38,15 +39,26 @@ from fedrec.privacy import (
     SeededNoise,
     SystemNoise,
     head_folder,
+    noisy,
     noisy_histogram,
     over_budget,
+    rated_votes,
     votes,
 )
 from fedrec.text import line
 from fedrec.training import Examples, Records, RoundTask, encode_update, round_sum, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
-__all__ = ["Merchant", "answer_histogram", "answer_train", "forget_merchants", "open_merchant", "purchases", "safely"]
+__all__ = [
+    "Merchant",
+    "answer_histogram",
+    "answer_train",
+    "forget_merchants",
+    "open_merchant",
+    "purchases",
+    "ratings_of",
+    "safely",
+]
 
 log = logging.getLogger("fedrec.merchant")
 
@@ -163,12 +175,29 @@ def purchases(data: MerchantData, keys: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     Items with one text are one position, so that a user's vote has norm 1 however they are listed.
     """
-    place = {int(key): i for i, key in enumerate(keys)}
-    position = np.array([place.get(int(key), -1) for key in data.catalogue.keys])
+    position = _places(data, keys)
     histories = data.histories.targets()
     users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
     bought = position[histories.items]
     return users[bought >= 0], bought[bought >= 0], np.unique(position[position >= 0])
+
+
+def _places(data: MerchantData, keys: np.ndarray) -> np.ndarray:
+    """(items,) the position in `keys` of each item's text, the last where there are several; -1 where there is none."""
+    place = {int(key): i for i, key in enumerate(keys)}
+    return np.array([place.get(int(key), -1) for key in data.catalogue.keys], dtype=np.int64)
+
+
+def ratings_of(data: MerchantData, keys: np.ndarray, lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Who rated what and how: user, position in `keys`, and the rating clamped to its range, in units."""
+    rated = data.histories.rated
+    if rated is None:
+        none = np.zeros(0, dtype=np.int64)
+        return none, none, none.astype(np.float64)
+    place = _places(data, keys)[rated.items]
+    users = np.repeat(np.arange(len(data.histories)), np.diff(rated.offsets))
+    known = place >= 0
+    return users[known], place[known], in_units(rated.answer[known], lowest, highest)
 
 
 @dataclass
@@ -205,7 +234,8 @@ class Merchant:
         held = public if public is not None else load_file(path) if path.exists() else None
         if held is None or digest(held) != public_digest:
             return "needs the public part of the adapter"
-        check_adapter(self.encoder(task), held, trained, terms=OBJECTIVES[task.objective].terms)
+        objective = OBJECTIVES[task.objective]
+        check_adapter(self.encoder(task), held, trained, terms=objective.terms, rates=objective.rates)
         if public is not None:
             make_folder(path.parent)
             write_atomically(path, save(public))
@@ -227,14 +257,20 @@ class Merchant:
         def compute(noise: NoiseSource) -> Arrays:
             # Which texts a merchant sells is public, so a text it does not sell is a plain zero.
             users, bought, sold = purchases(self.data, keys)
-            out = np.zeros(len(keys), dtype=np.float32)
-            out[sold] = noisy_histogram(users, np.searchsorted(sold, bought), len(sold), task.noise_multiplier, noise)
+            out = np.zeros(task.size(len(keys)), dtype=np.float32)
+            if task.ratings:
+                both = np.concatenate([sold, sold + len(keys)])
+                out[both] = noisy(self.votes(task, keys)[both], task.noise_multiplier, 1.0, noise)
+            else:
+                out[sold] = noisy_histogram(users, np.searchsorted(sold, bought), len(sold), task.noise_multiplier, noise)
             return {wire.HISTOGRAM: out}
 
         return self._release(release, task.delta, compute)
 
-    def votes(self, keys: np.ndarray) -> np.ndarray:
-        """How popular the texts with these keys are here, WITHOUT noise: for a secure sum only."""
+    def votes(self, task: HistogramTask, keys: np.ndarray) -> np.ndarray:
+        """How popular the texts with these keys are here, and how rated if that is asked, WITHOUT noise: (numbers,) float64."""
+        if task.ratings:
+            return rated_votes(*ratings_of(self.data, keys, task.rating_min, task.rating_max), len(keys))
         users, bought, _ = purchases(self.data, keys)
         return votes(users, bought, len(keys))
 
@@ -252,7 +288,7 @@ class Merchant:
             update = train_round(
                 task,
                 self.data.catalogue,
-                self.examples(task),
+                self.examples(task, public),
                 encoder=encoder,
                 base=_base(public),
                 trained=trained,
@@ -270,7 +306,7 @@ class Merchant:
         return round_sum(
             task,
             self.data.catalogue,
-            self.examples(task),
+            self.examples(task, public),
             encoder=self.encoder(task),
             base=_base(public),
             trained=trained,
@@ -287,16 +323,25 @@ class Merchant:
         )
 
     def prior(self, public: Arrays) -> np.ndarray:
-        """Log popularity of this merchant's items; a text that the server does not know gets the floor."""
+        """Log popularity of this merchant's items, or what rating is expected of them; a text that the server does not know gets
+        the floor, or the mean."""
+        if PRIOR_RATINGS in public:
+            known = dict(zip(public[PRIOR_KEYS].tolist(), public[PRIOR_RATINGS].tolist(), strict=True))
+            mean = float(public[PRIOR_RATINGS].mean()) if known else 0.0
+            return np.array([known.get(key, mean) for key in self.data.catalogue.keys.tolist()], dtype=np.float32)
         counts = dict(zip(public[PRIOR_KEYS].tolist(), public[PRIOR_COUNTS].tolist(), strict=True))
         floor = float(public[FLOOR][0])
         return log_prior(np.array([counts.get(key, floor) for key in self.data.catalogue.keys.tolist()]), floor)
 
-    def examples(self, task: RoundTask) -> Examples | Records:
+    def examples(self, task: RoundTask, public: Arrays) -> Examples | Records:
         """The merchant's records, kept until a request asks for them otherwise."""
-        key = (task.objective, task.asked)
+        objective, prior = OBJECTIVES[task.objective], None
+        key: tuple[object, ...] = (task.objective, task.asked)
+        if objective.rates:
+            prior = self.prior(public)
+            key = (*key, prior.tobytes())
         if self._examples is None or self._examples[0] != key:
-            self._examples = (key, OBJECTIVES[task.objective].records(self.data.histories, task.asked))
+            self._examples = (key, objective.records(self.data.histories, task.asked, prior))
         return self._examples[1]
 
     def declined(self, reason: str) -> Reply:

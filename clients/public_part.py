@@ -13,9 +13,9 @@ from fedrec.model.encoder import TextEncoder
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import MOST_TEXTS, WireError
 
-__all__ = ["FLOOR", "PRIOR_COUNTS", "PRIOR_KEYS", "check_adapter", "check_ceilings"]
+__all__ = ["FLOOR", "PRIOR_COUNTS", "PRIOR_KEYS", "PRIOR_RATINGS", "check_adapter", "check_ceilings"]
 
-FLOOR, PRIOR_KEYS, PRIOR_COUNTS = "prior.floor", "prior.keys", "prior.counts"
+FLOOR, PRIOR_KEYS, PRIOR_COUNTS, PRIOR_RATINGS = "prior.floor", "prior.keys", "prior.counts", "prior.ratings"
 
 Form = tuple[tuple[int, ...], np.dtype]
 
@@ -33,11 +33,12 @@ def check_ceilings(public: Arrays) -> tuple[int, int]:
     return rank, texts
 
 
-def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays, terms: bool = False) -> None:
+def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays, terms: bool = False, rates: bool = False) -> None:
     """Hold an adapter's arrays against the encoder, by name, shape and type.
 
     Args:
         terms: whether it has linear terms.
+        rates: whether it says what rating is expected of each text.
 
     Raises:
         WireError: one is missing, unknown, of another shape or type, or there are more texts than `MOST_TEXTS`.
@@ -46,6 +47,8 @@ def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays, terms: 
     frozen: dict[str, tuple[int, ...]] = {
         CENTRE: (encoder.hidden,), FLOOR: (1,), PRIOR_COUNTS: (texts,), PRIOR_KEYS: (texts,),
     }  # fmt: skip
+    if rates:
+        frozen[PRIOR_RATINGS] = (texts,)
     frozen |= {name: value.shape for name, value in encoder.frozen().items()}
     moved: dict[str, tuple[int, ...]] = {name: value.shape for name, value in encoder.trained().items()}
     if HEAD_A in public or set(trained) & set(HEAD_B.values()):

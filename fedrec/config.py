@@ -19,19 +19,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedrec.errors import InputError
 
 __all__ = [
-    "MOST_NOISE", "MOST_PAIRS", "RunConfig", "cache_root", "flush_folder", "least_updates", "load_config", "make_folder",
-    "make_private", "parse_overrides", "read_toml", "save_config", "writable_cache", "write_atomically",
+    "MOST_NOISE", "MOST_PAIRS", "MOST_RATING", "RunConfig", "cache_root", "flush_folder", "least_updates", "load_config",
+    "make_folder", "make_private", "parse_overrides", "read_toml", "save_config", "writable_cache", "write_atomically",
 ]  # fmt: skip
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
-ObjectiveName = Literal["next-item", "response"]
+ObjectiveName = Literal["next-item", "response", "rating", "rating-absolute"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
 Aggregation = Literal["mean", "norm-bound", "median", "trimmed-mean", "krum", "multi-krum"]
 
 MOST_NOISE = 5_000.0
 """Ceiling of a noise multiplier: up to it, and a million numbers, the noise has a grid that is fine enough."""
+MOST_RATING = 1e6
+"""Ceiling of a rating's size, either way."""
 MOST_PAIRS = 100_000
 """Ceiling of `positions * history`: how many events of a user are looked at, each as often as there are positions."""
 
@@ -61,12 +63,18 @@ class RunConfig(BaseModel):
     """Largest L2 norm of one user's gradient."""
 
     objective: ObjectiveName = "next-item"
-    """What is predicted: what is new in the next basket, or whether a user responds to an item that is shown."""
+    """What is predicted: what is new in the next basket, whether a user responds to an item that is shown, or how it rates one
+    (`rating` by squared error, `rating-absolute` by absolute)."""
     impressions: int = Field(64, ge=1, le=1000)
-    """`response`: most impressions of a user that are trained on; of more, so many are drawn."""
+    """`response` and `rating`: most impressions, or ratings, of a user that are trained on; of more, so many are drawn."""
     negative_share: float = Field(1.0, gt=0, le=1)
     """`response`: share of the impressions without a response that the data hold. It is public, and taken out of what is said to
     be a probability; the loss is of the data as they are."""
+
+    rating_min: float = Field(1.0, ge=-MOST_RATING, le=MOST_RATING)
+    """`rating`: the lowest rating there is. Range and what it means are public; a rating outside is clamped before it is used."""
+    rating_max: float = Field(5.0, ge=-MOST_RATING, le=MOST_RATING)
+    """`rating`: the highest."""
 
     epsilon: float = Field(8.0, gt=0)
     """Target epsilon a merchant and run, which the noise multipliers are planned for."""
@@ -177,8 +185,10 @@ class RunConfig(BaseModel):
             raise ValueError(f"encoder_rounds ({self.encoder_rounds}) is more than rounds ({self.rounds})")
         if self.positions * self.history > MOST_PAIRS:
             raise ValueError(f"positions times history ({self.positions * self.history}) is more than {MOST_PAIRS}")
-        if self.objective == "response" and not (self.heads and self.unit == "user"):
-            raise ValueError("objective = 'response' needs heads = true and unit = 'user'")
+        if self.objective != "next-item" and not (self.heads and self.unit == "user"):
+            raise ValueError(f"objective = {self.objective!r} needs heads = true and unit = 'user'")
+        if self.rating_min >= self.rating_max:
+            raise ValueError(f"rating_min ({self.rating_min:g}) is not under rating_max ({self.rating_max:g})")
         if self.trust == "secure-aggregation":
             self._one_sum_a_round()
         self._enough_for_the_rule()

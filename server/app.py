@@ -18,6 +18,7 @@ from fedrec.privacy import plan_noise
 from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of, ranks
 from server.evaluators import evaluator_of
 from server.progress import notify
+from server.rating_evaluation import with_expected
 from server.run_folder import RunFolder
 from server.secure import STRATEGIES
 from server.start import first_state, load_encoder_for, round_line
@@ -61,7 +62,7 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
     if "prior.counts" not in state.public:
         folder.save(state)  # the run's id, before anything is paid for under it
         prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
-        public = {**state.public, **prior}
+        public = with_expected({**state.public, **prior}, encoder, central, strategy.prior_noise)
         under = evaluator.trains_under(public, state.trained)
         strategy.state = state = replace(state, public=public, scoring=under)
         baselines = evaluator.baselines(public, state.trained, under)

@@ -33,9 +33,9 @@ from fedrec.evaluation import (
 from fedrec.evaluation.protocol import DECAYS, PRIOR_WEIGHTS, is_calibration
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, role_table
 
-__all__ = ["COUNTS", "FLOOR", "KEYS", "CentralEvaluator"]
+__all__ = ["COUNTS", "FLOOR", "KEYS", "RATINGS", "CentralEvaluator"]
 
-COUNTS, FLOOR, KEYS = "prior.counts", "prior.floor", "prior.keys"
+COUNTS, FLOOR, KEYS, RATINGS = "prior.counts", "prior.floor", "prior.keys", "prior.ratings"
 JUDGING = 1 / 3
 """Share of the calibration users who judge what was trained; on the others the scoring is fitted."""
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)

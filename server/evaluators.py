@@ -6,6 +6,7 @@ from fedrec.config import RunConfig
 from fedrec.data import CentralData
 from fedrec.model import TextEncoder
 from server.evaluation import CentralEvaluator
+from server.rating_evaluation import RatingEvaluator
 from server.response_evaluation import ResponseEvaluator
 
 __all__ = ["EVALUATORS", "Evaluator", "evaluator_of"]
@@ -14,6 +15,8 @@ Evaluator = CentralEvaluator | ResponseEvaluator
 EVALUATORS: dict[str, type[CentralEvaluator] | type[ResponseEvaluator]] = {
     "next-item": CentralEvaluator,
     "response": ResponseEvaluator,
+    "rating": RatingEvaluator,
+    "rating-absolute": RatingEvaluator,
 }
 
 

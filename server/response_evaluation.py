@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from fedrec.config import RunConfig
-from fedrec.data import CentralData
+from fedrec.data import CentralData, Histories
 from fedrec.errors import InputError
 from fedrec.evaluation import (
     FEWEST,
@@ -30,7 +30,7 @@ from fedrec.evaluation.protocol import DECAYS, is_calibration
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, role_table
 from fedrec.model.adapter import TERMS
 from fedrec.model.towers import linear_terms, log_prior
-from fedrec.objectives import Asked, Examples
+from fedrec.objectives import Asked, Examples, Records
 from fedrec.objectives.response import response_records
 from server.evaluation import COUNTS, FLOOR, JUDGING, SHARES
 
@@ -45,17 +45,24 @@ TRAINS, CHOSEN = ((1.0, 100.0), (0.0, 10.0), (-100.0, 100.0)), ((0.0, 100.0), (0
 
 
 @dataclass(frozen=True)
-class _Group:
+class CentralPairs:
     """A group's users: their records, and who of them serves what.
 
     Attributes:
+        records: before they are padded, in the same order.
         positions: (items,) of the group in the central catalogue.
         role: (users,) 0 is measured, 1 fits, 2 judges.
     """
 
+    records: Records
     examples: Examples
     positions: np.ndarray
     role: np.ndarray
+
+    @property
+    def places(self) -> np.ndarray:
+        """(targets,) where in `positions` each target's item is."""
+        return np.searchsorted(self.positions, self.examples.target[:, 2])
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,12 @@ class ResponseEvaluator:
         InputError: the measured users were shown nothing, or answered everything alike.
     """
 
-    shown = RESPONSE_METRICS
+    shown: Sequence[str] = RESPONSE_METRICS
+    trains, chosen = TRAINS, CHOSEN
 
     def __init__(self, central: CentralData, config: RunConfig, encoder: TextEncoder) -> None:
         self.central, self.config, self.encoder = central, config, encoder
-        self._by_decay: dict[float, list[_Group]] = {}
+        self._by_decay: dict[float, list[CentralPairs]] = {}
         groups = self._groups(config.decay)
         starts = np.cumsum([0, *(len(group.examples) for group in groups)])
         owner = [group.examples.target[:, 0] for group in groups]
@@ -90,7 +98,11 @@ class ResponseEvaluator:
         self.user = np.concatenate([*none, *(start + own for start, own in zip(starts[:-1], owner, strict=True))])
         self.role = np.concatenate([*none, *(group.role[own] for group, own in zip(groups, owner, strict=True))])
         said = [group.examples.answer for group in groups if group.examples.answer is not None]
-        self.answer = np.concatenate([np.zeros(0), *said]).astype(bool)
+        self.answer = np.concatenate([np.zeros(0), *said])
+        self._check()
+
+    def _check(self) -> None:
+        self.answer = self.answer.astype(bool)
         measured = self.answer[self.role == 0]
         if measured.all() or not measured.any():
             raise InputError(
@@ -102,7 +114,7 @@ class ResponseEvaluator:
         """See `CentralEvaluator`: temperature, weight of the prior and bias by maximum likelihood."""
         start = before or self._as_set()
         decays = DECAYS if before is None else (before.decay,)
-        return self._fitted(public, trained, start, decays, TRAINS, self.role == 1)[1] if self.config.calibrate else start
+        return self._fitted(public, trained, start, decays, self.trains, self.role == 1)[1] if self.config.calibrate else start
 
     def kept(self, public: Arrays, trained: Arrays, under: Scoring) -> tuple[float, Arrays]:
         """See `CentralEvaluator`."""
@@ -111,10 +123,10 @@ class ResponseEvaluator:
         found = []
         for share in SHARES:
             part = {name: np.float32(share) * value for name, value in trained.items()}
-            scoring = self._fitted(public, part, under, (under.decay,), TRAINS, self.role == 1)[1]
+            scoring = self._fitted(public, part, under, (under.decay,), self.trains, self.role == 1)[1]
             judging = self.role == 2
             logits = self._features(public, part, under.decay).logits(scoring)[judging]
-            loss = float(log_losses(logits, self.answer[judging]).mean())
+            loss = float(self._losses(logits, self.answer[judging]).mean())
             found.append((loss if np.isfinite(loss) else np.inf, share, part))
         _, share, part = min(found, key=lambda one: one[0])
         return share, part
@@ -125,7 +137,7 @@ class ResponseEvaluator:
         if not self.config.calibrate:
             return start
         decays = DECAYS if under is None else (start.decay,)
-        return self._fitted(public, trained, start, decays, CHOSEN, self.role > 0)[1]
+        return self._fitted(public, trained, start, decays, self.chosen, self.role > 0)[1]
 
     def line(self, public: Arrays, trained: Arrays) -> dict[str, Any]:
         """A round's central metrics, the reliability curve, and the scoring they were computed with."""
@@ -146,7 +158,8 @@ class ResponseEvaluator:
 
     def popularity(self, counts: np.ndarray, floor: float = 1.0) -> dict[str, float]:
         """Log popularity and a bias, fitted; `counts` (items,) of the central catalogue."""
-        prior = np.concatenate([self._prior(group, counts, floor) for group in self._groups(self.config.decay)])
+        groups = self._groups(self.config.decay)
+        prior = np.concatenate([log_prior(counts[one.positions], floor)[one.places] for one in groups])
         features, chosen = np.stack([prior, np.ones(len(prior))]), self.role > 0
         at = np.array([1.0, 0.0])
         if self.config.calibrate and len(np.unique(self.user[chosen])) >= FEWEST:
@@ -177,8 +190,8 @@ class ResponseEvaluator:
             features = self._features(public, trained, decay)
             columns = np.stack([features.cosine, features.prior, np.ones(len(self.user))])[:, chosen]
             at = np.clip([start.temperature, start.prior_weight, start.bias], *np.array(ranges).T)
-            at = fit_logistic(columns, self.answer[chosen], list(ranges), at, features.linear[chosen])
-            loss = float(log_losses(at @ columns + features.linear[chosen], self.answer[chosen]).mean())
+            at = self._likeliest(columns, self.answer[chosen], list(ranges), at, features.linear[chosen])
+            loss = float(self._losses(at @ columns + features.linear[chosen], self.answer[chosen]).mean())
             found.append((loss, Scoring(float(at[0]), decay, float(at[1]), float(at[2]))))
         return min(found, key=lambda one: one[0])
 
@@ -191,40 +204,58 @@ class ResponseEvaluator:
         texts, e, parts = held.cpu().numpy(), frozen.cpu().numpy(), []
         for group in self._groups(decay):
             examples = group.examples
-            prior = log_prior(public[COUNTS][group.positions], float(public[FLOOR][0]))
+            prior = self._prior(group, public)
             user, item, by_item, _ = linear_terms(trained[TERMS], prior)
-            place = np.searchsorted(group.positions, examples.target[:, 2])
+            place = group.places
             by_position = np.stack([pooled(examples, history), pooled(examples, texts)])  # (2, records, P, hidden)
             users = by_position[0] / np.maximum(np.linalg.norm(by_position[0], axis=-1, keepdims=True), 1e-12)
             cosine, linear = np.zeros(len(place)), (by_position[1] @ user)[examples.target[:, 0], examples.target[:, 1]]
             for first in range(0, len(place), ROWS):
                 rows = examples.target[first : first + ROWS]
                 cosine[first : first + ROWS] = np.einsum("nh,nh->n", users[rows[:, 0], rows[:, 1]], candidate[rows[:, 2]])
-            linear = linear + (e @ item)[examples.target[:, 2]] + by_item[place]
+            linear = linear + (e @ item)[examples.target[:, 2]] + by_item[place] + self._known(group, public)
             parts.append((cosine, prior[place], linear))
         return _Features(*(np.concatenate(one).astype(np.float64) for one in zip(*parts, strict=True)))
 
-    def _prior(self, group: _Group, counts: np.ndarray, floor: float) -> np.ndarray:
-        return log_prior(counts[group.positions], floor)[np.searchsorted(group.positions, group.examples.target[:, 2])]
+    def _prior(self, group: CentralPairs, public: Arrays) -> np.ndarray:
+        """(items,) of the group: what was released of each."""
+        return log_prior(public[COUNTS][group.positions], float(public[FLOOR][0]))
 
-    def _groups(self, decay: float) -> list[_Group]:
+    def _known(self, group: CentralPairs, public: Arrays) -> np.ndarray | float:
+        """What is added to each score besides."""
+        return 0.0
+
+    def _losses(self, scores: np.ndarray, answer: np.ndarray) -> np.ndarray:
+        return log_losses(scores, answer)
+
+    def _likeliest(
+        self, features: np.ndarray, answer: np.ndarray, ranges: list[tuple[float, float]], start: np.ndarray, offset: np.ndarray
+    ) -> np.ndarray:
+        return fit_logistic(features, answer, list(ranges), start, offset)
+
+    def _records(self, histories: Histories, asked: Asked) -> Records:
+        return response_records(histories, asked)
+
+    def _groups(self, decay: float) -> list[CentralPairs]:
         """The central users, their histories pooled under a decay; one pooling is kept, and that of the settings."""
         if decay not in self._by_decay:
             kept = {one: groups for one, groups in self._by_decay.items() if one == self.config.decay}
             self._by_decay = {**kept, decay: list(self._built(decay))}
         return self._by_decay[decay]
 
-    def _built(self, decay: float) -> list[_Group]:
+    def _built(self, decay: float) -> list[CentralPairs]:
         config, out = self.config, []
         share = config.calibration_share if config.calibrate else 0.0
         for group in self.central.groups:
-            asked = Asked(config.history, config.positions, decay, "user", EVERY, merge=False)
-            records = response_records(group.histories, asked)
+            asked = Asked(
+                config.history, config.positions, decay, "user", EVERY, False, config.rating_min, config.rating_max
+            )  # fmt: skip
+            records = self._records(group.histories, asked)
             role = [
                 0 if not is_calibration(name, share, config.seed) else 2 if is_calibration(name, JUDGING, config.seed + 1) else 1
                 for name in group.histories.user_ids
             ]
-            out.append(_Group(records.padded(), np.asarray(group.positions), np.array(role, dtype=np.int64)))
+            out.append(CentralPairs(records, records.padded(), np.asarray(group.positions), np.array(role, dtype=np.int64)))
         return out
 
     def _as_set(self) -> Scoring:

@@ -22,7 +22,6 @@ from fedrec.privacy import NoisePlan
 from fedrec.privacy.events import Mechanism
 from fedrec.training import expected_lot
 from fedrec.wire import Announce
-from server.evaluation import COUNTS, FLOOR, KEYS
 from server.progress import notify
 from server.run_folder import ServerState
 from server.secure_sum import Abandoned, Ask, Opened, SecureSum
@@ -58,23 +57,21 @@ class SecureLora(PrivateLora):
     def collect_priors(self, grid: Grid, keys: np.ndarray, timeout: float) -> tuple[Arrays, RoundRecord]:
         """The popularity prior as one secure sum of merchants' histograms."""
         self.record = RoundRecord()
-        config, sigma, counts = self.config, self.plan.histogram, np.zeros(len(keys), dtype=np.float32)
+        config, sigma, task = self.config, self.plan.histogram, self.histogram_task()
+        total = np.zeros(task.size(len(keys)))
         if sigma is not None:
-            task = wire.HistogramTask(self.state.run, sigma, config.delta, config.unit)
             content = wire.encode_histogram_task(task, keys)
             offer = self._offer(0, "histogram", sigma, 1.0, 1.0)
             try:
                 nodes = self.present(grid, config.start_merchants)
                 notify("histogram_started", merchants=len(nodes))
-                ask = Ask("mask_histogram", lambda _: content, wire.content_of_histogram(task, keys), len(keys))
+                ask = Ask("mask_histogram", lambda _: content, wire.content_of_histogram(task, keys), len(total))
                 opened = SecureSum(self, grid, offer, timeout).run(nodes, ask)
-                counts = opened.vector.astype(np.float32)
+                total, self.prior_noise = opened.vector, opened.noise_multiplier
             except (Abandoned, NobodyLeft) as reason:
                 self.record.abandoned = str(reason)
             self.informed.clear()
-        # A count below the noise of the whole sum says nothing; it stands for "rare".
-        floor = np.array([max(1.0, sigma or 0.0)], dtype=np.float32)
-        return {KEYS: keys, COUNTS: counts, FLOOR: floor}, self.record
+        return self.as_prior(total, keys), self.record
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """All steps of the round's secure sum; what is left to aggregate is the server optimizer's step.

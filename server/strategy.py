@@ -6,6 +6,7 @@ before it counts. Who took part, who declined and who was refused, and why, is r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -31,10 +32,11 @@ from fedrec.aggregation import (
 )
 from fedrec.config import RunConfig, UpdateCode
 from fedrec.model import Arrays, digest, of_part
+from fedrec.objectives import OBJECTIVES
 from fedrec.privacy import NoisePlan
 from fedrec.text import line
 from fedrec.training import CodeError, RoundTask, decode_update, expected_lot
-from server.evaluation import COUNTS, FLOOR, KEYS
+from server.evaluation import COUNTS, FLOOR, KEYS, RATINGS
 from server.progress import notify
 from server.run_folder import ServerState
 
@@ -97,6 +99,7 @@ class PrivateLora(Strategy):
         self.config, self.plan, self.state, self.trunk = config, plan, state, trunk
         self.offset = state.round
         self.record = RoundRecord()
+        self.prior_noise = 0.0
         self.names: dict[int, str] = {}
         self.registered: dict[int, str] = {}
         self.informed: set[int] = set()
@@ -110,25 +113,35 @@ class PrivateLora(Strategy):
             keys: (items,) text keys of the central catalogue.
         """
         self.record = RoundRecord()
-        total = np.zeros(len(keys), dtype=np.float64)
-        sigma = self.plan.histogram
+        sigma, task = self.plan.histogram, self.histogram_task()
+        total = np.zeros(task.size(len(keys)), dtype=np.float64)
         if sigma is not None:
-            task = wire.HistogramTask(self.state.run, sigma, self.config.delta, self.config.unit)
             content = wire.encode_histogram_task(task, keys)
             self._sent = dict.fromkeys(self.present(grid, self.config.start_merchants), wire.size(content))
             notify("histogram_started", merchants=len(self._sent))
             # A node that comes late must not pay for an answer that nobody waits for: hence the ttl.
             messages = [Message(content, node, "train.histogram", ttl=timeout) for node in self._sent]
-            like = {wire.HISTOGRAM: np.zeros(len(keys), dtype=np.float32)}
+            like = {wire.HISTOGRAM: np.zeros(len(total), dtype=np.float32)}
             self._asked = messages
             replies = grid.send_and_receive(messages, timeout=timeout)
             for reply in self._usable(replies, like, "float32", lambda _: HISTOGRAM_BOUND, sigma, 0):
                 total += reply.arrays[wire.HISTOGRAM]
             self.informed.clear()
-        # A count below the noise of one merchant says nothing; it stands for "rare".
-        floor = max(1.0, sigma or 0.0)
-        prior = {KEYS: keys, COUNTS: total.astype(np.float32), FLOOR: np.array([floor], dtype=np.float32)}
-        return prior, self.record
+        self.prior_noise = (sigma or 0.0) * math.sqrt(len(self.record.took_part))
+        return self.as_prior(total, keys), self.record
+
+    def histogram_task(self) -> wire.HistogramTask:
+        """What merchants are asked before the first round."""
+        config, rates = self.config, OBJECTIVES[self.config.objective].rates
+        task = wire.HistogramTask(self.state.run, self.plan.histogram or 0.0, config.delta, config.unit)
+        return replace(task, ratings=True, rating_min=config.rating_min, rating_max=config.rating_max) if rates else task
+
+    def as_prior(self, total: np.ndarray, keys: np.ndarray) -> Arrays:
+        """The public arrays of a sum of histograms: counts, and where ratings were asked for the sums of those."""
+        # A count below the noise of one merchant, or of a secure sum, says nothing; it stands for "rare".
+        floor = np.array([max(1.0, self.plan.histogram or 0.0)], dtype=np.float32)
+        prior = {KEYS: keys, COUNTS: total[: len(keys)].astype(np.float32), FLOOR: floor}
+        return prior if len(total) == len(keys) else {**prior, RATINGS: total[len(keys) :].astype(np.float32)}
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One task for every node; the public part goes to those who may not have it."""
@@ -234,6 +247,8 @@ class PrivateLora(Strategy):
             objective=config.objective,
             impressions=config.impressions,
             bias=scoring.bias,
+            rating_min=config.rating_min,
+            rating_max=config.rating_max,
         )
 
     def _asked_of(self, reply: Message) -> int:

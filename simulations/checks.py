@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -27,8 +28,11 @@ __all__ = [
 
 SHOWN = 5
 """How many merchants an error names before it counts the others."""
+A_RATING = "the objective rating needs events of kind rating, with a number as their value"
 AN_IMPRESSION = "the objective response needs events of kind impression, with value 0 or 1"
 A_BASKET = "a basket is what a user did at one timestamp, and training asks what the next one holds: look at the timestamps"
+RATES = ("rating", "rating-absolute")
+NEEDS = {"next-item": A_BASKET, "response": AN_IMPRESSION} | dict.fromkeys(RATES, A_RATING)
 
 
 def check_federation(federation: Path, config: RunConfig | None = None, *, strict: bool = False) -> dict[str, MerchantData]:
@@ -217,12 +221,15 @@ def checked(federation: Path, config: RunConfig | None, *, strict: bool = False)
         learn_nothing.append(nothing_to_learn(data.histories, config.objective if config else "next-item"))
         yield settings.name, data
     if None not in learn_nothing:
-        hint = A_BASKET if config is None or config.objective == "next-item" else AN_IMPRESSION
+        hint = A_BASKET if config is None else NEEDS[config.objective]
         raise InputError(f"{learn_nothing[0]}, at any merchant", where=str(federation / "merchants"), hint=hint)
     _check_central(load_central(federation, strict=strict), config or RunConfig(), federation / "central")
 
 
 def _check_central(central: CentralData, config: RunConfig, where: Path) -> None:
+    if config.objective in RATES:
+        _check_ratings(central, config, where)
+        return
     if config.objective == "response":
         answers = _measured_answers(central, config)
         if answers.all() or not answers.any():
@@ -237,20 +244,43 @@ def _check_central(central: CentralData, config: RunConfig, where: Path) -> None
         raise InputError(found, where=str(where), hint=A_BASKET)
 
 
+def _check_ratings(central: CentralData, config: RunConfig, where: Path) -> None:
+    """Constant ratings teach nothing, and an RMSE of 0 says so; a range that none is in is a mistake."""
+    found = _measured(central, config, "rated")
+    if not len(found):
+        raise InputError("no measured user rated anything after a first basket", where=str(where), hint=A_RATING)
+    inside = (found >= config.rating_min) & (found <= config.rating_max)
+    if not inside.any():
+        raise InputError(
+            f"all {len(found):,} measured ratings are outside {config.rating_min:g} to {config.rating_max:g}: "
+            f"they are {found.min():g} to {found.max():g}", where=str(where), hint="set rating_min and rating_max",
+        )  # fmt: skip
+
+
 def _measured_answers(central: CentralData, config: RunConfig) -> np.ndarray:
     """(impressions,) bool, the responses that a run is measured by: of central users who do not serve to calibrate."""
+    return _measured(central, config, "shown").astype(bool)
+
+
+def _measured(central: CentralData, config: RunConfig, labels: Literal["shown", "rated"]) -> np.ndarray:
+    """(labels,) what users said, after a first basket, who do not serve to calibrate."""
     share = config.calibration_share if config.calibrate else 0.0
-    found = [np.zeros(0, dtype=bool)]
+    found = [np.zeros(0)]
     for group in central.groups:
         measured = [n for n, user in enumerate(group.histories.user_ids) if not is_calibration(user, share, config.seed)]
-        if group.histories.shown is not None:
-            shown = group.histories.shown.take(np.array(measured, dtype=np.int64))
-            found.append(shown.answer[shown.before > 0])
+        if (held := getattr(group.histories, labels)) is not None:
+            said = held.take(np.array(measured, dtype=np.int64))
+            found.append(said.answer[said.before > 0])
     return np.concatenate(found)
 
 
 def nothing_to_learn(histories: Histories, objective: ObjectiveName = "next-item") -> str | None:
     """Why no user is an example for training, or None."""
+    if objective in RATES:
+        rated = histories.rated
+        if rated is None or not len(rated):
+            return "no user rated anything"
+        return None if (rated.before > 0).any() else "no user rated anything after a first basket"
     if objective == "response":
         shown = histories.shown
         if shown is None or not len(shown):

@@ -19,19 +19,20 @@ from torch.nn.functional import embedding_bag, normalize
 from fedrec.aggregation import apply_update, weighted_mean
 from fedrec.config import Part, RunConfig
 from fedrec.data import MerchantData, load_merchant, merchant_folders
+from fedrec.data.rated import in_units
 from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
 from fedrec.model.adapter import HEAD_A, HEAD_B, TERMS, of_part
 from fedrec.model.towers import linear_terms
 from fedrec.objectives import OBJECTIVES, Asked
-from fedrec.privacy import Policy, SeededNoise
+from fedrec.privacy import Policy, SeededNoise, rated_votes
 from fedrec.training import Examples, merged
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.sampled import layout
 
-__all__ = ["Pooled", "local_round", "plain_counts", "reference_rounds"]
+__all__ = ["Pooled", "local_round", "plain_counts", "plain_ratings", "reference_rounds"]
 
-COUNTS, FLOOR = "prior.counts", "prior.floor"
+COUNTS, FLOOR, RATINGS = "prior.counts", "prior.floor", "prior.ratings"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,26 @@ class Pooled:
             settings = read_merchant_file(folder / "merchant.toml")
             out.append(cls(settings.name, load_merchant(folder, settings.data), settings.privacy))
         return out
+
+    def prior(self, public: Arrays) -> np.ndarray:
+        """What is released of each of its items, as `clients.merchant.Merchant.prior` has it."""
+        name, keys = (RATINGS if RATINGS in public else COUNTS), self.data.catalogue.keys.tolist()
+        known, floor = dict(zip(public["prior.keys"].tolist(), public[name].tolist(), strict=True)), float(public[FLOOR][0])
+        if name == RATINGS:
+            return np.array([known[key] for key in keys], dtype=np.float32)
+        return log_prior(np.array([known.get(key, floor) for key in keys]), floor)
+
+
+def plain_ratings(merchants: list[Pooled], keys: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    """`rated_votes` of all merchants, without noise: (2 * items,)."""
+    total, places = np.zeros(2 * len(keys)), {int(key): place for place, key in enumerate(keys)}
+    for merchant in merchants:
+        rated = merchant.data.histories.rated
+        if rated is not None:
+            place = np.array([places[key] for key in merchant.data.catalogue.keys.tolist()])[rated.items]
+            users = np.repeat(np.arange(len(merchant.data.histories)), np.diff(rated.offsets))
+            total += rated_votes(users, place, in_units(rated.answer, lowest, highest), len(keys))
+    return total
 
 
 def plain_counts(merchants: list[Pooled], keys: np.ndarray) -> np.ndarray:
@@ -85,8 +106,17 @@ def reference_rounds(
         refit: what the next round trains under, from the adapter and the scoring before; it keeps the decay.
     """
     state: Arrays = {}
-    asked = Asked(config.history, config.positions, scoring.decay, config.unit, config.impressions, merge=False)
-    events = [OBJECTIVES[config.objective].records(m.data.histories, asked).padded() for m in merchants]
+    asked = Asked(
+        config.history,
+        config.positions,
+        scoring.decay,
+        config.unit,
+        config.impressions,
+        False,
+        config.rating_min,
+        config.rating_max,
+    )
+    events = [OBJECTIVES[config.objective].records(m.data.histories, asked, m.prior(public)).padded() for m in merchants]
     examples = {"heads": [merged(one) for one in events], "encoder": events}
     weights = [float(m.policy.population) if config.weighting == "population" else 1.0 for m in merchants]
     for number in range(1, config.rounds + 1):
@@ -107,9 +137,7 @@ def local_round(
     encoder: TextEncoder, public: Arrays, trained: Arrays, scoring: Scoring,
 ) -> Arrays:  # fmt: skip
     """One merchant's change after its local steps of plain SGD."""
-    counts = dict(zip(public["prior.keys"].tolist(), public[COUNTS].tolist(), strict=True))
-    floor = float(public[FLOOR][0])
-    prior = log_prior(np.array([counts.get(key, floor) for key in merchant.data.catalogue.keys.tolist()]), floor)
+    prior = merchant.prior(public)
     noise = SeededNoise(config.seed, merchant.name, "reference", number)
     before = of_part(trained, part)
     local = {**trained}

@@ -20,15 +20,17 @@ from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
 from fedrec.secure import Roster
 from server.delivery import ranks
+from server.evaluation import RATINGS
 from server.evaluators import evaluator_of
 from server.progress import notify
+from server.rating_evaluation import RatingEvaluator, with_expected
 from server.results import row, write_results
 from server.run_folder import DELIVERED, RunFolder
 from server.start import first_state, load_encoder_for
 from simulations.at_merchants import at_merchants
 from simulations.checks import check_run, checked, not_advised
 from simulations.engines import ENGINES, check_device
-from simulations.reference import Pooled, plain_counts, reference_rounds
+from simulations.reference import Pooled, plain_counts, plain_ratings, reference_rounds
 
 __all__ = ["finish", "resume", "simulate"]
 
@@ -159,7 +161,12 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
 
     counts = plain_counts(merchants, keys)
     public = {**state.public, "prior.keys": keys, "prior.counts": counts, "prior.floor": np.ones(1, dtype=np.float32)}
-    rows = [row("popularity, not private", False, evaluator.popularity(counts))]
+    if isinstance(evaluator, RatingEvaluator):
+        public[RATINGS] = plain_ratings(merchants, keys, config.rating_min, config.rating_max)[len(keys) :]
+        public = with_expected(public, encoder, central, 0.0)
+        rows = [row("user and item, not private", False, evaluator.of_user_and_item(public[RATINGS]))]
+    else:
+        rows = [row("popularity, not private", False, evaluator.popularity(counts))]
     cached = folder.path / "reference.json"
     if cached.exists():
         return [*rows, *json.loads(cached.read_text(encoding="utf-8"))]

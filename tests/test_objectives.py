@@ -28,7 +28,7 @@ BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
 
 def histories_of(seed: int = 0, users: int = 9, items: int = ITEMS, searches: bool = False) -> Histories:
-    """Users who buy, and are shown things at the times of their baskets and between, some of them again.
+    """Users who buy, and are shown things and rate others at the times of their baskets and between.
 
     Args:
         searches: some of what was bought is a search instead.
@@ -44,7 +44,10 @@ def histories_of(seed: int = 0, users: int = 9, items: int = ITEMS, searches: bo
     before = [np.sort(rng.integers(0, last[user] + 2, count)) for user, count in enumerate(counts)]
     answer = rng.random(counts.sum()) < 0.4
     shown = Shown(np.append(0, np.cumsum(counts)), rng.integers(0, items, counts.sum()), np.concatenate(before), answer)
-    return replace(histories, shown=shown)
+    # Drawn last, so that what came before is what it was; nobody rates an item twice.
+    rated = [rng.choice(items, count, replace=False) for count in counts]
+    said = Shown(shown.offsets, np.concatenate(rated), shown.before, rng.integers(0, 7, counts.sum()).astype(float))
+    return replace(histories, shown=shown, rated=said)
 
 
 def records_of(objective: Objective, seed: int = 0, searches: bool = False) -> Examples:
@@ -257,13 +260,14 @@ def test_a_chunk_in_which_nobody_was_shown_anything_changes_nothing(
     assert whole[-1] == 0
 
 
-def test_a_merchants_other_users_change_no_users_record() -> None:
+@pytest.mark.parametrize("objective", [one for one in OBJECTIVES.values() if one.terms], ids=lambda one: one.name)
+def test_a_merchants_other_users_change_no_users_record(objective: Objective) -> None:
     asked = Asked(6, 3, 0.3, "user", 4, merge=False)
-    histories = histories_of(3, users=12)
-    everyone = response_records(histories, asked)
+    histories, prior = histories_of(3, users=12), np.random.default_rng(0).uniform(-1, 1, ITEMS)
+    everyone = objective.records(histories, asked, prior)
     for user in range(len(histories)):
         only = np.array([user])
-        alone, beside = response_records(histories.take(only), asked).padded(), everyone.take(only).padded()
+        alone, beside = objective.records(histories.take(only), asked, prior).padded(), everyone.take(only).padded()
         for name in ("items", "weights", "target", "target_weight", "answer"):
             np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
         assert len(alone.target) <= 4

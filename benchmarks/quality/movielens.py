@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedrec.data.kinds import RATING
 from fedrec.data.schema import Columns as C
 from fedrec.errors import InputError
 
@@ -41,7 +42,7 @@ def movielens_tables(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     ratings, films, users = (_table(source, part) for part in PARTS)
     where = str(source)
-    _require(ratings, ("user_id", "item_id", "timestamp"), f"{where}: ml-100k.inter")
+    _require(ratings, ("user_id", "item_id", "rating", "timestamp"), f"{where}: ml-100k.inter")
     _require(films, ("item_id", "movie_title", "release_year", "class"), f"{where}: ml-100k.item")
     _require(users, ("user_id", "occupation"), f"{where}: ml-100k.user")
     # A text that was told as one of several tokens keeps its spaces; a film without a year has its title alone.
@@ -62,6 +63,8 @@ def movielens_tables(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             C.USER: "u" + ratings["user_id"],
             C.ITEM: "m" + ratings["item_id"],
             C.TIME: pd.to_datetime(ratings["timestamp"].astype("int64"), unit="s"),
+            C.EVENT: RATING,
+            C.VALUE: ratings["rating"],
         }
     )
     return items, events

@@ -33,6 +33,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Read and validate everything in a folder; a fault, and what is left out, is named by file or query, column and row."""
+    from fedrec.cli.data_ratings import rating_facts, told
     from fedrec.config import RunConfig
     from fedrec.data import load_central
     from fedrec.data.kinds import PURCHASE
@@ -66,6 +67,9 @@ def check(
     shown = {name: facts for name, data in merchants.items() if (facts := _impressions([data.histories]))}
     if central is not None and (facts := _impressions([group.histories for group in central.groups])):
         shown["central/"] = facts
+    rated = {name: facts for name, data in merchants.items() if (facts := rating_facts([data.histories]))}
+    if central is not None and (facts := rating_facts([group.histories for group in central.groups])):
+        rated["central/"] = facts
     if json:
         reasons = [{"of": name, **asdict(one)} for name, found in left_out.items() for one in found]
         print_json(
@@ -73,7 +77,7 @@ def check(
                 "path": str(path), "ok": True, "merchants": rows, "kinds": {name: dict(one) for name, one in kinds.items()},
                 "no_targets": {name: dict(data.no_targets) for name, data in merchants.items() if data.no_targets},
                 "searches": {name: asdict(data.searches) for name, data in merchants.items() if data.searches.events},
-                "impressions": shown, "left_out": reasons, "notes": notes,
+                "impressions": shown, "ratings": rated, "left_out": reasons, "notes": notes,
             }
         )  # fmt: skip
         return
@@ -96,6 +100,8 @@ def check(
         figures = f"{name}: {facts['impressions']:,} impressions, {facts['share']:.2%} with a response"
         more = f"{facts['used']:,} after a first basket; {facts['users_without']:,} users were shown nothing"
         out.print(f"{figures}, {more}", soft_wrap=True)
+    for name, facts in rated.items():
+        out.print(f"{name}: {told(facts)}", soft_wrap=True)
     _print_left_out(left_out)
     for note in notes:
         out.print(note, style="yellow", soft_wrap=True)
@@ -114,6 +120,7 @@ def split(
     json: Json = False,
 ) -> None:
     """Turn `events` + `items` into merchants and held-out central users."""
+    from fedrec.cli.data_ratings import ratings_in, told
     from fedrec.config import RunConfig
     from fedrec.data.split import split_source
 
@@ -122,10 +129,13 @@ def split(
     summary = split_source(source, target, holdout, policy, strict=strict, tell=left_out.append)
     if json:
         reasons = [{"of": "source", **asdict(one)} for one in left_out]
-        print_json({"path": str(target), "merchants": summary.to_dict(orient="records"), "left_out": reasons})
+        found = {"path": str(target), "merchants": summary.to_dict(orient="records"), "left_out": reasons}
+        print_json({**found, "ratings": ratings_in(target)})
         return
     out.print(table(f"{target}", list(summary.columns), summary.to_numpy().tolist()))
     _print_left_out({str(source): left_out})
+    if facts := ratings_in(target):
+        out.print(told(facts), soft_wrap=True)
     default = RunConfig()
     asked = [("epsilon", epsilon, default.epsilon), ("delta", delta, default.delta), ("trust", trust.value, default.trust)]
     run = f"fedrec simulate {target}" + "".join(f" --set {name}={value}" for name, value, usual in asked if value != usual)

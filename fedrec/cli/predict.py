@@ -1,4 +1,4 @@
-"""`fedrec predict`: how likely a user responds to items that are shown."""
+"""`fedrec predict`: how likely a user responds to items that are shown, or how it would rate them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ def predict(
     history: Annotated[str, typer.Option("--history", help="Item ids, most recent last, separated by commas.")],
     items: Annotated[str, typer.Option("--items", help="Item ids that are shown, separated by commas.")],
     merchant: Annotated[str | None, typer.Option("--merchant", help="Who shows them.")] = None,
+    ratings: Annotated[
+        str | None,
+        typer.Option("--ratings", help="How the user rated the history, separated by commas; objective = 'rating' alone."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Predict the probability of a response to each item, from a run with objective = 'response'."""
+    """Predict the probability of a response to each item, or its rating, from a run with that objective."""
     quiet_models()
     from fedrec.recommender import Recommender
 
@@ -30,10 +34,23 @@ def predict(
     if not isinstance(recommender, Recommender):
         raise InputError("is a merchant's folder", where=str(path), expected="a run folder: merchants rank")
     shown = comma_separated(items)
-    found = recommender.predict(comma_separated(history), shown, merchant).tolist()
+    said = None if ratings is None else _numbers(comma_separated(ratings))
+    found = recommender.predict(comma_separated(history), shown, merchant, said).tolist()
+    what = "probability" if recommender.settings["objective"] == "response" else "rating"
     if json:
-        print_json({"predictions": [{"item_id": item, "probability": one} for item, one in zip(shown, found, strict=True)]})
+        print_json({"predictions": [{"item_id": item, what: one} for item, one in zip(shown, found, strict=True)]})
         return
     texts = dict(zip(recommender.catalogue.item_ids, recommender.catalogue.texts, strict=True))
-    rows = [[visible(item), visible(texts[item]), f"{one:.5f}"] for item, one in zip(shown, found, strict=True)]
-    out.print(table("Probability of a response", ["item", "text", "probability"], rows))
+    rows = [
+        [visible(item), visible(texts[item]), f"{one:.5f}" if what == "probability" else f"{one:.3f}"]
+        for item, one in zip(shown, found, strict=True)
+    ]
+    title = "Probability of a response" if what == "probability" else "Predicted rating"
+    out.print(table(title, ["item", "text", what], rows))
+
+
+def _numbers(texts: list[str]) -> list[float]:
+    try:
+        return [float(one) for one in texts]
+    except ValueError as error:
+        raise InputError(str(error), where="--ratings", expected="numbers, separated by commas") from None

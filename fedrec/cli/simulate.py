@@ -108,6 +108,8 @@ def demo(
     overrides = {"objective": objective.value} if objective else {}
     overrides |= parse_overrides(settings or [])
     resolved = _settings_of_demo(config, {**overrides, "trust": trust.value} if trust else overrides)
+    if resolved.objective not in ("next-item", "response"):
+        raise InputError("the demo has no ratings", where="objective", expected="next-item or response", hint="fedrec simulate")
     if resolved.objective == "response" and by is not By.manufacturer:
         raise InputError(f"found {by.value}", where="--by", expected=f"{By.manufacturer.value}, with the objective response")
     _run(

@@ -59,7 +59,8 @@ def metrics_table(results: dict[str, Any], k: int) -> RenderableType:
     rows = [[row["name"], "yes" if row["private"] else "NO", *(cell(row, name) for name in names)] for row in results["rows"]]
     users = int(results["rows"][0]["users"])
     first = results["rows"][0]
-    what = f"{int(first['impressions']):,} impressions" if "impressions" in first else "full catalogue"
+    labels = [name for name in ("impressions", "ratings") if name in first]
+    what = f"{int(first[labels[0]]):,} {labels[0]}" if labels else "full catalogue"
     title = f"Central evaluation: {users:,} held-out users, {what}, 95% intervals"
     return table(title, ["", "private", *(name.upper().replace("_", " ") for name in names)], rows, lines=True)
 
@@ -251,7 +252,8 @@ class _Watcher:
     def _round_done(self, **line: Any) -> None:
         if self.rounds is not None:
             self.progress.update(self.rounds, completed=line["round"])
-        first = next(name for name in line["central"] if name == "auc" or (name.startswith("ndcg@") and "_" not in name))
+        whole = ("auc", "rmse")
+        first = next(name for name in line["central"] if name in whole or (name.startswith("ndcg@") and "_" not in name))
         central, spent = line["central"], [entry["epsilon"] for entry in line["privacy"].values()]
         text = f"round {line['round']:>3} {line['part']:<9} {first.upper()} {central[first]:.4f}"
         text += f" [{central[first + '_low']:.4f}, {central[first + '_high']:.4f}]  {len(line['took_part'])} merchants"

@@ -20,6 +20,7 @@ from fedrec.data.details import ItemDetails
 from fedrec.data.feedback import with_feedback
 from fedrec.data.histories import Histories, distinct_queries
 from fedrec.data.kinds import asks, count_kinds, counts_as_target
+from fedrec.data.rated import check_rated
 from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
 from fedrec.data.shown import check_shown
@@ -169,9 +170,10 @@ def load_merchant(folder: Path, source: DataSource | None = None, *, strict: boo
             expected="something to predict", hint="target_events in [data] says which kinds are targets",
         )  # fmt: skip
     shown, no_answers = check_shown(events, items, strict=strict)
-    histories = Histories.from_table(checked, catalogue, target, shown=shown)
+    rated, no_numbers = check_rated(events, items, strict=strict)
+    histories = Histories.from_table(checked, catalogue, target, shown=shown, rated=rated)
     return MerchantData(
-        catalogue, histories, items.left_out + left_out + no_answers, ItemDetails.from_table(sold),
+        catalogue, histories, items.left_out + left_out + no_answers + no_numbers, ItemDetails.from_table(sold),
         count_kinds(events.frame), count_kinds(checked[~target]), Searches.of(checked, histories),
     )  # fmt: skip
 
@@ -198,10 +200,11 @@ def load_central(federation: Path, *, strict: bool = False) -> CentralData:
     catalogue, read = Catalogue.from_table(sold), read_table(events_path)
     events, left_out = check_events(read, items, merchants=own_catalogues, strict=strict)
     shown, no_answers = check_shown(read, items, merchants=own_catalogues, strict=strict)
-    groups = tuple(_central_groups(items.frame, events, shown, catalogue, own_catalogues))
+    rated, no_numbers = check_rated(read, items, merchants=own_catalogues, strict=strict)
+    groups = tuple(_central_groups(items.frame, events, (shown, rated), catalogue, own_catalogues))
     return CentralData(
-        catalogue, groups, items.left_out + left_out + no_answers, ItemDetails.from_table(sold), count_kinds(read.frame),
-        distinct_queries(events),
+        catalogue, groups, items.left_out + left_out + no_answers + no_numbers, ItemDetails.from_table(sold),
+        count_kinds(read.frame), distinct_queries(events),
     )  # fmt: skip
 
 
@@ -228,16 +231,18 @@ def group_by_merchant(federation: Path, central: CentralData) -> tuple[CentralGr
 
 
 def _central_groups(
-    items: pd.DataFrame, events: pd.DataFrame, shown: pd.DataFrame | None, catalogue: Catalogue, own_catalogues: bool
-) -> Iterator[CentralGroup]:
+    items: pd.DataFrame, events: pd.DataFrame, labels: tuple[pd.DataFrame | None, pd.DataFrame | None], catalogue: Catalogue,
+    own_catalogues: bool,
+) -> Iterator[CentralGroup]:  # fmt: skip
+    """`labels`: impressions and ratings, as `check_shown` and `check_rated` find them."""
     queries = distinct_queries(events)
     if not own_catalogues:
-        histories = Histories.from_table(events, catalogue, queries=queries, shown=shown)
+        histories = Histories.from_table(events, catalogue, None, queries, *labels)
         yield CentralGroup(SHARED, pd.RangeIndex(len(catalogue)), histories)
         return
     for name, rows in events.groupby(C.MERCHANT):
         own = items.loc[items[C.MERCHANT] == name, C.ITEM]
         positions = pd.Index(sorted(catalogue.index.get_indexer(own)))
-        impressions = None if shown is None else shown[shown[C.MERCHANT] == name]
-        histories = Histories.from_table(rows, catalogue, queries=queries, shown=impressions)
+        here = [None if one is None else one[one[C.MERCHANT] == name] for one in labels]
+        histories = Histories.from_table(rows, catalogue, None, queries, *here)
         yield CentralGroup(str(name), positions, histories)

@@ -44,6 +44,7 @@ class Histories:
         times: (events,) datetime64 of each, for people to read; None where that is not kept.
         queries: the distinct texts that users searched for, all of them even where only some of the users are here.
         shown: what the users were shown, and how they responded; None where nothing is known of it.
+        rated: how they rated items, the latest rating of each; None where they did not.
     """
 
     user_ids: tuple[str, ...]
@@ -54,6 +55,7 @@ class Histories:
     times: np.ndarray | None = None
     queries: tuple[str, ...] = field(default=(), repr=False)
     shown: Shown | None = None
+    rated: Shown | None = None
 
     @classmethod
     def from_table(
@@ -63,6 +65,7 @@ class Histories:
         target: pd.Series | None = None,
         queries: Sequence[str] | None = None,
         shown: pd.DataFrame | None = None,
+        rated: pd.DataFrame | None = None,
     ) -> Histories:
         """Build from checked events: one entry for each (user, timestamp, item), a target where any of its events is.
 
@@ -70,6 +73,7 @@ class Histories:
             target: whether each event is a target; by default all but searches for words.
             queries: the texts to number searches by, where others' histories have the same; by default these events' own.
             shown: impressions, as `check_shown` finds them.
+            rated: ratings, as `check_rated` finds them.
         """
         searches = asks(events).to_numpy()
         items = catalogue.index.get_indexer(events[C.ITEM])
@@ -95,6 +99,9 @@ class Histories:
         user_of_event = np.cumsum(new_user) - 1
         user_ids, offsets = tuple(frame["user"].iloc[starts]), np.append(starts, len(frame)).astype(np.int64)
         baskets, times = (basket - basket[starts][user_of_event]).astype(np.int64), frame["time"].to_numpy()
+        beside = [
+            None if one is None else Shown.beside(one, user_ids, offsets, baskets, times, catalogue) for one in (shown, rated)
+        ]
         return cls(
             user_ids,
             offsets,
@@ -103,7 +110,8 @@ class Histories:
             target=~frame["other"].to_numpy() if frame["other"].any() else None,
             times=times,
             queries=tuple(queries or ()),
-            shown=None if shown is None else Shown.beside(shown, user_ids, offsets, baskets, times, catalogue),
+            shown=beside[0],
+            rated=beside[1],
         )
 
     def __len__(self) -> int:
@@ -117,13 +125,13 @@ class Histories:
         target = None if self.target is None else self.target[rows]
         times = None if self.times is None else self.times[rows]
         names = tuple(self.user_ids[user] for user in users)
-        shown = None if self.shown is None else self.shown.take(users)
-        return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times, self.queries, shown)
+        shown, rated = (None if one is None else one.take(users) for one in (self.shown, self.rated))
+        return Histories(names, offsets, self.items[rows], self.baskets[rows], target, times, self.queries, shown, rated)
 
     def renumbered(self, places: np.ndarray, size: int) -> Histories:
         """The same users in a catalogue of another order; what it does not have is left out, searches stay.
 
-        What users were shown is not taken along.
+        What users were shown, and how they rated, is not taken along.
 
         Args:
             places: (items,) where each item is there, -1 for nowhere.

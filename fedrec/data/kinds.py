@@ -14,7 +14,7 @@ import pandas as pd
 from fedrec.data.schema import Columns as C
 
 __all__ = [
-    "ANSWERS", "IMPRESSION", "MISSING", "NO_HISTORY", "PURCHASE", "RETURN", "SEARCH", "asks", "count_kinds",
+    "ANSWERS", "IMPRESSION", "MISSING", "NO_HISTORY", "PURCHASE", "RATING", "RETURN", "SEARCH", "asks", "count_kinds",
     "counts_as_history", "counts_as_target", "kinds_of",
 ]  # fmt: skip
 
@@ -24,6 +24,8 @@ PURCHASE, RETURN, SEARCH = "purchase", "return", "search"
 """What an event without a kind is, what never is history, and the only kind whose `query` is read."""
 IMPRESSION, ANSWERS = "impression", ("click", PURCHASE)
 """What a user was shown, and what answers it where the impression itself does not say."""
+RATING = "rating"
+"""What has a number as its `value`: how much a user liked the item. It is history too."""
 NO_HISTORY = frozenset({IMPRESSION, "view", "click", RETURN, SEARCH})
 """Kinds that are no history unless a merchant says so; any other one is."""
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from fedrec.data.kinds import MISSING, SEARCH, asks, counts_as_history, kinds_of
@@ -14,10 +15,11 @@ from fedrec.data.tables import Table
 from fedrec.errors import InputError
 from fedrec.text import MERCHANT_NAME
 
-__all__ = ["Items", "LeftOut", "check_events", "check_items", "check_rows", "have_come_back"]
+__all__ = ["NO_NUMBER", "Items", "LeftOut", "check_events", "check_items", "check_rows", "have_come_back"]
 
 NUMBER = r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*"
 NEGATIVE = "\\s*[-\u2212][\\d.,]*[1-9]"
+NO_NUMBER = "value is no finite number"
 KINDS_NAMED = 10
 """Kinds of events that are left out under their own name; a column that holds anything else has too many."""
 
@@ -27,7 +29,7 @@ class LeftOut:
     """Rows of a table that were left out for one reason; the merchant's own business, and never sent.
 
     Attributes:
-        table: `items`, `events` or `impressions`.
+        table: `items`, `events`, `impressions` or `ratings`.
         reason: why, in words that hold nothing of a row but the kind of its event.
         rows: how many.
         first: the place of the first of them.
@@ -133,13 +135,14 @@ def check_events(
 
 
 def check_rows(
-    table: Table, items: Items, what: str, *, merchants: bool, strict: bool, answers: bool = False
+    table: Table, items: Items, what: str, *, merchants: bool, strict: bool, answers: bool = False, numbers: bool = False
 ) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     """Events of any kind that say who, what and when, under their numbers in the table; there may be none.
 
     Args:
         what: what they are called where some are left out.
         answers: a `value` that is there has to be 0 or 1.
+        numbers: there has to be a `value`, and it has to be a finite number.
 
     Raises:
         InputError: `strict`, and one cannot be used.
@@ -150,6 +153,12 @@ def check_rows(
         values = rows.frame[C.VALUE].fillna("").str.strip()
         bad = ~values.isin(("", *MISSING)) & ~pd.to_numeric(values, errors="coerce").isin((0, 1))
         rows.leave_out(bad, C.VALUE, "value is neither 0 nor 1", lambda row: f"{values[row]!r} is no answer", expected="0 or 1")
+    if numbers:
+        values = rows.frame[C.VALUE].fillna("").str.strip()
+        bad = ~pd.Series(np.isfinite(pd.to_numeric(values, errors="coerce").to_numpy(float)), index=values.index)
+        rows.leave_out(
+            bad, C.VALUE, NO_NUMBER, lambda row: f"{values[row]!r} is no finite number", expected="a rating such as 4.5"
+        )
     return rows.frame, rows.left_out
 
 

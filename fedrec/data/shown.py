@@ -19,22 +19,23 @@ from fedrec.data.rows import Items, LeftOut, check_rows, have_come_back
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table
 
-__all__ = ["WITHIN", "Shown", "as_events", "check_shown"]
+__all__ = ["ANSWER", "WITHIN", "Shown", "as_events", "check_shown"]
 
 WITHIN = pd.Timedelta(days=7)
 """How long after an impression a click or a purchase still answers it."""
 ANSWER = "answer"
+"""The column of what users said, in a table of impressions or of ratings."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Users' impressions in time order, in compressed rows beside their histories.
+    """Users' impressions, or ratings, in time order, in compressed rows beside their histories.
 
     Attributes:
         offsets: (users + 1,) user `u` was shown `offsets[u]:offsets[u + 1]`.
         items: (impressions,) index of the item in the catalogue.
         before: (impressions,) how many of the user's baskets came before it, at an earlier time.
-        answer: (impressions,) bool, whether the user responded.
+        answer: (impressions,) whether the user responded, bool; or how it rated the item, float64 as in the table.
     """
 
     offsets: np.ndarray
@@ -47,7 +48,7 @@ class Shown:
         cls, shown: pd.DataFrame, user_ids: tuple[str, ...], offsets: np.ndarray, baskets: np.ndarray, times: np.ndarray,
         catalogue: Catalogue,
     ) -> Shown:  # fmt: skip
-        """What `check_shown` has found, for the users of histories; others, who have none, are left out.
+        """What `check_shown` or `check_rated` has found, for the users of histories; others, who have none, are left out.
 
         Args:
             offsets, baskets, times: of the histories' events.
@@ -64,7 +65,7 @@ class Shown:
         before = np.where(at > offsets[user], baskets[at - 1] + 1, 0)
         ends = np.searchsorted(user[order], np.arange(len(user_ids) + 1))
         items = catalogue.index.get_indexer(shown[C.ITEM])
-        return cls(ends, items[order], before[order], shown[ANSWER].to_numpy(bool)[order])
+        return cls(ends, items[order], before[order], shown[ANSWER].to_numpy()[order])
 
     def __len__(self) -> int:
         return len(self.items)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fedrec.config import write_atomically
 from fedrec.data.catalogue import ambiguous_id
+from fedrec.data.rated import check_rated
 from fedrec.data.rows import LeftOut, check_events, check_items
 from fedrec.data.schema import Columns as C
 from fedrec.data.shown import as_events, check_shown
@@ -68,7 +69,8 @@ def split_source(
     read = read_table(events_path)
     events, left_out = check_events(read, items, merchants=True, strict=strict)
     shown, no_answers = check_shown(read, items, merchants=True, strict=strict)
-    for one in items.left_out + left_out + no_answers:
+    _, no_numbers = check_rated(read, items, merchants=True, strict=strict)  # they are among the events, with their values
+    for one in items.left_out + left_out + no_answers + no_numbers:
         tell(one)
     return write_federation(items.frame, with_shown(events, shown), out, holdout, policy)
 

@@ -4,6 +4,7 @@ from fedrec.evaluation.breadth import coverage, lists_of, novelty, popular_share
 from fedrec.evaluation.likelihood import FEWEST, fit_scoring, mean_loss
 from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metric_names, metrics_from_ranks, pessimistic_ranks
 from fedrec.evaluation.protocol import EvaluationSet, Group, calibrate, evaluate, evaluate_popularity, summarise
+from fedrec.evaluation.ratings import Rated, fit_ratings, gain_in_ratings, rating_metrics, summarise_ratings
 from fedrec.evaluation.repeats import (
     best_decay,
     evaluate_repeats,
@@ -30,6 +31,7 @@ __all__ = [
     "Group",
     "Judged",
     "PerUser",
+    "Rated",
     "best_decay",
     "bootstrap_interval",
     "calibrate",
@@ -38,8 +40,10 @@ __all__ = [
     "evaluate_popularity",
     "evaluate_repeats",
     "fit_logistic",
+    "fit_ratings",
     "fit_scoring",
     "gain_in",
+    "gain_in_ratings",
     "global_frequency",
     "lists_of",
     "log_losses",
@@ -51,8 +55,10 @@ __all__ = [
     "personal_frequency",
     "pessimistic_ranks",
     "popular_share",
+    "rating_metrics",
     "reliability",
     "summarise",
+    "summarise_ratings",
     "summarise_repeats",
     "summarise_responses",
 ]

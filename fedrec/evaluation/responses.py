@@ -15,8 +15,8 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 __all__ = [
-    "RESPONSE_METRICS", "Judged", "average_precision", "calibration_error", "fit_logistic", "gain_in", "log_losses",
-    "reliability", "summarise_responses",
+    "RESPONSE_METRICS", "Judged", "average_precision", "calibration_error", "fit_logistic", "gain_in", "interval",
+    "log_losses", "reliability", "summarise_responses",
 ]  # fmt: skip
 
 RESPONSE_METRICS = ("auc", "log_loss", "gauc", "average_precision", "ece", "calibration_slope")
@@ -69,7 +69,7 @@ def summarise_responses(judged: Judged) -> dict[str, float]:
     out = {"users": float(users), "impressions": float(len(judged.user)), "responses": float(judged.answer.sum())}
     out["base_rate"] = float(np.average(judged.answer, weights=judged.weight))
     for name, found in _with_influences(judged).items():
-        value, low, high = _interval(*found)
+        value, low, high = interval(*found)
         out |= {name: value, f"{name}_low": low, f"{name}_high": high}
     out["ece"] = calibration_error(judged)
     if 0 < judged.answer.sum() < len(judged.answer):
@@ -86,7 +86,7 @@ def gain_in(name: str, before: Judged, after: Judged) -> dict[str, float]:
         KeyError: the metric is not defined here.
     """
     first, second = _with_influences(before)[name], _with_influences(after)[name]
-    mean, low, high = _interval(second[0] - first[0], second[1] - first[1])
+    mean, low, high = interval(second[0] - first[0], second[1] - first[1])
     return {"mean": mean, "low": low, "high": high}
 
 
@@ -133,7 +133,8 @@ def fit_logistic(
     return found
 
 
-def _interval(value: float, influence: np.ndarray) -> tuple[float, float, float]:
+def interval(value: float, influence: np.ndarray) -> tuple[float, float, float]:
+    """A value with its 95% interval, from what each user adds to its error, (users,)."""
     users = len(influence)
     error = QUANTILE * float(np.sqrt(users / max(users - 1, 1) * np.square(influence).sum()))
     return value, value - error, value + error

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # importing an encoder takes seconds
 
 __all__ = [
     "COUNT",
+    "EXPECTED",
     "TEXT",
     "catalogue_of",
     "check_held",
@@ -37,7 +38,7 @@ __all__ = [
     "table_of_run",
 ]
 
-COUNT, TEXT = "popularity", "text"
+COUNT, EXPECTED, TEXT = "popularity", "expected_rating", "text"
 ARRAYS, SETTINGS, TABLE = "fedrec.safetensors", "fedrec.json", "catalogue.parquet"
 
 
@@ -53,15 +54,19 @@ def settings_of_run(config: RunConfig, encoder: TextEncoder, public: Arrays, sco
         "history": config.history,
         "objective": config.objective,
         "negative_share": config.negative_share,
+        "rating_min": config.rating_min,
+        "rating_max": config.rating_max,
         "scoring": scoring,
         "floor": float(public["prior.floor"][0]),
     }
 
 
 def table_of_run(central: CentralData, public: Arrays) -> pd.DataFrame:
-    """The public catalogue: ids, texts, brand, category and price where they are known, popularity, and which merchant sells what
-    where they have catalogues of their own."""
+    """The public catalogue: ids, texts, brand, category and price where they are known, popularity, the expected rating (-1 to 1)
+    where there are ratings, and which merchant sells what where they have catalogues of their own."""
     frame = pd.DataFrame({Columns.ITEM: central.catalogue.item_ids, TEXT: central.catalogue.texts, COUNT: public["prior.counts"]})
+    if "prior.ratings" in public:
+        frame[EXPECTED] = public["prior.ratings"]
     frame = frame.assign(**central.details.columns())
     for group in central.groups:
         if len(central.groups) > 1:

@@ -32,8 +32,9 @@ class NextItem:
     name: str = "next-item"
     negatives: bool = True
     terms: bool = False
+    rates: bool = False
 
-    def records(self, histories: Histories, asked: Asked) -> Examples | Records:
+    def records(self, histories: Histories, asked: Asked, prior: np.ndarray | None = None) -> Examples | Records:
         """See `Objective` and `build_records`."""
         return build_records(
             histories, history=asked.history, positions=asked.positions, decay=asked.decay, unit=asked.unit, merge=asked.merge

@@ -23,6 +23,7 @@ class Asked:
 
     Attributes:
         merge: whether an item that is pooled twice is there once.
+        rating_min, rating_max: the public range of ratings.
     """
 
     history: int
@@ -31,6 +32,8 @@ class Asked:
     unit: Unit
     impressions: int
     merge: bool
+    rating_min: float = 1.0
+    rating_max: float = 5.0
 
 
 class Objective(Protocol):
@@ -45,6 +48,7 @@ class Objective(Protocol):
         name: as in `objective` of a run's settings.
         negatives: whether the encoder's loss needs items that the record does not name.
         terms: whether the score has linear terms of its own (`fedrec.model.towers.linear_terms`), trained with the heads.
+        rates: whether it is about ratings, so that what is expected of an item is no popularity but a rating.
     """
 
     @property
@@ -56,8 +60,15 @@ class Objective(Protocol):
     @property
     def terms(self) -> bool: ...
 
-    def records(self, histories: Histories, asked: Asked) -> Examples | Records:
-        """What is asked of each user, which pairs of user and item that needs; a user's record depends on that user alone."""
+    @property
+    def rates(self) -> bool: ...
+
+    def records(self, histories: Histories, asked: Asked, prior: np.ndarray | None = None) -> Examples | Records:
+        """What is asked of each user, which pairs of user and item that needs; a user's record depends on that user alone.
+
+        Args:
+            prior: (items,) what was released of each item, as the trainers have it.
+        """
         ...
 
     def losses(self, scores: Tensor, chunk: Examples) -> Tensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         clipped_sum,
         noisy,
         noisy_histogram,
+        rated_votes,
         votes,
     )
     from fedrec.privacy.noise import NoiseSource, SeededNoise, SystemNoise
@@ -53,6 +54,7 @@ __all__ = [
     "noisy_histogram",
     "over_budget",
     "plan_noise",
+    "rated_votes",
     "votes",
 ]
 
@@ -63,7 +65,7 @@ _PLACES = {
     "events": "SampledGaussian",
     "ledger": "Ledger LedgerError Release",
     "ledger_head": "HEAD_SUFFIX head_file head_folder",
-    "mechanism": "Gradients PerRecord UserDPOptimizer clipped_sum noisy noisy_histogram votes",
+    "mechanism": "Gradients PerRecord UserDPOptimizer clipped_sum noisy noisy_histogram rated_votes votes",
     "noise": "NoiseSource SeededNoise SystemNoise",
     "noise_plan": "NoisePlan plan_noise",
     "policy": "Policy",

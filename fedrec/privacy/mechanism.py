@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedrec.privacy.discrete import discrete_gaussian, noise_share
 from fedrec.privacy.noise import NoiseSource
 
-__all__ = ["Gradients", "PerRecord", "UserDPOptimizer", "clipped_sum", "noisy", "noisy_histogram", "votes"]
+__all__ = ["Gradients", "PerRecord", "UserDPOptimizer", "clipped_sum", "noisy", "noisy_histogram", "rated_votes", "votes"]
 
 ROUNDING = 2.0**-10
 """How much more than the clipping norm `noisy` allows a user to move a sum by, as a share of it: the rounding of gradients
@@ -163,6 +163,27 @@ def votes(users: np.ndarray, items: np.ndarray, size: int) -> np.ndarray:
     pairs = np.unique(np.stack([users, items]), axis=1) if len(users) else np.zeros((2, 0), dtype=np.int64)
     distinct = np.bincount(pairs[0], minlength=1)
     return np.bincount(pairs[1], weights=1 / np.sqrt(distinct[pairs[0]]), minlength=size)
+
+
+def rated_votes(users: np.ndarray, items: np.ndarray, ratings: np.ndarray, size: int) -> np.ndarray:
+    """How many users rated each item and the sum of what they said, each user's part scaled to L2 norm 1; without noise.
+
+    A user who rated `n` distinct items with `y` adds 1/s to the count of each and y/s to its sum, `s` the root of the sum of
+    `1 + y^2`, so adding or removing a user moves the vector by exactly 1 in L2.
+
+    Args:
+        users: (ratings,) user numbers.
+        items: (ratings,) item positions below `size`; of several of a user's the mean counts.
+        ratings: (ratings,) within -1 and 1.
+
+    Returns:
+        (2 * size,) float64, counts and then sums.
+    """
+    pairs, place = np.unique(users * size + items, return_inverse=True)
+    user, item = pairs // max(size, 1), pairs % max(size, 1)
+    rating = np.bincount(place, ratings, len(pairs)) / np.maximum(np.bincount(place, minlength=len(pairs)), 1)
+    scale = 1 / np.sqrt(np.bincount(user, 1 + np.square(rating), 1))[user]
+    return np.concatenate([np.bincount(item, one, size) for one in (scale, scale * rating)])
 
 
 def noisy_histogram(users: np.ndarray, items: np.ndarray, size: int, noise_multiplier: float, noise: NoiseSource) -> np.ndarray:

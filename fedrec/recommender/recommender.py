@@ -19,12 +19,13 @@ from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE
 from fedrec.model.adapter import TERMS, Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
-from fedrec.model.saved import COUNT, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
+from fedrec.model.saved import COUNT, EXPECTED, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
 from fedrec.recommender.asking import Asking, listed
 from fedrec.recommender.index import ItemIndex
 from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.of_run import RunRanker
+from fedrec.recommender.ratings import ratings as predicted_ratings
 from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending, exported
 from fedrec.recommender.responses import responses
@@ -161,19 +162,28 @@ class Recommender(Recommending):
         users = self._users(shelf.history, asked, len(histories), self.settings["history"])
         return shelf.best(users, 1.0, asked, k)
 
-    def predict(self, history: Sequence[str], items: Sequence[str], merchant: str | None = None) -> np.ndarray:
-        """The probability that a user responds to each item when it is shown, (items,), from a run with `objective = "response"`.
+    def predict(
+        self, history: Sequence[str], items: Sequence[str], merchant: str | None = None, ratings: Sequence[float] | None = None
+    ) -> np.ndarray:
+        """What a run was trained to predict of each item, (items,).
+
+        With `objective = "response"` the probability that a user responds when it is shown, with `"rating"` how it would rate it.
 
         Args:
             history: item ids, most recent last; each counts as a basket of its own.
             items: item ids, in any order.
             merchant: who shows them, where merchants have catalogues of their own.
+            ratings: how the user rated each item of the history, where that is known; with `"rating"` alone.
 
         Raises:
             InputError: the run ranks, an item or merchant is unknown, or there is no history or no item.
         """
         if self.settings.get("objective", RANKS) == RANKS:
-            raise InputError("the run was trained to rank", expected="a run with objective = 'response'", hint="recommend")
+            expected = "a run with objective = 'response' or 'rating'"
+            raise InputError("the run was trained to rank", expected=expected, hint="recommend")
+        rates = EXPECTED in self.table
+        if ratings is not None and not rates:
+            raise InputError("the run was trained on responses, and not on ratings", where="ratings")
         if not len(history) or not len(items):
             raise InputError("there is no history, or no item", expected="at least one of each")
         if merchant is None and any(name.startswith(f"{Columns.MERCHANT}:") for name in self.table.columns):
@@ -184,6 +194,10 @@ class Recommender(Recommending):
         if not np.isin(shown, positions).all():
             raise InputError(f"an item is not one of merchant {merchant}'s", where="items")
         prior = np.full(len(self.catalogue), np.nan)
+        if rates:
+            prior[positions] = self.table[EXPECTED].to_numpy()[positions]
+            parts = (prior, self._text(), self._own_tables(), self.arrays[TERMS], self.settings)
+            return predicted_ratings(held, ratings, shown, *parts)
         prior[positions] = log_prior(self.table[COUNT].to_numpy()[positions], self.settings["floor"])
         held = held[-self.settings["history"] :]
         return responses(held, shown, prior, self._text(), self._own_tables(), self.arrays[TERMS], self.settings)
@@ -270,7 +284,7 @@ class Recommender(Recommending):
             raise InputError(
                 f"the run was trained with objective = {objective!r} and does not rank",
                 expected=f"a run with objective = {RANKS!r}",
-                hint="Recommender.predict, or fedrec predict, says how likely a response is",
+                hint="Recommender.predict, or fedrec predict, says how likely a response is, or what a user would rate",
             )  # fmt: skip
 
     def _tables(self, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from fedrec.model.towers import Scoring, linear_terms, recency_weights
 
-__all__ = ["responses"]
+__all__ = ["responses", "scores"]
 
 
 def responses(
@@ -18,10 +18,23 @@ def responses(
 ) -> np.ndarray:  # fmt: skip
     """(shown,) probabilities among all impressions, of which the run's data had a share of those without a response.
 
+    Args: see `scores`.
+    """
+    logit = scores(held, shown, prior, e, roles, terms, settings)
+    found: np.ndarray = expit(logit + np.log(settings["negative_share"]))
+    return found
+
+
+def scores(
+    held: np.ndarray, shown: np.ndarray, prior: np.ndarray, e: np.ndarray, roles: tuple[np.ndarray, np.ndarray],
+    terms: np.ndarray, settings: dict[str, Any],
+) -> np.ndarray:  # fmt: skip
+    """(shown,) scores with the linear terms.
+
     Args:
         held: (events,) rows of the catalogue, most recent last, each a basket of its own.
         shown: (shown,) rows of the catalogue.
-        prior: (items,) log popularity, nan for what the merchant does not sell.
+        prior: (items,) what was released of each, such as log popularity; nan for what the merchant does not sell.
         e, roles: (items, hidden) frozen embeddings, and as history and candidate.
     """
     scoring, sold = Scoring(**settings["scoring"]), ~np.isnan(prior)
@@ -32,6 +45,5 @@ def responses(
     by_item = np.full(len(prior), np.nan)
     of_user, of_item, by_item[sold], _ = linear_terms(terms, prior[sold])
     linear = weights @ e[held] @ of_user + e[shown] @ of_item + by_item[shown]
-    logit = scoring.temperature * cosines + scoring.prior_weight * prior[shown] + scoring.bias + linear
-    found: np.ndarray = expit(logit + np.log(settings["negative_share"]))
+    found: np.ndarray = scoring.temperature * cosines + scoring.prior_weight * prior[shown] + scoring.bias + linear
     return found

@@ -73,7 +73,9 @@ def _plots(config: RunConfig, lines: list[dict[str, Any]], results: dict[str, An
         values = [line["central"][name] for line in lines]
         band = ([line["central"][f"{name}_low"] for line in lines], [line["central"][f"{name}_high"] for line in lines])
         levels = {
-            row["name"]: row[name] for row in results["rows"] if row["name"].startswith(("popularity, private", "same training"))
+            row["name"]: row[name]
+            for row in results["rows"]
+            if row["name"].startswith(("popularity, private", "user and item, private", "same training"))
         }
         svg = curves(
             {"federated, private": (rounds, values)}, x="round", y=name.upper(), bands={"federated, private": band}, levels=levels

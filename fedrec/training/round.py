@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fedrec.config import MOST_NOISE, MOST_PAIRS, ObjectiveName, Part, Unit, UpdateCode
+from fedrec.config import MOST_NOISE, MOST_PAIRS, MOST_RATING, ObjectiveName, Part, Unit, UpdateCode
 from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
@@ -29,6 +29,7 @@ MOST = 1000
 
 Size = Annotated[int, Field(ge=1, le=MOST)]
 Factor = Annotated[float, Field(ge=0, le=MOST)]
+Bound = Annotated[float, Field(ge=-MOST_RATING, le=MOST_RATING)]
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,25 @@ class RoundTask:
     objective: ObjectiveName = "next-item"
     impressions: Size = 64
     bias: Annotated[float, Field(ge=-MOST, le=MOST)] = 0.0
+    rating_min: Bound = 1.0
+    rating_max: Bound = 5.0
 
     def __post_init__(self) -> None:
         if self.positions * self.history > MOST_PAIRS:
             raise ValueError(f"positions times history: expected at most {MOST_PAIRS}, found {self.positions * self.history}")
-        if self.objective == "response" and self.unit == "event":
-            # A record holds many impressions, and one event more may move all of its blocks.
-            raise ValueError("unit: expected 'user' with objective 'response', found 'event'")
+        if self.objective != "next-item" and self.unit == "event":
+            # A record holds many labels, and one event more may move all of its blocks.
+            raise ValueError(f"unit: expected 'user' with objective {self.objective!r}, found 'event'")
+        if self.rating_min >= self.rating_max:
+            raise ValueError("rating_min: expected less than rating_max")
 
     @property
     def asked(self) -> Asked:
         """How records are made for this round."""
-        return Asked(self.history, self.positions, self.decay, self.unit, self.impressions, merge=self.part == "heads")
+        return Asked(
+            self.history, self.positions, self.decay, self.unit, self.impressions, self.part == "heads",
+            self.rating_min, self.rating_max,
+        )  # fmt: skip
 
     @property
     def scoring(self) -> Scoring:

@@ -16,7 +16,7 @@ from fedrec.model.adapter import Arrays, digest
 from fedrec.privacy.events import Mechanism
 from fedrec.secure.terms import hashed
 from fedrec.text import MERCHANT_NAME, Line, MerchantName, RunId
-from fedrec.training.round import RoundTask
+from fedrec.training.round import Bound, RoundTask
 
 __all__ = [
     "DELIVER",
@@ -65,12 +65,27 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class HistogramTask:
-    """What the server asks for the popularity prior."""
+    """What the server asks for the popularity prior.
+
+    `ratings` asks what users said of items too: a vector of twice the length under the same sensitivity, see
+    `fedrec.privacy.rated_votes`.
+    """
 
     run: RunId
     noise_multiplier: Annotated[float, Field(le=MOST_NOISE)]
     delta: float
     unit: Unit
+    ratings: bool = False
+    rating_min: Bound = 1.0
+    rating_max: Bound = 5.0
+
+    def __post_init__(self) -> None:
+        if self.rating_min >= self.rating_max:
+            raise ValueError("rating_min: expected less than rating_max")
+
+    def size(self, keys: int) -> int:
+        """How many numbers are asked for, of so many texts."""
+        return 2 * keys if self.ratings else keys
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""Central evaluation of `rating`, and what is expected of each item from the sums that merchants have released.
+
+Users are split as for the other objectives: some fit the scoring, some judge what was trained, the others are measured. A rating
+is predicted from the baskets before its block, and from how its user rated what came before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedrec.config import RunConfig
+from fedrec.data import CentralData, Histories
+from fedrec.data.rated import from_units
+from fedrec.errors import InputError
+from fedrec.evaluation import Rated, fit_ratings, gain_in_ratings, rating_metrics, summarise_ratings
+from fedrec.model import Arrays, Scoring, TextEncoder, centred
+from fedrec.model.adapter import HEAD_A
+from fedrec.objectives import Asked, Records
+from fedrec.objectives.expected import expected_ratings
+from fedrec.objectives.rating import own_offsets, rating_records
+from server.evaluation import COUNTS, KEYS, RATINGS
+from server.response_evaluation import CentralPairs, ResponseEvaluator
+
+__all__ = ["RatingEvaluator", "with_expected"]
+
+TRAINS, CHOSEN = ((0.3, 10.0), (0.0, 2.0), (-2.0, 2.0)), ((0.0, 10.0), (0.0, 2.0), (-2.0, 2.0))
+"""Ranges of temperature, weight of the expected rating and bias, in units."""
+
+
+class RatingEvaluator(ResponseEvaluator):
+    """Evaluates adapters on the central users' ratings, fitting the scoring by least squares on others.
+
+    Raises:
+        InputError: the measured users rated nothing after a first basket.
+    """
+
+    trains, chosen = TRAINS, CHOSEN
+
+    def __init__(self, central: CentralData, config: RunConfig, encoder: TextEncoder) -> None:
+        self.shown = rating_metrics(config.top_k)
+        super().__init__(central, config, encoder)
+
+    def line(self, public: Arrays, trained: Arrays) -> dict[str, Any]:
+        """A round's central metrics, and the scoring they were computed with."""
+        scoring = self.scoring(public, trained)
+        return {"scoring": scoring.by_name(), "central": self._summary(self.rated(public, trained, scoring))}
+
+    def rated(self, public: Arrays, trained: Arrays, scoring: Scoring) -> Rated:
+        """The measured users' ratings, with what is predicted."""
+        return self._rated(self._features(public, trained, scoring.decay).logits(scoring))
+
+    def baselines(self, public: Arrays, trained: Arrays, under: Scoring) -> dict[str, dict[str, float]]:
+        """At round 0: the mean alone, user and item as they are expected, and the untrained score."""
+        return {
+            "mean, private sums": self._summary(self._rated(np.full(len(self.user), float(public[RATINGS].mean())))),
+            "user and item, private sums": self.of_user_and_item(public[RATINGS]),
+            "untrained start": self._summary(self.rated(public, trained, under)),
+        }
+
+    def of_user_and_item(self, expected: np.ndarray) -> dict[str, float]:
+        """What is expected of the item, and the user's offset; `expected` (items,) of the central catalogue."""
+        known = [self._known(group, {RATINGS: expected}) for group in self._groups(self.config.decay)]
+        found = [
+            expected[group.examples.target[:, 2]] + one for group, one in zip(self._groups(self.config.decay), known, strict=True)
+        ]
+        return self._summary(self._rated(np.concatenate([np.zeros(0), *found])))
+
+    def gain(self, public: Arrays, before: Arrays, after: Arrays) -> dict[str, Any]:
+        """RMSE and NDCG of an adapter minus those of another, with paired intervals."""
+        k = self.config.top_k
+        first, second = (self.rated(public, one, self.scoring(public, one)) for one in (before, after))
+        others = {name: gain_in_ratings(name, first, second, k) for name in ("mae", f"ndcg@{k}")}
+        return {"metric": "rmse", **gain_in_ratings("rmse", first, second, k), "others": others}
+
+    def _check(self) -> None:
+        if not (self.role == 0).any():
+            raise InputError(
+                "the users who are measured rated nothing after their first basket", where="central/events",
+                expected="events of kind rating with a value", hint="hold out more users",
+            )  # fmt: skip
+
+    def _summary(self, rated: Rated) -> dict[str, float]:
+        return summarise_ratings(rated, self.config.top_k)
+
+    def _rated(self, scores: np.ndarray) -> Rated:
+        measured, ends = self.role == 0, (self.config.rating_min, self.config.rating_max)
+        value, predicted = (from_units(one[measured], *ends) for one in (self.answer, scores))
+        return Rated(self.user[measured], value, predicted, ends[0])
+
+    def _prior(self, group: CentralPairs, public: Arrays) -> np.ndarray:
+        return public[RATINGS][group.positions]
+
+    def _known(self, group: CentralPairs, public: Arrays) -> np.ndarray:
+        asked = Asked(0, 0, 0.0, "user", 0, False, self.config.rating_min, self.config.rating_max)
+        return own_offsets(group.records, asked, public[RATINGS])
+
+    def _losses(self, scores: np.ndarray, answer: np.ndarray) -> np.ndarray:
+        return np.square(scores - answer)
+
+    def _likeliest(
+        self, features: np.ndarray, answer: np.ndarray, ranges: list[tuple[float, float]], start: np.ndarray, offset: np.ndarray
+    ) -> np.ndarray:
+        return fit_ratings(features, answer, ranges, offset)
+
+    def _records(self, histories: Histories, asked: Asked) -> Records:
+        return rating_records(histories, asked)
+
+
+def with_expected(public: Arrays, encoder: TextEncoder, central: CentralData, noise: float) -> Arrays:
+    """The public part with the expected rating of each item in place of the sums that were released, where there are any.
+
+    Args:
+        noise: standard deviation of the noise in each number of the sums.
+    """
+    if RATINGS not in public:
+        return public
+    encoder.load({name: value for name, value in public.items() if not name.startswith("prior.")} | _zeros(encoder))
+    texts = centred(encoder.embed(central.catalogue), public).cpu().numpy() @ public[HEAD_A]
+    found = expected_ratings(public[COUNTS], public[RATINGS], noise, texts)
+    # Of items with one text the last stands for all, as merchants have it.
+    last = {key: place for place, key in enumerate(public[KEYS].tolist())}
+    return {**public, RATINGS: found[[last[key] for key in public[KEYS].tolist()]]}
+
+
+def _zeros(encoder: TextEncoder) -> Arrays:
+    return {name: np.zeros_like(value) for name, value in encoder.trained().items()}
