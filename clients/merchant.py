@@ -27,10 +27,10 @@ from fedrec.data.role_record import NOBODY, RECORD, HeldBack, record_roles
 from fedrec.data.roles import UserShares, own_secret, roles_of
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
-from fedrec.model.adapter import Arrays, digest
+from fedrec.model.adapter import HEAD_A, Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
-from fedrec.model.towers import log_prior
-from fedrec.objectives import OBJECTIVES
+from fedrec.model.towers import centred, log_prior
+from fedrec.objectives import OBJECTIVES, Known
 from fedrec.privacy import (
     HEAD_SUFFIX,
     NoiseSource,
@@ -260,16 +260,16 @@ class Merchant:
             out = np.zeros(task.size(len(keys)), dtype=np.float32)
             if task.ratings:
                 both = np.concatenate([sold, sold + len(keys)])
-                out[both] = noisy(self.votes(task, keys)[both], task.noise_multiplier, 1.0, noise)
+                out[both] = noisy(self.votes(keys, task)[both], task.noise_multiplier, 1.0, noise)
             else:
                 out[sold] = noisy_histogram(users, np.searchsorted(sold, bought), len(sold), task.noise_multiplier, noise)
             return {wire.HISTOGRAM: out}
 
         return self._release(release, task.delta, compute)
 
-    def votes(self, task: HistogramTask, keys: np.ndarray) -> np.ndarray:
+    def votes(self, keys: np.ndarray, task: HistogramTask | None = None) -> np.ndarray:
         """How popular the texts with these keys are here, and how rated if that is asked, WITHOUT noise: (numbers,) float64."""
-        if task.ratings:
+        if task is not None and task.ratings:
             return rated_votes(*ratings_of(self.data, keys, task.rating_min, task.rating_max), len(keys))
         users, bought, _ = purchases(self.data, keys)
         return votes(users, bought, len(keys))
@@ -288,7 +288,7 @@ class Merchant:
             update = train_round(
                 task,
                 self.data.catalogue,
-                self.examples(task, public),
+                self.examples(task, trained, public),
                 encoder=encoder,
                 base=_base(public),
                 trained=trained,
@@ -306,7 +306,7 @@ class Merchant:
         return round_sum(
             task,
             self.data.catalogue,
-            self.examples(task, public),
+            self.examples(task, trained, public),
             encoder=self.encoder(task),
             base=_base(public),
             trained=trained,
@@ -333,15 +333,18 @@ class Merchant:
         floor = float(public[FLOOR][0])
         return log_prior(np.array([counts.get(key, floor) for key in self.data.catalogue.keys.tolist()]), floor)
 
-    def examples(self, task: RoundTask, public: Arrays) -> Examples | Records:
+    def examples(self, task: RoundTask, trained: Arrays, public: Arrays) -> Examples | Records:
         """The merchant's records, kept until a request asks for them otherwise."""
-        objective, prior = OBJECTIVES[task.objective], None
+        objective, known = OBJECTIVES[task.objective], None
         key: tuple[object, ...] = (task.objective, task.asked)
         if objective.rates:
-            prior = self.prior(public)
-            key = (*key, prior.tobytes())
+            encoder = self.encoder(task)
+            encoder.load({**_base(public), **trained})
+            texts = centred(encoder.embed(self.data.catalogue), public).cpu().numpy() @ public[HEAD_A]
+            known = Known(self.prior(public), texts)
+            key = (*key, digest({"prior": known.prior, "texts": texts}))
         if self._examples is None or self._examples[0] != key:
-            self._examples = (key, objective.records(self.data.histories, task.asked, prior))
+            self._examples = (key, objective.records(self.data.histories, task.asked, known))
         return self._examples[1]
 
     def declined(self, reason: str) -> Reply:

@@ -95,7 +95,7 @@ def answer_mask_histogram(message: Message, context: Context) -> Reply:
         content = wire.content_of_histogram(task, keys)
 
         def compute(_: NoiseSource) -> np.ndarray:
-            return merchant.votes(task, keys)
+            return merchant.votes(keys, task)
 
         return _Sum.go_on(
             merchant, "mask", message, lambda one, step: one.mask(step, release, content, task.size(len(keys)), compute)

@@ -17,7 +17,7 @@ from fedrec.errors import InputError
 from fedrec.evaluation import Rated, fit_ratings, gain_in_ratings, rating_metrics, summarise_ratings
 from fedrec.model import Arrays, Scoring, TextEncoder, centred
 from fedrec.model.adapter import HEAD_A
-from fedrec.objectives import Asked, Records
+from fedrec.objectives import Asked, Known, Records
 from fedrec.objectives.expected import expected_ratings
 from fedrec.objectives.rating import own_offsets, rating_records
 from server.evaluation import COUNTS, KEYS, RATINGS
@@ -42,6 +42,14 @@ class RatingEvaluator(ResponseEvaluator):
         self.shown = rating_metrics(config.top_k)
         super().__init__(central, config, encoder)
 
+    def trains_under(self, public: Arrays, trained: Arrays, before: Scoring | None = None) -> Scoring:
+        """See `CentralEvaluator`: least squares before the first round, and the same in all.
+
+        The mean of the few users that it is fitted on is not that of merchants' users, and a bias that is fitted anew would undo
+        what the linear terms have learned, round after round.
+        """
+        return before or super().trains_under(public, trained)
+
     def line(self, public: Arrays, trained: Arrays) -> dict[str, Any]:
         """A round's central metrics, and the scoring they were computed with."""
         scoring = self.scoring(public, trained)
@@ -61,10 +69,8 @@ class RatingEvaluator(ResponseEvaluator):
 
     def of_user_and_item(self, expected: np.ndarray) -> dict[str, float]:
         """What is expected of the item, and the user's offset; `expected` (items,) of the central catalogue."""
-        known = [self._known(group, {RATINGS: expected}) for group in self._groups(self.config.decay)]
-        found = [
-            expected[group.examples.target[:, 2]] + one for group, one in zip(self._groups(self.config.decay), known, strict=True)
-        ]
+        groups, alike = self._groups(self.config.decay), Known(expected, np.zeros((len(expected), 0)))
+        found = [expected[group.examples.target[:, 2]] + self._own(group, alike) for group in groups]
         return self._summary(self._rated(np.concatenate([np.zeros(0), *found])))
 
     def gain(self, public: Arrays, before: Arrays, after: Arrays) -> dict[str, Any]:
@@ -92,17 +98,23 @@ class RatingEvaluator(ResponseEvaluator):
     def _prior(self, group: CentralPairs, public: Arrays) -> np.ndarray:
         return public[RATINGS][group.positions]
 
-    def _known(self, group: CentralPairs, public: Arrays) -> np.ndarray:
+    def _known(self, group: CentralPairs, public: Arrays, e: np.ndarray) -> np.ndarray:
+        return self._own(group, Known(public[RATINGS], e @ public[HEAD_A]))
+
+    def _own(self, group: CentralPairs, known: Known) -> np.ndarray:
         asked = Asked(0, 0, 0.0, "user", 0, False, self.config.rating_min, self.config.rating_max)
-        return own_offsets(group.records, asked, public[RATINGS])
+        return own_offsets(group.records, asked, known)
 
     def _losses(self, scores: np.ndarray, answer: np.ndarray) -> np.ndarray:
         return np.square(scores - answer)
 
     def _likeliest(
-        self, features: np.ndarray, answer: np.ndarray, ranges: list[tuple[float, float]], start: np.ndarray, offset: np.ndarray
+        self, features: np.ndarray, chosen: np.ndarray, ranges: list[tuple[float, float]], start: np.ndarray, offset: np.ndarray
     ) -> np.ndarray:
-        return fit_ratings(features, answer, ranges, offset)
+        # Where merchants train every user weighs the same: a bias of who rates much would be learned round after round.
+        alike = ranges == list(self.trains)
+        weight = 1 / np.bincount(self.user)[self.user[chosen]] if alike else np.ones(features.shape[1])
+        return fit_ratings(features, self.answer[chosen], ranges, offset, weight)
 
     def _records(self, histories: Histories, asked: Asked) -> Records:
         return rating_records(histories, asked)

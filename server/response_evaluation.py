@@ -190,7 +190,7 @@ class ResponseEvaluator:
             features = self._features(public, trained, decay)
             columns = np.stack([features.cosine, features.prior, np.ones(len(self.user))])[:, chosen]
             at = np.clip([start.temperature, start.prior_weight, start.bias], *np.array(ranges).T)
-            at = self._likeliest(columns, self.answer[chosen], list(ranges), at, features.linear[chosen])
+            at = self._likeliest(columns, chosen, list(ranges), at, features.linear[chosen])
             loss = float(self._losses(at @ columns + features.linear[chosen], self.answer[chosen]).mean())
             found.append((loss, Scoring(float(at[0]), decay, float(at[1]), float(at[2]))))
         return min(found, key=lambda one: one[0])
@@ -213,7 +213,7 @@ class ResponseEvaluator:
             for first in range(0, len(place), ROWS):
                 rows = examples.target[first : first + ROWS]
                 cosine[first : first + ROWS] = np.einsum("nh,nh->n", users[rows[:, 0], rows[:, 1]], candidate[rows[:, 2]])
-            linear = linear + (e @ item)[examples.target[:, 2]] + by_item[place] + self._known(group, public)
+            linear = linear + (e @ item)[examples.target[:, 2]] + by_item[place] + self._known(group, public, e)
             parts.append((cosine, prior[place], linear))
         return _Features(*(np.concatenate(one).astype(np.float64) for one in zip(*parts, strict=True)))
 
@@ -221,17 +221,17 @@ class ResponseEvaluator:
         """(items,) of the group: what was released of each."""
         return log_prior(public[COUNTS][group.positions], float(public[FLOOR][0]))
 
-    def _known(self, group: CentralPairs, public: Arrays) -> np.ndarray | float:
-        """What is added to each score besides."""
+    def _known(self, group: CentralPairs, public: Arrays, e: np.ndarray) -> np.ndarray | float:
+        """What is added to each score besides; `e` (items, hidden) of the central catalogue."""
         return 0.0
 
     def _losses(self, scores: np.ndarray, answer: np.ndarray) -> np.ndarray:
         return log_losses(scores, answer)
 
     def _likeliest(
-        self, features: np.ndarray, answer: np.ndarray, ranges: list[tuple[float, float]], start: np.ndarray, offset: np.ndarray
+        self, features: np.ndarray, chosen: np.ndarray, ranges: list[tuple[float, float]], start: np.ndarray, offset: np.ndarray
     ) -> np.ndarray:
-        return fit_logistic(features, answer, list(ranges), start, offset)
+        return fit_logistic(features, self.answer[chosen], list(ranges), start, offset)
 
     def _records(self, histories: Histories, asked: Asked) -> Records:
         return response_records(histories, asked)

@@ -24,7 +24,7 @@ from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
 from fedrec.model.adapter import HEAD_A, HEAD_B, TERMS, of_part
 from fedrec.model.towers import linear_terms
-from fedrec.objectives import OBJECTIVES, Asked
+from fedrec.objectives import OBJECTIVES, Asked, Known
 from fedrec.privacy import Policy, SeededNoise, rated_votes
 from fedrec.training import Examples, merged
 from fedrec.training.encoder import EncoderTrainer
@@ -59,6 +59,14 @@ class Pooled:
         if name == RATINGS:
             return np.array([known[key] for key in keys], dtype=np.float32)
         return log_prior(np.array([known.get(key, floor) for key in keys]), floor)
+
+    def known(self, public: Arrays, trained: Arrays, encoder: TextEncoder) -> Known | None:
+        """What is public of its items, of a run on ratings with heads; tastes are by the texts as they are at first."""
+        if RATINGS not in public:
+            return None
+        encoder.load({**public, **trained})
+        e = centred(encoder.embed(self.data.catalogue), public).cpu().numpy()
+        return Known(self.prior(public), e @ public[HEAD_A])
 
 
 def plain_ratings(merchants: list[Pooled], keys: np.ndarray, lowest: float, highest: float) -> np.ndarray:
@@ -116,7 +124,10 @@ def reference_rounds(
         config.rating_min,
         config.rating_max,
     )
-    events = [OBJECTIVES[config.objective].records(m.data.histories, asked, m.prior(public)).padded() for m in merchants]
+    events = [
+        OBJECTIVES[config.objective].records(m.data.histories, asked, m.known(public, trained, encoder)).padded()
+        for m in merchants
+    ]
     examples = {"heads": [merged(one) for one in events], "encoder": events}
     weights = [float(m.policy.population) if config.weighting == "population" else 1.0 for m in merchants]
     for number in range(1, config.rounds + 1):

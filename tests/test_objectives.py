@@ -14,7 +14,7 @@ from fedrec.data import Histories
 from fedrec.data.shown import Shown
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
-from fedrec.objectives import OBJECTIVES, Asked, Examples, Objective
+from fedrec.objectives import OBJECTIVES, Asked, Examples, Known, Objective
 from fedrec.objectives.response import response_records
 from fedrec.privacy import SeededNoise
 from fedrec.training import RoundTask, round_sum, train_round
@@ -263,11 +263,12 @@ def test_a_chunk_in_which_nobody_was_shown_anything_changes_nothing(
 @pytest.mark.parametrize("objective", [one for one in OBJECTIVES.values() if one.terms], ids=lambda one: one.name)
 def test_a_merchants_other_users_change_no_users_record(objective: Objective) -> None:
     asked = Asked(6, 3, 0.3, "user", 4, merge=False)
-    histories, prior = histories_of(3, users=12), np.random.default_rng(0).uniform(-1, 1, ITEMS)
-    everyone = objective.records(histories, asked, prior)
+    histories, rng = histories_of(3, users=12), np.random.default_rng(0)
+    known = Known(rng.uniform(-1, 1, ITEMS), rng.normal(0, 1, (ITEMS, 3)))
+    everyone = objective.records(histories, asked, known)
     for user in range(len(histories)):
         only = np.array([user])
-        alone, beside = objective.records(histories.take(only), asked, prior).padded(), everyone.take(only).padded()
+        alone, beside = objective.records(histories.take(only), asked, known).padded(), everyone.take(only).padded()
         for name in ("items", "weights", "target", "target_weight", "answer"):
             np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
         assert len(alone.target) <= 4

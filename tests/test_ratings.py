@@ -10,19 +10,20 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, ndcg_score, root_mean_squared_error
 from typer.testing import CliRunner
 
 from fedrec.cli.main import app
 from fedrec.config import load_config
 from fedrec.data import load_central, load_merchant
-from fedrec.data.rated import from_units, in_units
+from fedrec.data.rated import SHRINK, from_units, in_units
 from fedrec.data.split import split_source
 from fedrec.errors import InputError
 from fedrec.evaluation import Rated, fit_ratings, gain_in_ratings, summarise_ratings
-from fedrec.objectives import OBJECTIVES, Asked
+from fedrec.objectives import OBJECTIVES, Asked, Known
 from fedrec.objectives.expected import expected_ratings
-from fedrec.objectives.rating import SHRINK, rating_records
+from fedrec.objectives.rating import rating_records
 from fedrec.privacy import rated_votes
 
 from .test_objectives import ITEMS, histories_of
@@ -89,11 +90,13 @@ def test_split_and_check_carry_ratings(tmp_path: Path) -> None:
     assert "160 ratings" not in said and "ratings from 0 to 7" in said
 
 
-def test_own_ratings_are_those_before_the_block_and_shrunk() -> None:
+@pytest.mark.parametrize("texts", [False, True])
+def test_own_ratings_are_those_before_the_block_and_shrunk(texts: bool) -> None:
     """Against a plain loop over each user's ratings."""
-    histories, prior = histories_of(4, users=25), np.random.default_rng(1).uniform(-1, 1, ITEMS)
+    histories, rng = histories_of(4, users=25), np.random.default_rng(1)
+    known = Known(rng.uniform(-1, 1, ITEMS), rng.normal(0, 0.5, (ITEMS, 3)) if texts else np.zeros((ITEMS, 0)))
     asked = Asked(50, 3, 0.0, "user", 100, False, 0.0, 5.0)
-    records, plain = OBJECTIVES["rating"].records(histories, asked, prior).padded(), rating_records(histories, asked).padded()
+    records, plain = OBJECTIVES["rating"].records(histories, asked, known).padded(), rating_records(histories, asked).padded()
     assert np.abs(plain.answer).max() == 1  # ratings of 6 are clamped
     moved = 0
     for (user, position, item), label, before in zip(records.target, records.answer, plain.answer, strict=True):
@@ -102,8 +105,12 @@ def test_own_ratings_are_those_before_the_block_and_shrunk() -> None:
         begins = rated.before[np.isin(rated.items, block)].min()
         early = rated.before < begins
         assert not np.isin(rated.items[early], block).any() and item in block
-        off = np.clip(rated.answer[early] / 2.5 - 1, -1, 1) - prior[rated.items[early]]
-        assert label == pytest.approx(before - off.sum() / (early.sum() + SHRINK), abs=1e-6)
+        off = np.clip(rated.answer[early] / 2.5 - 1, -1, 1) - known.prior[rated.items[early]]
+        own = off.sum() / (early.sum() + SHRINK)
+        if texts:  # as if there were a rating of 0 with a weight of `SHRINK` for each feature
+            with_one = np.insert(known.texts[[*rated.items[early], item]], 0, 1, axis=1)
+            own = Ridge(alpha=SHRINK, fit_intercept=False).fit(with_one[:-1], off).predict(with_one[-1:])[0] if len(off) else 0.0
+        assert label == pytest.approx(before - own, abs=1e-6)
         moved += bool(early.any())
     assert moved > 20
 

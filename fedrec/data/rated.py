@@ -17,7 +17,10 @@ from fedrec.data.schema import Columns as C
 from fedrec.data.shown import ANSWER
 from fedrec.data.tables import Table
 
-__all__ = ["check_rated", "from_units", "in_units"]
+__all__ = ["SHRINK", "check_rated", "from_units", "in_units", "own_taste"]
+
+SHRINK = 5.0
+"""Ridge of `own_taste`: the variance of a rating over that of users' means is about that."""
 
 
 def check_rated(
@@ -62,3 +65,19 @@ def from_units(value: np.ndarray, lowest: float, highest: float) -> np.ndarray:
     """The rating that a prediction stands for, clamped to the range."""
     out: np.ndarray = lowest + (np.clip(value, -1, 1) + 1) * (highest - lowest) / 2
     return out
+
+
+def own_taste(texts: np.ndarray, off: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """How far from what is expected a user will rate some items, by how far its earlier ratings were: (asked,) float64.
+
+    Ridge regression on a constant and the texts: the posterior mean of a user's own offset and tastes (Hoerl and Kennard,
+    Technometrics 1970). Without texts it is the offsets' sum over their number and `SHRINK`, as in Koren (KDD 2008, section 2.1).
+
+    Args:
+        texts: (ratings, width) features of the items that were rated.
+        off: (ratings,) the ratings less what was expected of them.
+        asked: (asked, width) features of the items that are asked for.
+    """
+    known, new = (np.column_stack([np.ones(len(one)), one]).astype(np.float64) for one in (texts, asked))
+    found: np.ndarray = new @ np.linalg.solve(known.T @ known + SHRINK * np.eye(known.shape[1]), known.T @ off)
+    return found

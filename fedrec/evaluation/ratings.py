@@ -63,10 +63,15 @@ def gain_in_ratings(name: str, before: Rated, after: Rated, k: int) -> dict[str,
 
 
 def fit_ratings(
-    features: np.ndarray, value: np.ndarray, bounds: list[tuple[float, float]], offset: np.ndarray | float = 0.0
+    features: np.ndarray,
+    value: np.ndarray,
+    bounds: list[tuple[float, float]],
+    offset: np.ndarray | float = 0.0,
+    weight: np.ndarray | float = 1.0,
 ) -> np.ndarray:
-    """The coefficients (features,) of least squares within their bounds; `features` is (features, ratings)."""
-    found: np.ndarray = lsq_linear(features.T, value - offset, tuple(np.array(bounds).T)).x
+    """The coefficients (features,) of weighted least squares within their bounds; `features` is (features, ratings)."""
+    root = np.sqrt(weight)
+    found: np.ndarray = lsq_linear((features * root).T, (value - offset) * root, tuple(np.array(bounds).T)).x
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedrec.data import Histories
 from fedrec.model.devices import moved
 from fedrec.objectives.examples import Examples
-from fedrec.objectives.objective import Asked
+from fedrec.objectives.objective import Asked, Known
 from fedrec.objectives.records import Records, build_records
 
 __all__ = ["NextItem"]
@@ -34,7 +34,7 @@ class NextItem:
     terms: bool = False
     rates: bool = False
 
-    def records(self, histories: Histories, asked: Asked, prior: np.ndarray | None = None) -> Examples | Records:
+    def records(self, histories: Histories, asked: Asked, known: Known | None = None) -> Examples | Records:
         """See `Objective` and `build_records`."""
         return build_records(
             histories, history=asked.history, positions=asked.positions, decay=asked.decay, unit=asked.unit, merge=asked.merge

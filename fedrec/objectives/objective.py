@@ -14,7 +14,7 @@ from fedrec.data import Histories
 from fedrec.objectives.examples import Examples
 from fedrec.objectives.records import Records
 
-__all__ = ["Asked", "Objective"]
+__all__ = ["Asked", "Known", "Objective"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,19 @@ class Asked:
     merge: bool
     rating_min: float = 1.0
     rating_max: float = 5.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is public of a merchant's items when records are made.
+
+    Attributes:
+        prior: (items,) what was released of each, as the trainers have it.
+        texts: (items, width) features of their texts.
+    """
+
+    prior: np.ndarray
+    texts: np.ndarray
 
 
 class Objective(Protocol):
@@ -63,11 +76,11 @@ class Objective(Protocol):
     @property
     def rates(self) -> bool: ...
 
-    def records(self, histories: Histories, asked: Asked, prior: np.ndarray | None = None) -> Examples | Records:
+    def records(self, histories: Histories, asked: Asked, known: Known | None = None) -> Examples | Records:
         """What is asked of each user, which pairs of user and item that needs; a user's record depends on that user alone.
 
         Args:
-            prior: (items,) what was released of each item, as the trainers have it.
+            known: what is public of the items, for an objective that `rates`.
         """
         ...
 

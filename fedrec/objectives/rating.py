@@ -2,9 +2,7 @@
 
 The score is the rating itself, and the loss its squared error, or with `rating-absolute` the absolute one. What a record is asked
 are a user's ratings, in blocks (`fedrec.objectives.blocks`). Of each block's label is taken what the user's own earlier ratings
-say already: the mean of how far they were from what is publicly expected of those items, as if `SHRINK` more had been as expected
-(Koren, KDD 2008, section 2.1, for users whom no training has seen). It is a function of the user's own ratings and of what was
-released before, so it is in no other user's gradient.
+say already (`fedrec.data.rated.own_taste`): a function of those and of what is public, so it is in no other user's gradient.
 """
 
 from __future__ import annotations
@@ -17,17 +15,14 @@ import torch
 from torch import Tensor
 
 from fedrec.data import Histories
-from fedrec.data.rated import in_units
+from fedrec.data.rated import in_units, own_taste
 from fedrec.model.devices import moved
 from fedrec.objectives.blocks import block_records
-from fedrec.objectives.examples import Examples, ragged
-from fedrec.objectives.objective import Asked
+from fedrec.objectives.examples import Examples
+from fedrec.objectives.objective import Asked, Known
 from fedrec.objectives.records import Records, padded_where_small
 
-__all__ = ["SHRINK", "Rating", "own_offsets", "rating_records"]
-
-SHRINK = 5.0
-"""How many ratings as expected a user's own are mixed with: about the variance of a rating over that of users' means."""
+__all__ = ["Rating", "own_offsets", "rating_records"]
 
 
 @dataclass(frozen=True)
@@ -40,15 +35,13 @@ class Rating:
     rates: bool = True
     absolute: bool = False
 
-    def records(self, histories: Histories, asked: Asked, prior: np.ndarray | None = None) -> Examples | Records:
+    def records(self, histories: Histories, asked: Asked, known: Known | None = None) -> Examples | Records:
         """See `Objective`; a user without ratings has an empty record."""
         records = rating_records(histories, asked)
         said = records.index.answer
-        if said is not None and histories.rated is not None:
-            offsets = own_offsets(
-                records, asked, np.zeros(int(histories.rated.items.max(initial=0)) + 1) if prior is None else prior
-            )
-            records = replace(records, index=replace(records.index, answer=(said - offsets).astype(np.float32)))
+        if said is not None and known is not None:
+            own = own_offsets(records, asked, known)
+            records = replace(records, index=replace(records.index, answer=(said - own).astype(np.float32)))
         return padded_where_small(records, asked.merge)
 
     def losses(self, scores: Tensor, chunk: Examples) -> Tensor:
@@ -92,24 +85,22 @@ def rating_records(histories: Histories, asked: Asked) -> Records:
     return replace(records, index=replace(records.index, answer=units))
 
 
-def own_offsets(records: Records, asked: Asked, prior: np.ndarray) -> np.ndarray:
-    """What users' earlier ratings say of each of the records' targets, in units: (targets,) float64.
-
-    Args:
-        prior: (items,) what is publicly expected of each item, in units.
-    """
+def own_offsets(records: Records, asked: Asked, known: Known) -> np.ndarray:
+    """What users' earlier ratings say of each of the records' targets, in units: (targets,) float64."""
     index, rated = records.index, records.index.histories.rated
+    out = np.zeros(len(index.target))
     if rated is None:
-        return np.zeros(len(index.target))
+        return out
     last = int(max(rated.before.max(initial=0), index.basket.max(initial=0))) + 2
     owner = np.repeat(np.arange(len(rated.offsets) - 1), np.diff(rated.offsets))
     of_position = np.repeat(records.user, records.until - records.at)
     begin = rated.offsets[of_position]
-    count = np.searchsorted(owner * last + rated.before, of_position * last + index.basket) - begin
-    position, _, row = ragged(begin, count)  # a user's own sums, and no differences of everybody's: those round by who is there
-    off = in_units(rated.answer[row], asked.rating_min, asked.rating_max) - prior[rated.items[row]]
-    found = np.bincount(position, off, len(count)) / (count + SHRINK)
-    return np.repeat(found, np.diff(index.targets))
+    end = np.searchsorted(owner * last + rated.before, of_position * last + index.basket)
+    off = in_units(rated.answer, asked.rating_min, asked.rating_max) - known.prior[rated.items]
+    for position in np.flatnonzero(end > begin):
+        early, asks = slice(begin[position], end[position]), slice(*index.targets[position : position + 2])
+        out[asks] = own_taste(known.texts[rated.items[early]], off[early], known.texts[index.target[asks]])
+    return out
 
 
 def _said(chunk: Examples) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from fedrec.data import Histories
 from fedrec.model.devices import moved
 from fedrec.objectives.blocks import block_records
 from fedrec.objectives.examples import Examples
-from fedrec.objectives.objective import Asked
+from fedrec.objectives.objective import Asked, Known
 from fedrec.objectives.records import Records, padded_where_small
 
 __all__ = ["Response", "response_records"]
@@ -34,7 +34,7 @@ class Response:
     terms: bool = True
     rates: bool = False
 
-    def records(self, histories: Histories, asked: Asked, prior: np.ndarray | None = None) -> Examples | Records:
+    def records(self, histories: Histories, asked: Asked, known: Known | None = None) -> Examples | Records:
         """See `Objective`; a user without impressions has an empty record."""
         return padded_where_small(response_records(histories, asked), asked.merge)
 

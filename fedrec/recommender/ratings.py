@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from fedrec.data.rated import from_units, in_units
+from fedrec.data.rated import from_units, in_units, own_taste
 from fedrec.errors import InputError
-from fedrec.objectives.rating import SHRINK
 from fedrec.recommender.responses import scores
 
 __all__ = ["ratings"]
 
 
 def ratings(
-    held: np.ndarray, said: Sequence[float] | None, asked: np.ndarray, expected: np.ndarray, e: np.ndarray,
+    held: np.ndarray, said: Sequence[float] | None, asked: np.ndarray, expected: np.ndarray, texts: np.ndarray,
+    e: np.ndarray,
     roles: tuple[np.ndarray, np.ndarray], terms: np.ndarray, settings: dict[str, Any],
 ) -> np.ndarray:  # fmt: skip
     """(asked,) predicted ratings on the data's own scale, within the range of the run.
@@ -26,17 +26,19 @@ def ratings(
         said: (events,) how the user rated them; None where nothing is known but that it did.
         asked: (asked,) rows of the catalogue.
         expected: (items,) expected ratings in units, nan for what the merchant does not sell.
+        texts: (items, width) features of the texts.
         e, roles: (items, hidden) frozen embeddings, and as history and candidate.
 
     Raises:
         InputError: as many ratings as events were expected, and each finite.
     """
     ends, most = (float(settings["rating_min"]), float(settings["rating_max"])), settings["history"]
-    own = 0.0
+    own: np.ndarray | float = 0.0
     if said is not None:
         value = np.asarray(said, dtype=np.float64)
         if value.shape != held.shape or not np.isfinite(value).all():
             raise InputError(f"found {len(value)} ratings", where="ratings", expected=f"{len(held)} finite numbers, one an item")
-        off = in_units(value, *ends) - expected[held]
-        own = float(np.nansum(off) / (np.count_nonzero(~np.isnan(off)) + SHRINK))
+        sold = ~np.isnan(expected[held])
+        off = in_units(value[sold], *ends) - expected[held[sold]]
+        own = own_taste(texts[held[sold]], off, texts[asked])
     return from_units(scores(held[-most:], asked, expected, e, roles, terms, settings) + own, *ends)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedrec.data import Catalogue, Columns, ItemDetails
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE
-from fedrec.model.adapter import TERMS, Arrays, digest
+from fedrec.model.adapter import HEAD_A, TERMS, Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.saved import COUNT, EXPECTED, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
@@ -196,7 +196,8 @@ class Recommender(Recommending):
         prior = np.full(len(self.catalogue), np.nan)
         if rates:
             prior[positions] = self.table[EXPECTED].to_numpy()[positions]
-            parts = (prior, self._text(), self._own_tables(), self.arrays[TERMS], self.settings)
+            text = self._text()
+            parts = (prior, text @ self.arrays[HEAD_A], text, self._own_tables(), self.arrays[TERMS], self.settings)
             return predicted_ratings(held, ratings, shown, *parts)
         prior[positions] = log_prior(self.table[COUNT].to_numpy()[positions], self.settings["floor"])
         held = held[-self.settings["history"] :]
