@@ -1,6 +1,10 @@
-"""What private training of responses is worth on the embedded data: the table of `docs/objectives.md`.
+"""What private training of responses is worth on the embedded data, and of ratings on MovieLens: the tables of
+`docs/objectives.md`.
 
     python -m benchmarks.objectives OUT --seeds 0 1 2
+    python -m benchmarks.objectives OUT --seeds 0 1 2 --movielens WHEEL
+
+With `--movielens` see `benchmarks/ratings.py`; what follows is of the first.
 
 Each seed is a run of `fedrec demo --objective response`, with its noise, and the same training without noise and clipping
 beside it. A run that is done is not done again, so an interrupted table goes on where it was.
@@ -14,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ratings
 from benchmarks.measure import report
 from fedrec.cli.terminal import quiet_libraries
 from fedrec.config import load_config, parse_overrides
@@ -76,9 +81,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="NAME=VALUE", help="a setting of the runs")
+    parser.add_argument(
+        "--movielens", type=Path, metavar="WHEEL", help="ratings instead: of recbole, or a folder with its ml-100k"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     quiet_libraries()
+    if arguments.movielens:
+        found = ratings.measure(arguments.out, arguments.movielens, arguments.seeds, parse_overrides(arguments.settings))
+        report(found, ratings.table(found), arguments.json)
+        return
     found = measure(arguments.out, arguments.seeds, parse_overrides(arguments.settings))
     report(found, table(found), arguments.json)
 

@@ -162,7 +162,8 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
     counts = plain_counts(merchants, keys)
     public = {**state.public, "prior.keys": keys, "prior.counts": counts, "prior.floor": np.ones(1, dtype=np.float32)}
     if isinstance(evaluator, RatingEvaluator):
-        public[RATINGS] = plain_ratings(merchants, keys, config.rating_min, config.rating_max)[len(keys) :]
+        both = plain_ratings(merchants, keys, config.rating_min, config.rating_max)
+        public |= {"prior.counts": both[: len(keys)], RATINGS: both[len(keys) :]}
         public = with_expected(public, encoder, central, 0.0)
         rows = [row("user and item, not private", False, evaluator.of_user_and_item(public[RATINGS]))]
     else:
