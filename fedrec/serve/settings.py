@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedrec.config import read_toml
-from fedrec.data.feedback import LONGEST
+from fedrec.data.feedback import LONGEST, LONGEST_WORDS
 from fedrec.errors import InputError
 
 __all__ = ["LOOPBACK", "Limits", "ServeSettings", "read_serve_settings"]
@@ -34,7 +34,7 @@ class Limits:
     """Categories or brands of a filter."""
     ID = LONGEST
     """Characters of an id."""
-    WORDS = 500
+    WORDS = LONGEST_WORDS
     """Characters of a query."""
     FIELDS = 30
     """Fields of an object."""
