@@ -692,7 +692,7 @@ def test_the_units_are_ones_that_systemd_takes(name: str, tmp_path: Path) -> Non
     for unit, folder, start, writable in (
         (out.server.unit, out.server.path, 'up "{}"', ("state", "runs")),
         (shop.unit, shop.path, 'up "{}"', ("state", "model", "own")),
-        (shop.serve_unit, shop.path, 'serve "{}"' + keys, ("state", "own", "feedback")),
+        (shop.serve_unit, shop.path, 'serve "{}"' + keys, ("state", "model", "own", "feedback")),
     ):
         # A copy, because systemd-analyze wants a plain path.
         plain = Path(shutil.copy(unit, tmp_path))

@@ -65,7 +65,8 @@ MAY_IMPORT = {
     "fedrec.deploy": rooms("merchant", "secure", "data", "privacy", "config", "errors"),
     "fedrec.report": rooms("config", "errors", "privacy", "merchant", "text"),
     "fedrec.wire": rooms("model", "secure", "privacy", "training", "config", "errors", "text"),
-    "fedrec.serve": rooms("recommender", "data", "model", "merchant", "privacy", "config", "errors", "text") | {"fedrec"},
+    "fedrec.serve": {"fedrec"}
+    | rooms("recommender", "data", "model", "merchant", "report", "privacy", "config", "errors", "text"),
     "fedrec.tracking": rooms("config", "errors"),
     "fedrec.cli": FEDREC | {"fedrec", "server", "clients", "simulations"},
     "server": AWAY,

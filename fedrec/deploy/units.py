@@ -155,7 +155,7 @@ def merchant_unit(folder: MerchantFolder, name: str) -> str:
 
 def serve_unit(folder: MerchantFolder, name: str) -> str:
     """`fedrec-serve.service`, the HTTP service over a merchant's folder at its final place."""
-    writable = [folder.state, folder.own, folder.feedback]
+    writable = [folder.state, folder.model, folder.own, folder.feedback]
     return _unit(f"fedrec serve {name}", ["serve"], folder.path, writable, ["--key-file", _word(folder.serve_keys)])
 
 

@@ -10,7 +10,7 @@ from pydantic import model_validator as checked
 
 from fedrec.data.feedback import EVENT_ID, FeedbackEvent
 from fedrec.data.kinds import SEARCH
-from fedrec.recommender import Filter, Person
+from fedrec.recommender import Filter, Person, Wish
 from fedrec.serve.settings import Limits
 from fedrec.text import MERCHANT_NAME, visible
 
@@ -122,6 +122,10 @@ class RecommendRequest(_ForPerson):
         0.0, ge=0, le=1, description="Share of the places that go to items of uncertain value by chance; not with a query."
     )
     explain: StrictBool = False
+
+    def wish(self, diversity: float) -> Wish:
+        """As the recommender takes it; `diversity` as this caller may have it."""
+        return Wish(self.k, self.query, self.filter.filter(), self.exclude, self.repeats, diversity, self.explain, self.explore)
 
 
 class SearchRequest(_Strict):
@@ -359,6 +363,10 @@ class MerchantInfo(BaseModel):
     )
     loaded_at: str | None = None
     data_at: str | None = None
+    versions: list[str] | None = Field(
+        None,
+        description="Those that are here and can be compared, the untrained text first; for the staff's key.",
+    )
     swaps: int
     up_to_date: bool = Field(description="False where what is on disk could not be loaded: the old model goes on.")
     failure: str | None = Field(None, description="Why not; for the staff's key.")
