@@ -70,6 +70,8 @@ TREE = {
     "merchants/a/merchant.toml": 0o644,
     "merchants/a/roster.txt": 0o644,
     "merchants/a/fedrec-merchant.service": 0o644,
+    "merchants/a/fedrec-serve.service": 0o644,
+    "merchants/a/feedback": 0o700,
     "merchants/a/tls": 0o700,
     "merchants/a/tls/ca.crt": 0o644,
     "merchants/a/tls/node.key": 0o600,
@@ -685,18 +687,21 @@ def test_a_private_key_that_others_can_read_is_refused(mode: int, deployment: De
 @pytest.mark.parametrize("name", ["out", "an \"odd\" 100%f $HOME \\n 'place'"])
 def test_the_units_are_ones_that_systemd_takes(name: str, tmp_path: Path) -> None:
     out = create(tmp_path / name, HOST, ["a"])
-    writable = {"server": ("state", "runs"), "merchant": ("state", "model", "own")}
-    for what, unit, folder in (
-        ("server", out.server.unit, out.server.path), ("merchant", out.merchant("a").unit, out.merchant("a").path)
-    ):  # fmt: skip
+    shop = out.merchant("a")
+    keys = f' --key-file "{shop.path}/state/serve-keys.toml"'
+    for unit, folder, start, writable in (
+        (out.server.unit, out.server.path, 'up "{}"', ("state", "runs")),
+        (shop.unit, shop.path, 'up "{}"', ("state", "model", "own")),
+        (shop.serve_unit, shop.path, 'serve "{}"' + keys, ("state", "model", "own", "feedback")),
+    ):
         # A copy, because systemd-analyze wants a plain path.
         plain = Path(shutil.copy(unit, tmp_path))
         done = subprocess.run(["systemd-analyze", "verify", plain], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and plain.name not in done.stderr, done.stderr
         if name == "out":
             text = unit.read_text()
-            assert f'up "{folder}"\n' in text and "%" not in text
-            assert "ReadWritePaths=" + " ".join(f'"{folder}/{name}"' for name in writable[what]) + "\n" in text
+            assert start.format(folder) + "\n" in text and "%" not in text
+            assert "ReadWritePaths=" + " ".join(f'"{folder}/{name}"' for name in writable) + "\n" in text
 
 
 # On the command line

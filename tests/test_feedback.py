@@ -143,6 +143,22 @@ def test_a_repetition_is_acknowledged_when_what_a_killed_writer_left_is_on_disk(
     assert FeedbackLog(tmp_path).append([event(1)]) == (0, 1) and flushed[2:] == [LOG, FEEDBACK]
 
 
+def test_a_log_from_before_searches_is_read_and_gets_their_column_with_the_next_event(tmp_path: Path) -> None:
+    FeedbackLog(tmp_path).append([event(0), event(1)])
+    path = tmp_path / FEEDBACK / LOG
+    lines = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join([*lines, "e7,tor"]))
+    old, log = read_feedback(tmp_path), FeedbackLog(tmp_path)
+    assert old is not None and len(old.frame) == 2 and "query" not in old.columns
+    search = event(2, item_id="", event="search", query='a "red" mug, big')
+    assert log.append([event(0), search]) == (1, 1) and log.append([search]) == (0, 1)
+    new = read_feedback(tmp_path)
+    assert new is not None and ids_in(tmp_path) == ["e0", "e1", "e2"] and new.frame["query"].tolist()[-1] == search.query
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(InputError, match="at most 500"):
+        log.append([replace(search, event_id="e9", query="x" * 501)])
+
+
 def test_what_could_not_be_read_again_is_refused(tmp_path: Path) -> None:
     log = FeedbackLog(tmp_path)
     log.append([event(0)])
@@ -211,8 +227,15 @@ def test_a_fit_sees_feedback_and_who_is_forgotten_is_out_of_it(tmp_path: Path, t
         }]}  # fmt: skip
         said = client.post("/v1/feedback", json=asked).json()
         assert (said["stored"], said["repeated"]) == (1, 1)
-    row = (folder / FEEDBACK / LOG).read_text().splitlines()[-1]
-    assert row == f"e3,u,i1,{WHEN},click,,,,,{answer['request_id']},1,0.25"
+        for wrong in ({"item_id": "i1"}, {"event": "purchase"}, {"query": None}, {"query": "a\x07"}, {"query": "x" * 501}):
+            search = {"event_id": "e4", "user_id": "u", "event": "search", "query": " red \n mug ", **wrong}
+            assert client.post("/v1/feedback", json={"events": [search]}).status_code == 422, wrong
+        search = {"event_id": "e4", "user_id": "stays", "event": "search", "query": " red \n mug "}
+        assert client.post("/v1/feedback", json={"events": [search]}).json()["stored"] == 1
+    click, _ = (folder / FEEDBACK / LOG).read_text().splitlines()[-2:]
+    assert click == f"e3,u,i1,{WHEN},click,,,,,{answer['request_id']},1,0.25,"
+    histories = load_merchant(folder).histories
+    assert histories.queries == ("red mug",) and len(histories.of(histories.user_ids.index("stays"))[0]) == 2
 
 
 def test_a_file_is_imported_once(fedrec: Fedrec, tmp_path: Path) -> None:
@@ -234,3 +257,12 @@ def test_a_file_is_imported_once(fedrec: Fedrec, tmp_path: Path) -> None:
         assert_refused(fedrec("data", "import", tmp_path / "wrong.csv", "--to", folder), column, "line 3")
     assert_refused(fedrec("data", "import", tmp_path / "new.csv", "--to", tmp_path), "merchant.toml")
     assert len(ids_in(folder)) == 3
+    searches = pd.concat(
+        [rows, pd.DataFrame({"user_id": ["a"], "timestamp": times[:1], "event": "search", "query": " red  mug"})]
+    )
+    searches.to_csv(tmp_path / "searches.csv", index=False)
+    told = [json.loads(fedrec("data", "import", tmp_path / "searches.csv", "--to", folder, "--json").out) for _ in range(2)]
+    assert [(one["stored"], one["repeated"]) for one in told] == [(1, 3), (0, 4)], "what was there before is what it was"
+    assert load_merchant(folder).histories.queries == ("red mug",)
+    searches.assign(query="").to_csv(tmp_path / "wrong.csv", index=False)
+    assert_refused(fedrec("data", "import", tmp_path / "wrong.csv", "--to", folder), "item_id", "line 5")

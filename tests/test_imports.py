@@ -32,10 +32,11 @@ ROOMS = [
     "report",
     "wire",
     "serve",
+    "tracking",
     "cli",
 ]
 FEDREC = {f"fedrec.{room}" for room in ROOMS}
-LIBRARY = FEDREC - {"fedrec.cli", "fedrec.serve"} | {"fedrec"}
+LIBRARY = FEDREC - {"fedrec.cli", "fedrec.serve", "fedrec.tracking"} | {"fedrec"}
 AWAY = LIBRARY - {"fedrec.recommender", "fedrec.explore", "fedrec.export"}
 """For what sends messages or sees a gradient: a merchant's own layer, and what it learned by trying, stay at the merchant."""
 
@@ -64,7 +65,9 @@ MAY_IMPORT = {
     "fedrec.deploy": rooms("merchant", "secure", "data", "privacy", "config", "errors"),
     "fedrec.report": rooms("config", "errors", "privacy", "merchant", "text"),
     "fedrec.wire": rooms("model", "secure", "privacy", "training", "config", "errors", "text"),
-    "fedrec.serve": rooms("recommender", "data", "model", "merchant", "privacy", "config", "errors", "text") | {"fedrec"},
+    "fedrec.serve": {"fedrec"}
+    | rooms("recommender", "data", "model", "merchant", "report", "privacy", "config", "errors", "text"),
+    "fedrec.tracking": rooms("config", "errors"),
     "fedrec.cli": FEDREC | {"fedrec", "server", "clients", "simulations"},
     "server": AWAY,
     "clients": AWAY,

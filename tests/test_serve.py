@@ -172,7 +172,7 @@ def test_feedback_gets_from_memory_how_its_place_was_given(store: Path, keys: di
         events = [{"event_id": f"e{number}", "user_id": "u", **one} for number, one in enumerate(told)]
         said = client.post("/v1/feedback", json={"events": events}, headers=with_key(keys["shop"]))
         assert said.json()["stored"] == len(events) and "propensity" not in said.text
-    *rows, last = [line.split(",")[-2:] for line in (folder / FEEDBACK / LOG).read_text().splitlines()[1:]]
+    *rows, last = [line.split(",")[-3:-1] for line in (folder / FEEDBACK / LOG).read_text().splitlines()[1:]]
     assert rows == [["2", str(second["propensity"])], ["2", "0.5"], ["1", ""], *[["", ""]] * 4]
     assert last[0] == "3" and 0 < float(last[1]) <= 1, "what the shop's key did not see is in the merchant's log"
 

@@ -11,7 +11,8 @@ from fedrec.cli.merchant_own import Folder, Json, opened, tell_changed_roles
 from fedrec.cli.terminal import out, print_json, table
 
 if TYPE_CHECKING:
-    from fedrec.recommender.drift import Drift, Window
+    from fedrec.privacy.next_run import NextRun
+    from fedrec.recommender.drift import Window
     from fedrec.recommender.merchant_text import MerchantPlace
 
 __all__ = ["drift"]
@@ -29,17 +30,18 @@ def drift(
     """
     place = opened(folder)
     data = place.data()
-    from fedrec.recommender.drifting import drift_of
+    from fedrec.recommender.drifting import drift_of, drift_sentence
 
     found = drift_of(place, data, weeks, windows)
     version = place.versions.current
-    cost = _last_run(place)
-    sentence = _sentence(found, cost)
+    cost = _next_run(place)
+    more = "Nothing was ever released here, so no run's cost is known." if cost is None else cost.sentence
+    sentence = f"{drift_sentence(found)} {more}"
     if json:
         said: dict[str, Any] = {"merchant": place.settings.name, "version": version, **asdict(found), "sentence": sentence}
         for window in said["windows"]:
             window |= {"start": window["start"].date().isoformat(), "end": window["end"].date().isoformat()}
-        print_json({**said, "last_run": cost, "changed_roles": place.changed_roles()})
+        print_json({**said, "last_run": None if cost is None else asdict(cost), "changed_roles": place.changed_roles()})
         return
     title = f"{place.settings.name}: windows of {weeks} weeks, the last against the others"
     heads = ["to", "baskets", "buyers", f"mix by {found.by}", "new since", "baskets before", f"HR@{found.k} of the text", "users"]
@@ -68,34 +70,15 @@ def _row(window: Window) -> list[str]:
     ]
 
 
-def _sentence(found: Drift, cost: dict[str, float] | None) -> str:
-    """What a person should know, and what another run would cost."""
-    from fedrec.recommender.drifting import drift_sentence
-
-    said = drift_sentence(found)
-    if cost is None:
-        return said + " Nothing was ever released here, so no run's cost is known."
-    fits = "fits" if cost["after"] <= cost["budget"] else "does not fit"
-    return (
-        f"{said} A run like the last would cost epsilon {cost['epsilon']:.2f} more and end at {cost['after']:.2f}, "
-        f"which {fits} your budget of {cost['budget']:g}."
-    )
-
-
-def _last_run(place: MerchantPlace) -> dict[str, float] | None:
-    """What the last run's releases would add once more: `epsilon`, `after` and `budget`; None where nothing was released."""
+def _next_run(place: MerchantPlace) -> NextRun | None:
+    """What a run like the last would cost; None where nothing was released."""
     from clients.losses import open_ledger
     from clients.site import deployed_site
     from fedrec.deploy.layout import MerchantFolder
-    from fedrec.privacy import epsilon
+    from fedrec.privacy.next_run import next_run
 
     merchant, policy = MerchantFolder(place.path), place.settings.privacy
     if not merchant.state.is_dir():
         return None
     releases = open_ledger(deployed_site(merchant), place.settings.name, policy.delta).intact()[0]
-    if not releases:
-        return None
-    events = [release.event for release in releases]
-    again = [release.event for release in releases if release.run == releases[-1].run]
-    before, after = (epsilon(made, policy.delta).value for made in (events, [*events, *again]))
-    return {"epsilon": after - before, "after": after, "budget": policy.epsilon}
+    return next_run(releases, policy.delta, policy.epsilon)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fedrec.cli.terminal import err, out, print_json, quiet_libraries, round_progress, show_results, table
+from fedrec.cli.tracking import Track, tracked
 from fedrec.config import load_config, parse_overrides
 from fedrec.errors import InputError
 
@@ -63,6 +64,7 @@ def run_command(
     ] = None,
     target: Annotated[Path | None, typer.Option("--out", help="Run folder to make; by default FOLDER/runs/<date>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by default the last one.")] = False,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Train with the merchants who are connected, and show the progress. Needs a server that is up."""
@@ -82,7 +84,7 @@ def run_command(
     path = target or (_last_run(server.runs) if resume else server.runs / datetime.now().strftime("%Y%m%d-%H%M%S"))
     again = f"go on with: fedrec server run {folder} --resume --out {path}"
     try:
-        with round_progress():
+        with round_progress(), tracked(track, path, simulation=False):
             if resume:
                 run = go_on(server, RunFolder.open(path))
             else:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fedrec.cli.terminal import TrustName, err, out, print_json, quiet_libraries, round_progress, show_results
+from fedrec.cli.tracking import Track, tracked
 from fedrec.config import RunConfig, load_config, parse_overrides, read_toml, writable_cache
 from fedrec.errors import InputError
 
@@ -68,6 +69,7 @@ def simulate_command(
     reference: Reference = True,
     ledgers: Ledgers = None,
     record_wire: RecordWire = False,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Train one private recommender over all merchants of a federation folder."""
@@ -85,6 +87,7 @@ def simulate_command(
         reference,
         ledgers,
         record_wire,
+        track,
         json,
     )
 
@@ -102,6 +105,7 @@ def demo(
     reference: Reference = True,
     ledgers: Ledgers = None,
     record_wire: RecordWire = False,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """The same on embedded data: a year of grocery baskets at twelve brand shops, or which promoted products were bought."""
@@ -122,6 +126,7 @@ def demo(
         reference,
         ledgers,
         record_wire,
+        track,
         json,
     )
 
@@ -136,6 +141,7 @@ def _run(
     reference: bool,
     ledgers: Path | None,
     record_wire: bool,
+    track: list[str] | None,
     json: bool,
 ) -> None:
     if resume and target is None:
@@ -152,7 +158,7 @@ def _run(
     from simulations.run import resume as go_on
 
     try:
-        with round_progress():
+        with round_progress(), tracked(track, folder_path, simulation=True):
             if federation is None:
                 folder = go_on(folder_path, workers=workers)
             else:

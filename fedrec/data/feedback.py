@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedrec.config import flush_folder, make_private
+from fedrec.config import flush_folder, make_private, write_atomically
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table
 from fedrec.errors import InputError
@@ -34,6 +34,7 @@ __all__ = [
     "FEEDBACK",
     "LOG",
     "LONGEST",
+    "LONGEST_WORDS",
     "Appended",
     "FeedbackEvent",
     "FeedbackLog",
@@ -47,6 +48,8 @@ EVENT_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
 """Of an id: nothing that a CSV file would have to quote."""
 LONGEST = 256
 """Characters of a value; the reader of CSV gives up at 131,072, which would leave a log that nobody can read."""
+LONGEST_WORDS = 500
+"""The same of what somebody searched for."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class FeedbackEvent:
         request_id: the answer that it is a reaction to.
         position: where in that answer the item stood, from 1.
         propensity: how likely the item was to be shown there.
+        query: what was searched for; `item_id` may then be empty.
     """
 
     event_id: str
@@ -74,9 +78,12 @@ class FeedbackEvent:
     request_id: str = ""
     position: str = ""
     propensity: str = ""
+    query: str = ""
 
 
 HEADER = tuple(field.name for field in fields(FeedbackEvent))
+WORDLESS = HEADER[:-1]
+"""Of a log that was begun before there were searches in it."""
 
 
 class Appended(NamedTuple):
@@ -109,7 +116,7 @@ class FeedbackLog:
             InputError: a value is longer than `LONGEST` or holds a control character, or the log is damaged.
             OSError: it cannot be written; it is then as it was.
         """
-        with _locked(self.folder), open(os.open(self.folder / LOG, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        with _locked(self.folder), _opened(self.folder / LOG) as file:
             end = self._catch_up(file)
             new: dict[bytes, FeedbackEvent] = {}
             for event in events:
@@ -164,12 +171,12 @@ def read_feedback(folder: Path) -> Table | None:
     except csv.Error as error:
         raise InputError(f"it is not what was written ({error})", where=str(path), hint="put it back from a backup") from None
     wrong = next((line for line, row in enumerate(rows, 2) if len(row) != len(header)), None)
-    if tuple(header) != HEADER or wrong:
+    if tuple(header) not in (HEADER, WORDLESS) or wrong:
         raise InputError("it is not what was written", where=f"{path}, line {wrong or 1}", hint="put it back from a backup")
-    frame = pd.DataFrame(rows, columns=list(HEADER), dtype=object)
-    known = [name for name in HEADER if name in C.ALL]
+    frame = pd.DataFrame(rows, columns=header, dtype=object)
+    known = [name for name in header if name in C.ALL]
     name, given = f"{FEEDBACK}/{LOG}", frame[known].where(frame[known] != "", None)
-    return Table(given, name, HEADER, lambda row: f"line {row + 2} of {name}")
+    return Table(given, name, tuple(header), lambda row: f"line {row + 2} of {name}")
 
 
 def with_feedback(events: Table, folder: Path) -> Table:
@@ -215,6 +222,20 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedRandom]:
+    """The log with all columns: one that was begun with fewer of them is written anew, and put in its place whole."""
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        if file.readline() != f"{','.join(WORDLESS)}\n".encode():
+            yield file
+            return
+        file.seek(0)
+        _, *lines = _whole(file.read()).splitlines()
+    write_atomically(path, _lines([HEADER]) + b"".join(line + b",\n" for line in lines), mode=0o600)
+    with path.open("r+b") as wide:
+        yield wide
+
+
 def _write(file: io.BufferedRandom, end: int, data: bytes) -> None:
     try:
         file.seek(end)
@@ -228,8 +249,9 @@ def _write(file: io.BufferedRandom, end: int, data: bytes) -> None:
 
 def _lines(rows: Sequence[Sequence[str]]) -> bytes:
     for row in rows:
-        if long := next((value for value in row if len(value) > LONGEST), None):
-            raise InputError(f"{len(long):,} characters", where="an event", expected=f"at most {LONGEST}")
+        for name, value in zip(HEADER, row, strict=True):
+            if len(value) > (most := LONGEST_WORDS if name == C.QUERY else LONGEST):
+                raise InputError(f"{len(value):,} characters", where="an event", expected=f"at most {most}")
         if strange := next((value for value in row if value != visible(value)), None):
             raise InputError(f"{visible(strange)!r} holds a control character", where="an event", expected="a line of text")
     text = io.StringIO(newline="")

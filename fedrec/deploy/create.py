@@ -34,7 +34,7 @@ from fedrec.deploy.layout import (
     parse_address,
 )
 from fedrec.deploy.roster import own_roster, roster_of
-from fedrec.deploy.units import CENTRAL_README, DATA_README, merchant_toml, merchant_unit, server_toml, server_unit
+from fedrec.deploy.units import CENTRAL_README, DATA_README, merchant_toml, merchant_unit, serve_unit, server_toml, server_unit
 from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, ServerAddress, read_merchant_file
 from fedrec.privacy import Policy
@@ -291,13 +291,14 @@ def _build(
     (at / "merchants").mkdir()
     for file in merchants:
         merchant, node = Deployment(at).merchant(file.name), new_node_key(file.name)
-        _folders(merchant.path, merchant.tls, merchant.state, merchant.model, merchant.own)
+        _folders(merchant.path, merchant.tls, merchant.state, merchant.model, merchant.own, merchant.feedback)
         _write(merchant.ca, ca.public)
         _write(merchant.key, node.private)
         _write(merchant.public_key, node.public)
         _write(server.public_key(file.name), node.public)
         _write(merchant.settings_file, merchant_toml(file, guessed=federation is None).encode())
         _write(merchant.unit, merchant_unit(final.merchant(file.name), file.name).encode())
+        _write(merchant.serve_unit, serve_unit(final.merchant(file.name), file.name).encode())
         if federation is None:
             _folders(merchant.path / "data")
             _write(merchant.path / "data" / "README.txt", DATA_README.encode())

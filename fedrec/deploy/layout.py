@@ -17,6 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fedrec.config import read_toml
+from fedrec.data.feedback import FEEDBACK
 from fedrec.deploy.certificates import check_private, read_public_key
 from fedrec.errors import InputError
 from fedrec.merchant import LEDGER, MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
@@ -397,6 +398,16 @@ class MerchantFolder:
         return self.path / OWN
 
     @property
+    def feedback(self) -> Path:
+        """Folder of what customers did since, as the service and `fedrec data import` take it; for its owner alone."""
+        return self.path / FEEDBACK
+
+    @property
+    def serve_keys(self) -> Path:
+        """The service's keys."""
+        return self.state / "serve-keys.toml"
+
+    @property
     def fit_log(self) -> Path:
         """What the last fit that a delivery started wrote."""
         return self.state / "fit.log"
@@ -438,8 +449,13 @@ class MerchantFolder:
 
     @property
     def unit(self) -> Path:
-        """The systemd unit."""
+        """The systemd unit of the node."""
         return self.path / "fedrec-merchant.service"
+
+    @property
+    def serve_unit(self) -> Path:
+        """The systemd unit of the service."""
+        return self.path / "fedrec-serve.service"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fedrec.deploy.layout import MerchantFolder, ServerFile, ServerFolder
 from fedrec.errors import InputError
 from fedrec.merchant import MerchantFile
 
-__all__ = ["CENTRAL_README", "DATA_README", "merchant_toml", "merchant_unit", "server_toml", "server_unit"]
+__all__ = ["CENTRAL_README", "DATA_README", "merchant_toml", "merchant_unit", "serve_unit", "server_toml", "server_unit"]
 
 CENTRAL_README = f"""\
 Here go the tables of the central users: people who consented to be evaluated on.
@@ -153,15 +153,21 @@ def merchant_unit(folder: MerchantFolder, name: str) -> str:
     return _unit(f"fedrec merchant {name}", ["merchant", "up"], folder.path, [folder.state, folder.model, folder.own])
 
 
+def serve_unit(folder: MerchantFolder, name: str) -> str:
+    """`fedrec-serve.service`, the HTTP service over a merchant's folder at its final place."""
+    writable = [folder.state, folder.model, folder.own, folder.feedback]
+    return _unit(f"fedrec serve {name}", ["serve"], folder.path, writable, ["--key-file", _word(folder.serve_keys)])
+
+
 def _key(name: str, value: object) -> str:
     return tomli_w.dumps({name: value}).strip()
 
 
-def _unit(description: str, command: Sequence[str], folder: Path, writable: Sequence[Path]) -> str:
+def _unit(description: str, command: Sequence[str], folder: Path, writable: Sequence[Path], options: Sequence[str] = ()) -> str:
     # The environment that runs `init` is the best guess at the one that will run the service.
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     program = shutil.which("fedrec", path=beside) or str(Path(sys.executable).with_name("fedrec"))
-    start = " ".join([_quoted(program), *command, _quoted(str(folder)).replace("$", "$$")])
+    start = " ".join([_quoted(program), *command, _word(folder), *options])
     return f"""\
 # After moving this folder, or onto a machine where `fedrec` is elsewhere, edit ExecStart and ReadWritePaths.
 # Give User= the account that owns the folder; without it the service runs as root.
@@ -194,6 +200,11 @@ RestrictSUIDSGID=yes
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def _word(path: Path) -> str:
+    """A path as a word of `ExecStart`, in which a dollar would begin a variable (systemd.service, "Command lines")."""
+    return _quoted(str(path)).replace("$", "$$")
 
 
 def _quoted(text: str) -> str:

@@ -10,9 +10,10 @@ from fedrec.recommender.contest import SERVED, TEXT, contenders, popularity_here
 from fedrec.recommender.drift import Drift, measure_drift
 from fedrec.recommender.merchant_text import MerchantPlace
 
-__all__ = ["drift_of", "drift_sentence"]
+__all__ = ["SURE", "drift_of", "drift_sentence"]
 
 SURE = 0.05
+"""A change of the hit rate with a p-value under this is told as one."""
 
 
 def drift_of(place: MerchantPlace, data: MerchantData, weeks: int, windows: int) -> Drift:

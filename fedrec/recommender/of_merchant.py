@@ -18,6 +18,7 @@ from fedrec.data import Catalogue, ItemDetails, MerchantData
 from fedrec.errors import InputError
 from fedrec.model.ranking import products
 from fedrec.model.towers import centred, role_table
+from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.asking import Asking, listed
 from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import (
@@ -183,11 +184,12 @@ class MerchantRecommender(Recommending):
     Where it is turned off, nothing ranks that was computed from customers without noise.
     """
 
-    def __init__(self, place: MerchantPlace) -> None:
+    def __init__(self, place: MerchantPlace, version: str | None = None) -> None:
         self.place, self.settings, self._data = place, place.settings, place.data()
         self.catalogue, self.details = self._data.catalogue, self._data.details
         self.language = self.settings.recommender.language
-        on, version = self.settings.recommender.own_layer, place.versions.current
+        on = self.settings.recommender.own_layer
+        version = place.versions.current if version is None else None if version == UNTRAINED else version
         own = OwnModel.read(place.own) if on else None
         self.adapter = place.adapter(version)
         here = popularity_here(self._data.histories, len(self.catalogue))
@@ -211,17 +213,19 @@ class MerchantRecommender(Recommending):
         )  # fmt: skip
 
     @classmethod
-    def load(cls, folder: str | Path, onnx: str | Path | None = None) -> MerchantRecommender:
+    def load(cls, folder: str | Path, onnx: str | Path | None = None, version: str | None = None) -> MerchantRecommender:
         """Open a merchant's folder.
 
         Args:
             onnx: an export of the model that ranks here; see `Recommender.load`.
+            version: another one to rank under than the current one: of those in `model/`, or `untrained`. The own layer joins
+                with the weights that it was fitted with where it was fitted beside this one, and else with default ones.
 
         Raises:
             InputError: `merchant.toml` or the tables cannot be read, or the current adapter cannot be used here; `onnx` is no
                 export, or one of another model.
         """
-        recommender = cls(MerchantPlace(Path(folder).resolve()))
+        recommender = cls(MerchantPlace(Path(folder).resolve()), version)
         if onnx is not None:
             adapter = recommender.adapter
             fingerprint = "" if adapter is None else adapter.settings["encoder_fingerprint"]

@@ -63,20 +63,20 @@ def create_app(
             tenant.onnx = onnx
         service = Service(tenants, several, settings, keys)
         held.append(service)
-        watching: asyncio.Task[None] | None = None
+        watching: list[asyncio.Task[None]] = []
         try:
             await service.open()
             opened()
-            watching = asyncio.create_task(service.tenants.watch())
+            watching = [asyncio.create_task(watcher) for watcher in service.watchers()]
         except InputError as error:
             if give_up is None:
                 raise
             give_up(error)
         yield
-        if watching is not None:
-            watching.cancel()
+        for task in watching:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await watching
+                await task
         await service.close()
 
     app = FastAPI(

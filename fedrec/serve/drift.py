@@ -1,63 +1,46 @@
-"""Drift of a merchant and what its ledger says, measured on demand beside the thread that ranks, one at a time."""
+"""Drift of a merchant and what its ledger says; and whether that is over the thresholds of an operator, for the metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future, ThreadPoolExecutor
+import logging
+import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedrec.errors import InputError
 from fedrec.merchant import LEDGER, MERCHANT_FILE, read_merchant_file
 from fedrec.model.encoder import encoders_apart
 from fedrec.privacy import Ledger, epsilon
-from fedrec.recommender.drifting import drift_of, drift_sentence
+from fedrec.privacy.next_run import next_run
+from fedrec.recommender.drifting import SURE, drift_of, drift_sentence
 from fedrec.recommender.merchant_text import MerchantPlace
+from fedrec.serve.background import Background
 from fedrec.serve.faults import Fault, without_paths
+from fedrec.serve.metrics import Metrics
+from fedrec.serve.settings import DriftSettings
+from fedrec.serve.tenants import Tenant
 
-__all__ = ["Measured"]
+__all__ = ["DriftWatch", "alarms", "measured", "spent"]
 
 WINDOWS = 12
+LONGEST = 3_600.0
+"""Seconds that a measurement which nobody waits for may take."""
+BUSY = 10.0
+"""Seconds until the next try, where somebody else's is being measured."""
+logger = logging.getLogger(__name__)
 
 
-class _Key(NamedTuple):
-    folder: Path
-    snapshot: str
-    weeks: int
+async def measured(drift: Background[dict[str, Any]], tenant: Tenant, weeks: int, seconds: float) -> dict[str, Any]:
+    """Fields of a `DriftAnswer` but for the ledger; while the same is loaded nothing is measured twice.
 
-
-class Measured:
-    """The last measurement, and the thread that makes the next."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "drift")
-        self._last: tuple[_Key, Future[dict[str, Any]]] | None = None
-
-    async def of(self, folder: Path, snapshot: str, weeks: int, seconds: float) -> dict[str, Any]:
-        """Fields of a `DriftAnswer`. What takes longer goes on, and is there when somebody asks again.
-
-        Args:
-            snapshot: of what is loaded: while it is the same nothing is measured twice.
-
-        Raises:
-            Fault: it takes longer than `seconds` (503), or another measurement goes on (429).
-        """
-        key = _Key(folder, snapshot, weeks)
-        if self._last is not None and self._last[0] != key and not self._last[1].done():
-            raise Fault(429, "busy", "another drift is being measured", retry_after=5)
-        if self._last is None or self._last[0] != key or (self._last[1].done() and self._last[1].exception() is not None):
-            self._last = key, self._thread.submit(_measure, folder, weeks)
-        try:
-            async with asyncio.timeout(seconds):
-                found = await asyncio.shield(asyncio.wrap_future(self._last[1]))
-        except TimeoutError:
-            raise Fault(503, "measuring", "it is still being measured; ask again", retry_after=2) from None
-        return {**found, "ledger": await asyncio.to_thread(_spent, folder)}
-
-    def close(self) -> None:
-        """Finish what has begun."""
-        self._thread.shutdown()
+    Raises:
+        Fault: see `Background.of`.
+    """
+    key = (tenant.folder, tenant.model.snapshot if tenant.model else "", weeks)
+    return await drift.of(key, lambda: _measure(tenant.folder, weeks), seconds)
 
 
 def _measure(folder: Path, weeks: int) -> dict[str, Any]:
@@ -70,15 +53,71 @@ def _measure(folder: Path, weeks: int) -> dict[str, Any]:
     found = asdict(drift)
     for window in found["windows"]:
         window |= {"start": window["start"].date().isoformat(), "end": window["end"].date().isoformat()}
-    return {"sentence": drift_sentence(drift), **{name: found[name] for name in ("by", "k", "windows", "held_back")}}
+    shown = ("by", "k", "windows", "change", "p_value", "held_back")
+    return {"sentence": drift_sentence(drift), **{name: found[name] for name in shown}}
 
 
-def _spent(folder: Path) -> dict[str, Any] | None:
-    """What the ledger says, which is only read."""
+def spent(folder: Path) -> dict[str, Any] | None:
+    """What the ledger says, which is only read; None where nothing was ever released."""
     settings = read_merchant_file(folder / MERCHANT_FILE)
     policy, path = settings.privacy, folder / LEDGER / f"{settings.name}.ledger.jsonl"
     if not path.is_file():
         return None
     releases, whole = Ledger(path, policy.delta).intact()
-    spent = epsilon([release.event for release in releases], policy.delta).value if whole else None
-    return {"epsilon": spent, "delta": policy.delta, "budget": policy.epsilon, "releases": len(releases)}
+    again = next_run(releases, policy.delta, policy.epsilon) if whole else None
+    return {
+        "epsilon": epsilon([release.event for release in releases], policy.delta).value if whole else None,
+        "delta": policy.delta, "budget": policy.epsilon, "releases": len(releases),
+        "next_run": None if again is None else again.sentence,
+    }  # fmt: skip
+
+
+def alarms(found: dict[str, Any], settings: DriftSettings) -> dict[str, tuple[float, bool]]:
+    """By name of what has a threshold: its figure (NaN where there is none), and whether that is over it.
+
+    Args:
+        found: as `measured` has it.
+    """
+    last = found["windows"][-1] if found.get("windows") else {"mix": None, "unknown": None}
+    sure = found.get("change") is not None and found["p_value"] is not None and found["p_value"] < SURE
+    figures = {"lost": -found["change"] if sure else None, "mix": last["mix"], "unknown": last["unknown"]}
+    limits = {name: limit for name in figures if (limit := getattr(settings, name)) is not None}
+    return {
+        name: (math.nan, False) if (figure := figures[name]) is None else (figure, figure >= limit)
+        for name, limit in limits.items()
+    }
+
+
+class DriftWatch:
+    """Measures every merchant again and again, as the settings say, and tells the metrics alone. Nothing else follows from it."""
+
+    def __init__(
+        self, settings: DriftSettings, tenants: Iterable[Tenant], drift: Background[dict[str, Any]], metrics: Metrics
+    ) -> None:
+        self._settings, self._drift, self._metrics = settings, drift, metrics
+        self._tenants = [tenant for tenant in tenants if not tenant.is_run]
+
+    async def run(self) -> None:
+        """It ends by being cancelled."""
+        while True:
+            for tenant in self._tenants:
+                try:
+                    await self._look(tenant)
+                except Exception as error:  # one merchant's fault must not end the watch over the others
+                    logger.error("%s: its drift cannot be measured (%s)", tenant.name, type(error).__name__)
+            await asyncio.sleep(3_600 * self._settings.every)
+
+    async def _look(self, tenant: Tenant) -> None:
+        while True:
+            try:
+                found = await measured(self._drift, tenant, self._settings.weeks, LONGEST)
+                break
+            except Fault as fault:
+                if fault.status != 429:
+                    raise
+                await asyncio.sleep(BUSY)
+        for name, (figure, over) in alarms(found, self._settings).items():
+            self._metrics.drift_alarm.labels(tenant.name, name).set(over)
+            if self._settings.figures:
+                self._metrics.drift.labels(tenant.name, name).set(figure)
+        self._metrics.drift_measured.labels(tenant.name).set_to_current_time()

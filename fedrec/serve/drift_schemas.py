@@ -49,6 +49,7 @@ class Spent(BaseModel):
     delta: float
     budget: float
     releases: int
+    next_run: str | None = Field(None, description="What a run like the last one would cost, in a sentence.")
 
 
 class DriftAnswer(BaseModel):
@@ -61,6 +62,8 @@ class DriftAnswer(BaseModel):
     by: str | None = Field(None, description="What the mix is of: `category` or `item`.")
     k: int | None = None
     windows: list[WindowOut] = []
+    change: float | None = Field(None, description="Of the hit rate, the last window over the earlier ones together, minus one.")
+    p_value: float | None = Field(None, description="Of that change.")
     held_back: bool | None = Field(None, description="Whether those who were ranked for are in no round of training.")
     failure: str | None = Field(None, description="Why there is none, such as too few weeks.")
     ledger: Spent | None = Field(None, description="None where nothing was ever released here.")

@@ -34,6 +34,10 @@ class Metrics:
         self.loaded = self._newest("model_loaded_timestamp_seconds", when, "merchant", "model")
         self.data = self._newest("data_timestamp_seconds", "When the newest of the loaded files was written.", "merchant")
         self.failing = self._newest("swap_failing", "1 while what is on disk cannot be loaded.", "merchant", mode="mostrecent")
+        alarm = "1 where a figure of drift is over its threshold in the settings."
+        self.drift_alarm = self._newest("drift_alarm", alarm, "merchant", "figure", mode="mostrecent")
+        self.drift = self._newest("drift", "The figures, where the settings say so.", "merchant", "figure", mode="mostrecent")
+        self.drift_measured = self._newest("drift_measured_timestamp_seconds", "When drift was measured last.", "merchant")
         self.waiting = self._newest("waiting", "Requests that wait for the thread that ranks.", mode="livesum")
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:

@@ -16,11 +16,11 @@ from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, OWN, read_merchant_file
 from fedrec.model.adapter import digest
 from fedrec.model.encoder import encoders_apart
-from fedrec.model.versions import CURRENT, UNTRAINED
+from fedrec.model.versions import CURRENT, UNTRAINED, Versions
 from fedrec.recommender import Answer, MerchantRecommender, Person, Recommender, Wish
 from fedrec.recommender.own_model import FILE
 
-__all__ = ["Model", "Stamp", "check_export", "load_model", "stamp_of"]
+__all__ = ["Model", "Stamp", "check_export", "load_model", "stamp_of", "versions_of"]
 
 SETTLED = 3
 """How often a folder that changes while it is loaded is loaded again."""
@@ -90,11 +90,17 @@ def check_export(folder: Path, onnx: Path) -> None:
     Recommender.load(folder, onnx=onnx)
 
 
-def load_model(folder: Path, onnx: Path | None = None) -> Model:
+def versions_of(folder: Path) -> list[str]:
+    """Every version that a merchant's folder can be ranked under: the untrained text, and what was delivered as it arrived."""
+    return [UNTRAINED, *Versions(folder / "model").names()]
+
+
+def load_model(folder: Path, onnx: Path | None = None, version: str | None = None) -> Model:
     """Load what is there now and ask it everything once, so that no customer waits for what only the first one needs.
 
     Args:
         onnx: an export that reads words where it is of the model that is there now; else the model's own encoder does.
+        version: of a merchant's `versions_of`, to compare; by default the one that ranks.
 
     Raises:
         InputError: it cannot be loaded.
@@ -102,19 +108,21 @@ def load_model(folder: Path, onnx: Path | None = None) -> Model:
     with encoders_apart():
         for _ in range(SETTLED):
             before = stamp_of(folder)
-            recommender, export = _open(folder, onnx)
+            recommender, export = _open(folder, onnx, version)
             words = _warm(recommender)
             if stamp_of(folder) == before:
                 break
-        version = _version(recommender)
-    snapshot = blake2b(f"{version}{before}".encode(), digest_size=6).hexdigest()
-    model = Model(recommender, version, snapshot, before, words, None if onnx is None else export)
+        name = _version(recommender)
+    snapshot = blake2b(f"{name}{before}".encode(), digest_size=6).hexdigest()
+    model = Model(recommender, name, snapshot, before, words, None if onnx is None else export)
     _ = model.texts
     return model
 
 
-def _open(folder: Path, onnx: Path | None) -> tuple[Recommender | MerchantRecommender, bool]:
+def _open(folder: Path, onnx: Path | None, version: str | None) -> tuple[Recommender | MerchantRecommender, bool]:
     """What ranks, and whether the export can be used."""
+    if version is not None:
+        return MerchantRecommender.load(folder, version=version), False
     if onnx is not None:
         with suppress(InputError):
             return Recommender.load(folder, onnx=onnx), True

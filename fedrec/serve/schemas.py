@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from pydantic import model_validator as checked
 
 from fedrec.data.feedback import EVENT_ID, FeedbackEvent
-from fedrec.recommender import Filter, Person
+from fedrec.data.kinds import SEARCH
+from fedrec.recommender import Filter, Person, Wish
 from fedrec.serve.settings import Limits
 from fedrec.text import MERCHANT_NAME, visible
 
@@ -28,6 +29,10 @@ def _is_line(text: str) -> str:
     return text
 
 
+def _one_line(text: str) -> str:
+    return _is_line(" ".join(text.split()))
+
+
 def _is_time(text: str) -> str:
     try:
         found = datetime.fromisoformat(text)
@@ -44,6 +49,7 @@ LineId = Annotated[Id, AfterValidator(_is_line)]
 Ids = Annotated[list[Id], Field(max_length=Limits.IDS, fail_fast=True)]
 Names = Annotated[list[Id], Field(max_length=Limits.NAMES, fail_fast=True)]
 Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=Limits.WORDS)]
+Searched = Annotated[Query, AfterValidator(_one_line)]
 Time = Annotated[StrictInt, Field(ge=-(2**62), le=2**62)] | StrictFloat | Annotated[str, StringConstraints(max_length=40)]
 Price = Annotated[float, Field(ge=-1e15, le=1e15)]
 Size = Annotated[StrictInt, Field(ge=1, le=Limits.LIST)]
@@ -116,6 +122,10 @@ class RecommendRequest(_ForPerson):
         0.0, ge=0, le=1, description="Share of the places that go to items of uncertain value by chance; not with a query."
     )
     explain: StrictBool = False
+
+    def wish(self, diversity: float) -> Wish:
+        """As the recommender takes it; `diversity` as this caller may have it."""
+        return Wish(self.k, self.query, self.filter.filter(), self.exclude, self.repeats, diversity, self.explain, self.explore)
 
 
 class SearchRequest(_Strict):
@@ -274,7 +284,7 @@ class EventIn(_Strict):
 
     event_id: str = Field(pattern=EVENT_ID, description="Drawn by the client: an id that is sent again is no second event.")
     user_id: LineId
-    item_id: LineId
+    item_id: LineId | None = Field(None, description="Needed but where a search has its `query`.")
     event: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$", to_lower=True)] = "purchase"
     timestamp: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d", max_length=40), AfterValidator(_is_time)] | None = Field(
         None, description="ISO 8601, without a zone UTC; now by default. Events of one user and time are one basket."
@@ -290,11 +300,20 @@ class EventIn(_Strict):
     price: Price | None = None
     value: Price | None = None
     basket_id: LineId | None = None
+    query: Searched | None = Field(None, description="What was searched for, of an event `search` alone: history from then on.")
+
+    @checked(mode="after")
+    def _of_an_item_or_words(self) -> Self:
+        if self.query is not None and (self.event != SEARCH or self.item_id is not None):
+            raise ValueError("query is of an event search without an item_id")
+        if self.query is None and self.item_id is None:
+            raise ValueError("item_id is missing, which only a search with its query may lack")
+        return self
 
     def stored(self, now: str) -> FeedbackEvent:
         """As it is kept; `now` stands in for a time that is not given."""
         given: dict[str, Any] = {name: str(value) for name, value in self if value is not None}
-        return FeedbackEvent(**{"timestamp": now, **given})
+        return FeedbackEvent(**{"timestamp": now, "item_id": "", **given})
 
 
 class FeedbackRequest(_Strict):
@@ -303,7 +322,8 @@ class FeedbackRequest(_Strict):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False,
         json_schema_extra={"examples": [{"events": [
-            {"event_id": "order-17-line-1", "user_id": "4711", "item_id": "p41cfcbedad", "timestamp": "2026-01-31T09:30:00Z"}
+            {"event_id": "order-17-line-1", "user_id": "4711", "item_id": "p41cfcbedad", "timestamp": "2026-01-31T09:30:00Z"},
+            {"event_id": "search-9", "user_id": "4711", "event": "search", "query": "red mug for a gift"},
         ]}]},
     )  # fmt: skip
 
@@ -343,6 +363,10 @@ class MerchantInfo(BaseModel):
     )
     loaded_at: str | None = None
     data_at: str | None = None
+    versions: list[str] | None = Field(
+        None,
+        description="Those that are here and can be compared, the untrained text first; for the staff's key.",
+    )
     swaps: int
     up_to_date: bool = Field(description="False where what is on disk could not be loaded: the old model goes on.")
     failure: str | None = Field(None, description="Why not; for the staff's key.")

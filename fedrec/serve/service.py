@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,8 @@ from starlette.requests import Request
 from fedrec.errors import InputError
 from fedrec.recommender import Answer, Person, Wish
 from fedrec.recommender.exploring import Place
-from fedrec.serve.drift import Measured
+from fedrec.serve.background import Background
+from fedrec.serve.drift import DriftWatch
 from fedrec.serve.faults import Fault, fault_of
 from fedrec.serve.keys import Caller, Keys
 from fedrec.serve.metrics import Metrics
@@ -94,10 +95,17 @@ class Call:
             Fault: what is asked means nothing, or there is no answer now.
         """
         model = await self.service.tenants.model(tenant, self.left)
-        part = merchant if tenant.is_run else None
+        return model, await self.lists_of(model, merchant if tenant.is_run else None, person, wish)
+
+    async def lists_of(self, model: Model, part: str | None, person: Person, wish: Wish) -> Answer:
+        """`lists` of a model that is loaded.
+
+        Raises:
+            Fault: as there.
+        """
         self.check_words(model, wish.query)
-        answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), (id(model), part))
-        return model, answer
+        answer: Answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), (id(model), part))
+        return answer
 
     async def ask(self, question: Callable[[], Answer]) -> Answer:
         """Any other question, alone."""
@@ -153,7 +161,9 @@ class Service:
         self.tenants = Tenants(tenants, several, settings, self.metrics)
         self.worker = Worker(settings.queue, settings.batch)
         self.writer = ThreadPoolExecutor(1, "feedback")
-        self.drift = Measured()
+        self.drift: Background[dict[str, Any]] = Background("measuring")
+        self.reports: Background[dict[str, Any]] = Background("computing")
+        self.versions: Background[Model] = Background("loading", settings.idle)
         self.in_progress, self.writing = 0, 0
         self.ready = False
 
@@ -170,12 +180,20 @@ class Service:
                 await self.worker.do(ask, None, 120.0)
         self.ready = True
 
+    def watchers(self) -> list[Coroutine[Any, Any, None]]:
+        """What goes on beside requests until it is cancelled."""
+        found = [self.tenants.watch()]
+        if self.settings.drift is not None:
+            found.append(DriftWatch(self.settings.drift, self.tenants.all.values(), self.drift, self.metrics).run())
+        return found
+
     async def close(self) -> None:
         """Finish what has begun."""
         self.ready = False
         await asyncio.to_thread(self.worker.close)
         self.writer.shutdown()
-        await asyncio.to_thread(self.drift.close)
+        for background in (self.drift, self.reports, self.versions):
+            await asyncio.to_thread(background.close)
 
 
 def call_of(request: Request) -> Call:

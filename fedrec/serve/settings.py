@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedrec.config import read_toml
-from fedrec.data.feedback import LONGEST
+from fedrec.data.feedback import LONGEST, LONGEST_WORDS
 from fedrec.errors import InputError
 
-__all__ = ["LOOPBACK", "Limits", "ServeSettings", "read_serve_settings"]
+__all__ = ["LOOPBACK", "DriftSettings", "Limits", "ServeSettings", "read_serve_settings"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Addresses that no other machine reaches."""
@@ -34,12 +34,31 @@ class Limits:
     """Categories or brands of a filter."""
     ID = LONGEST
     """Characters of an id."""
-    WORDS = 500
+    WORDS = LONGEST_WORDS
     """Characters of a query."""
     FIELDS = 30
     """Fields of an object."""
     EVENTS = 1_000
     """Feedback events of a batch."""
+
+
+class DriftSettings(BaseModel):
+    """The table `[drift]`: what raises `fedrec_drift_alarm`. Nothing else follows from it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    every: float = Field(24, ge=0.01, le=8_760)
+    """Hours between two measurements; the first is made at the start."""
+    weeks: int = Field(4, ge=1, le=52)
+    """In a window."""
+    lost: float | None = Field(0.1, gt=0, le=1)
+    """Share of its hit rate that the text has lost, beyond chance."""
+    mix: float | None = Field(None, gt=0, le=1)
+    """Distance of the last window's mix."""
+    unknown: float | None = Field(None, gt=0, le=1)
+    """Share of the last window's purchases whose item was not bought in the window before."""
+    figures: bool = False
+    """Whether the figures themselves are in `/metrics` too, in `fedrec_drift`. They come from customers' data without noise."""
 
 
 class ServeSettings(BaseModel):
@@ -70,7 +89,9 @@ class ServeSettings(BaseModel):
     loaded: int = Field(8, ge=1, le=10_000)
     """Most merchants in memory, where there are several; the one that was idle longest leaves."""
     idle: float = Field(900, gt=0)
-    """Seconds without a request after which a merchant leaves memory, where there are several."""
+    """Seconds without a request after which a merchant leaves memory, where there are several; so does a version compared."""
+    drift: DriftSettings | None = None
+    """Without this table drift is measured only when somebody asks for it, and is in no metric."""
 
 
 def read_serve_settings(path: Path | None) -> ServeSettings:

@@ -50,6 +50,12 @@ async function enter() {
   $("about").textContent = [one.merchant, one.model].filter(Boolean).join(", ");
   $("failure").hidden = one.up_to_date;
   $("failure").textContent = `What is on disk could not be loaded, so what was there before answers. ${one.failure ?? ""}`;
+  // The version that answers is the untrained text where none was delivered.
+  const others = one.versions ?? [];
+  $("versions").hidden = !others.length;
+  $("version").replaceChildren(make("option", { value: "", textContent: "none" }), ...others.map((name) => make("option", {
+    value: name, textContent: name === one.model ? `${name} (this one)` : name,
+  })));
   $("door").hidden = true;
   $("room").hidden = false;
 }
@@ -72,11 +78,14 @@ async function rank() {
       price_min: number("price-min"), price_max: number("price-max"),
     },
   };
-  const before = last, found = await fetched("/v1/recommend", asked);
+  const before = last, version = $("version").value, found = await fetched("/v1/recommend", asked);
+  const other = version ? await waited("/v1/compare", { ...asked, version }) : null;
   remember(found);
+  if (other) remember(other);
   await nameAll(asked.history ?? []);
   last = { asked, found };
   const shown = [listed("Now", last, before)];
+  if (other) shown.push(listed(`By ${other.model}`, { asked, found: other }, last));
   if (before && $("beside").checked) shown.push(listed("Before", before, null));
   $("answers").replaceChildren(...shown);
 }
@@ -186,34 +195,55 @@ async function find() {
 
 const ROUNDED = (value) => (value === null ? "-" : value.toFixed(3));
 
-async function measure() {
-  let found = null;
+// What takes longer than an answer may is asked for again until it is there.
+async function waited(path, asked) {
   const end = Date.now() + 120000;
-  while (found === null) {
+  for (;;) {
     try {
-      found = await fetched("/v1/drift", { weeks: number("weeks") });
+      return await fetched(path, asked);
     } catch (error) {
-      if (error.kind !== "measuring" || Date.now() > end) throw error;
+      if (!["measuring", "computing", "loading", "busy"].includes(error.kind) || Date.now() > end) throw error;
       await new Promise((go) => { setTimeout(go, 1000); });
     }
   }
-  const heads = ["to", "baskets", "buyers", `mix by ${found.by}`, "new since", "baskets before", `HR@${found.k} of the text`, "users"];
+}
+
+// A table that is scrolled and not the page, also by keys.
+function table(name, heads, rows) {
   const cells = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, { textContent: value })));
-  const rows = found.windows.map(({ end, baskets, buyers, mix, unknown, history, hits }) => cells("td", [
+  const found = make("div", { className: "scroll", tabIndex: 0 }, make("table", {}, make("thead", {}, cells("th", heads)),
+    make("tbody", {}, ...rows.map((row) => cells("td", row)))));
+  found.setAttribute("role", "region");
+  found.setAttribute("aria-label", name);
+  return found;
+}
+
+async function measure() {
+  const found = await waited("/v1/drift", { weeks: number("weeks") });
+  const heads = ["to", "baskets", "buyers", `mix by ${found.by}`, "new since", "baskets before", `HR@${found.k} of the text`, "users"];
+  const rows = found.windows.map(({ end, baskets, buyers, mix, unknown, history, hits }) => [
     end, baskets, buyers, ROUNDED(mix), ROUNDED(unknown), history,
     hits === null ? "-" : `${ROUNDED(hits.mean)} [${ROUNDED(hits.low)}, ${ROUNDED(hits.high)}]`, hits?.users ?? 0,
-  ]));
-  const table = make("div", { className: "scroll", tabIndex: 0 }, make("table", {}, make("thead", {}, cells("th", heads)), make("tbody", {}, ...rows)));
-  table.setAttribute("role", "region");
-  table.setAttribute("aria-label", "Windows, the last against the others");
-  $("measured").replaceChildren(make("p", { textContent: found.sentence ?? found.failure }), ...(rows.length ? [table] : []),
+  ]);
+  const windows = rows.length ? [table("Windows, the last against the others", heads, rows)] : [];
+  $("measured").replaceChildren(make("p", { textContent: found.sentence ?? found.failure }), ...windows,
     make("h2", { textContent: "Privacy budget" }), make("p", { textContent: budget(found.ledger) }));
 }
 
 function budget(ledger) {
   if (ledger === null) return "Nothing was ever released here.";
   if (ledger.epsilon === null) return "The ledger is broken, so nothing is released until its owner has looked.";
-  return `Epsilon ${ledger.epsilon.toFixed(3)} of ${ledger.budget} is spent, at delta ${ledger.delta}, in ${ledger.releases} releases.`;
+  return `Epsilon ${ledger.epsilon.toFixed(3)} of ${ledger.budget} is spent, at delta ${ledger.delta}, in ${ledger.releases} releases. ${ledger.next_run ?? ""}`;
+}
+
+async function report() {
+  const found = await waited("/v1/privacy", {});
+  const said = make("dl", {}, ...found.summary.flatMap(({ label, text }) => [make("dt", { textContent: label }), make("dd", { textContent: text })]));
+  const heads = ["run", "from", "to", "releases", "epsilon alone"];
+  const tables = found.ledgers.filter(({ runs }) => runs.length).map(({ runs }) => table("Runs", heads, runs.map((run) => [
+    run.name, run.first.slice(0, 10), run.last.slice(0, 10), run.releases, run.epsilon === null ? "no bound" : run.epsilon.toFixed(3),
+  ])));
+  $("reported").replaceChildren(found.failure === null ? said : make("p", { textContent: found.failure }), ...tables);
 }
 
 function select(tab) {
@@ -229,7 +259,8 @@ for (const tab of document.querySelectorAll("[role=tab]")) {
   tab.addEventListener("click", () => select(tab));
   tab.addEventListener("keydown", (told) => {
     if (!["ArrowLeft", "ArrowRight"].includes(told.key)) return;
-    const other = tab.nextElementSibling ?? tab.previousElementSibling;
+    const { firstElementChild: first, lastElementChild: end } = tab.parentElement;
+    const other = told.key === "ArrowRight" ? tab.nextElementSibling ?? first : tab.previousElementSibling ?? end;
     select(other);
     other.focus();
   });
@@ -244,6 +275,7 @@ on("door", "submit", async () => {
 });
 on("ask", "submit", rank);
 on("measure", "submit", measure);
+on("report", "submit", report);
 on("search", "click", find);
 if ($("door").hidden) enter().catch(tell);
 $("find").addEventListener("keydown", (told) => {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
+from fedrec.serve.drift import measured, spent
 from fedrec.serve.drift_schemas import DriftAnswer, DriftRequest
 from fedrec.serve.faults import Fault, errors
 from fedrec.serve.replies import JSON, reply
@@ -24,6 +26,8 @@ async def drift(asked: DriftRequest, call: Annotated[Call, Depends(call_of)]) ->
         raise Fault(401, "staff_key", "drift is computed from customers' data without noise: it needs the staff's key")
     if tenant.is_run:
         raise Fault(404, "no_customers", "a run has no customers: a merchant's folder does")
-    model = await call.service.tenants.model(tenant, call.left)
-    found = await call.service.drift.of(tenant.folder, model.snapshot, asked.weeks, call.left)
-    return reply(DriftAnswer.model_validate({"request_id": call.id, "merchant": tenant.name, "took_ms": call.took_ms, **found}))
+    await call.service.tenants.model(tenant, call.left)
+    found = await measured(call.service.drift, tenant, asked.weeks, call.left)
+    ledger = await asyncio.to_thread(spent, tenant.folder)
+    told = {"request_id": call.id, "merchant": tenant.name, "took_ms": call.took_ms, "ledger": ledger}
+    return reply(DriftAnswer.model_validate({**told, **found}))

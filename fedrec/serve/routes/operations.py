@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from fedrec import __version__
 from fedrec.serve.faults import Fault, errors
+from fedrec.serve.models import versions_of
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.schemas import Info, MerchantInfo
 from fedrec.serve.service import Call, call_of
@@ -65,6 +66,7 @@ _SHOWN = ServeSettings.model_fields.keys() & {"body_bytes", "body_seconds", "tim
 def _of(tenant: Tenant, staff: bool) -> MerchantInfo:
     model = tenant.model
     known = {"merchant": tenant.name, "swaps": tenant.swaps, "up_to_date": tenant.failure is None}
+    known |= {"versions": versions_of(tenant.folder) if staff and not tenant.is_run else None}
     known |= {"loaded": model is not None, "failure": tenant.failure if staff else None}
     if model is not None:
         known |= {

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from fedrec.recommender import Wish
 from fedrec.serve.faults import errors
 from fedrec.serve.replies import JSON, reply
 from fedrec.serve.schemas import ListAnswer, RecommendRequest
@@ -24,7 +23,4 @@ async def recommend(asked: RecommendRequest, call: Annotated[Call, Depends(call_
     if asked.explain:
         call.may_ask(person, "reasons")
     diversity = asked.diversity if call.caller.staff else round(asked.diversity, 1)  # the value that swaps two items is a score
-    wish = Wish(
-        asked.k, asked.query, asked.filter.filter(), asked.exclude, asked.repeats, diversity, asked.explain, asked.explore
-    )
-    return reply(call.listed(tenant, person, *await call.lists(tenant, asked.merchant, person, wish)))
+    return reply(call.listed(tenant, person, *await call.lists(tenant, asked.merchant, person, asked.wish(diversity))))
