@@ -42,11 +42,10 @@ USERS, HISTORY, EVENTS = 2_000, 20, 30
 CLIENTS, RATE = 16, 50.0
 ASKED = 200
 """Different requests of each kind."""
-WORDS = ("ground coffee", "red apples", "frozen pizza", "paper towels", "sharp cheddar", "diet cola")
 
 
-def make_merchant(folder: Path, items: int) -> list[str]:
-    """A merchant with an own layer; its item ids."""
+def make_merchant(folder: Path, items: int) -> None:
+    """A merchant with an own layer."""
     titles = demo_tables()[0][[Columns.TITLE]].drop_duplicates().head(items)[Columns.TITLE].tolist()
     titles += [f"{titles[n % len(titles)]} {n}" for n in range(len(titles), items)]
     rng, ids = np.random.default_rng(0), [f"i{item}" for item in range(items)]
@@ -69,12 +68,13 @@ def make_merchant(folder: Path, items: int) -> list[str]:
     place = MerchantPlace(folder)
     if not fit_merchant(place, place.data()).model.blend.own:
         raise SystemExit("the own layer has no weight: this would measure too little")
-    return ids
 
 
-def questions(ids: list[str]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Requests of each kind."""
-    rng = np.random.default_rng(1)
+def questions(folder: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Requests of each kind to that merchant. No two ask for the same words, which a service could remember."""
+    rng, table = np.random.default_rng(1), pd.read_parquet(folder / "items.parquet")
+    ids = table[Columns.ITEM].tolist()
+    words = list(dict.fromkeys(" ".join(title.lower().split()[:3]) for title in table[Columns.TITLE]))[:ASKED]
 
     def ask(**more: Any) -> tuple[str, dict[str, Any]]:
         history, out = (rng.choice(ids, HISTORY).tolist() for _ in range(2))
@@ -83,9 +83,9 @@ def questions(ids: list[str]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
     return {
         "recommend": [ask() for _ in range(ASKED)],
-        "with words": [ask(query=WORDS[n % len(WORDS)]) for n in range(ASKED)],
+        "with words": [ask(query=words[n % len(words)]) for n in range(ASKED)],
         "with reasons": [ask(explain=True) for _ in range(ASKED)],
-        "search": [("/v1/search", {"query": WORDS[n % len(WORDS)], "k": 10}) for n in range(ASKED)],
+        "search": [("/v1/search", {"query": words[n % len(words)], "k": 10}) for n in range(ASKED)],
     }
 
 
@@ -155,7 +155,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "merchant")
-        asked = questions(make_merchant(folder, given.items))
+        make_merchant(folder, given.items)
+        asked = questions(folder)
         asked = {kind: asked[kind] for kind in given.kinds or asked}
         alone = Path(place, "alone.toml")
         alone.write_text("batch = 1\n", encoding="utf-8")

@@ -89,7 +89,8 @@ class Call:
         return not self.caller.staff and person.history is None and person.user_id is not None
 
     async def lists(self, tenant: Tenant, merchant: str | None, person: Person, wish: Wish) -> tuple[Model, Answer]:
-        """A list for a person, ranked with those of others who wait.
+        """A list for a person, ranked with those of others who wait. With words it is ranked alone: each text goes through the
+        encoder by itself, and the first of several would wait for the last.
 
         Raises:
             Fault: what is asked means nothing, or there is no answer now.
@@ -104,7 +105,8 @@ class Call:
             Fault: as there.
         """
         self.check_words(model, wish.query)
-        answer: Answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), (id(model), part))
+        group = None if wish.query is not None else (id(model), part)
+        answer: Answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), group)
         return answer
 
     async def ask(self, question: Callable[[], Answer]) -> Answer:
