@@ -33,7 +33,7 @@ from simulations.at_merchants import at_merchants
 from simulations.reference import Pooled, plain_counts, reference_rounds
 from simulations.run import simulate
 
-__all__ = ["PLAIN", "federated", "for_all", "plain"]
+__all__ = ["CLIPPED", "PLAIN", "federated", "for_all", "plain", "trained_plainly"]
 
 CLIPPED, UNCLIPPED, PUBLIC = "no-noise-clipped", "no-noise", "public-users"
 PLAIN = (UNCLIPPED, CLIPPED, PUBLIC)
@@ -65,6 +65,15 @@ def federated(federation: Path, config: RunConfig, run: Path) -> dict[str, Any]:
 def plain(federation: Path, config: RunConfig, kind: str) -> dict[str, Any]:
     """The same training without noise, `kind` being one of `PLAIN`, and what each merchant gets of it."""
     config = for_all(config, federation)
+    evaluator, done = trained_plainly(federation, config, kind)
+    # What public users were trained on is no guide to how far the result is to be trusted: their scoring is the start's.
+    of = first_state(config, evaluator.central, evaluator.encoder).trained if kind == PUBLIC else done.trained
+    found = at_merchants(federation, config, evaluator.encoder, done, evaluator.scoring(done.public, of))
+    return {**found, "epsilon": None, "settings": config.model_dump(exclude_none=True)}
+
+
+def trained_plainly(federation: Path, config: RunConfig, kind: str) -> tuple[CentralEvaluator, ServerState]:
+    """What `plain` ranks with: what was trained, whole, under the scoring that merchants train under first."""
     central, encoder = load_central(federation), load_encoder_for(config)
     evaluator, state = CentralEvaluator(central, config, encoder), first_state(config, central, encoder)
     merchants = list(_public_users(central, config)) if kind == PUBLIC else Pooled.read(federation)
@@ -74,11 +83,7 @@ def plain(federation: Path, config: RunConfig, kind: str) -> dict[str, Any]:
     rounds = _clipped_rounds if kind == CLIPPED else reference_rounds
     refit = partial(evaluator.trains_under, public)
     *_, (_, trained) = rounds(config, merchants, encoder, public, state.trained, under, refit)
-    # What public users were trained on is no guide to how far the result is to be trusted: their scoring is the start's.
-    scoring = evaluator.scoring(public, state.trained if kind == PUBLIC else trained)
-    done: ServerState = replace(state, public=public, trained=trained, scoring=under)
-    found = at_merchants(federation, config, encoder, done, scoring)
-    return {**found, "epsilon": None, "settings": config.model_dump(exclude_none=True)}
+    return evaluator, replace(state, public=public, trained=trained, scoring=under)
 
 
 def _public_users(central: CentralData, config: RunConfig) -> Iterator[Pooled]:
