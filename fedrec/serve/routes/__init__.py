@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fedrec.serve.routes import drift, explain, feedback, operations, page, rank, recommend, search
+from fedrec.serve.routes import basket, drift, explain, feedback, operations, page, rank, recommend, search
 
 __all__ = ["ROUTERS"]
 
 ROUTERS = (
-    recommend.router, search.router, rank.router, explain.router, drift.router, feedback.router, operations.router, page.router,
+    recommend.router, search.router, rank.router, basket.router, explain.router, drift.router, feedback.router,
+    operations.router, page.router,
 )  # fmt: skip
