@@ -26,8 +26,8 @@ from fedrec.model.towers import user_vectors
 from fedrec.recommender.own_layer import OwnLayer, Scores
 
 __all__ = [
-    "FEWEST", "Blend", "Choices", "Fold", "TextPart", "choose_blend", "fit_logit", "held_items", "measure", "own_scores", "scores",
-    "spread_of",
+    "FEWEST", "Blend", "Choices", "Fold", "TextPart", "choose_blend", "fit_logit", "held_items", "measure", "own_scores",
+    "scores", "spread_of",
 ]  # fmt: skip
 
 DECAYS = (0.0, 0.1, 1.0)

@@ -112,9 +112,8 @@ def fit_merchant(
     everyone = bought_by(histories, items)
     again = SHARED if len(histories.targets().items) > everyone.nnz else NONE  # nobody here has ever bought an item twice
     frequency = choose_frequency(choosing, entered[best].part, blend, config.top_k, again)
-    baskets = fit_baskets(
-        *(Baskets.of(some, items) for some in (histories, known, histories.take(roles.choose))), entered[best].part, config.top_k, seed
-    )  # fmt: skip
+    of = [Baskets.of(some, items) for some in (histories, known, histories.take(roles.choose))]
+    baskets = fit_baskets(of[0], of[1], of[2], entered[best].part, config.top_k, seed)
     facts = {
         "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
         "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,

@@ -14,8 +14,8 @@ from fedrec.serve.settings import Limits
 from fedrec.text import MERCHANT_NAME, visible
 
 __all__ = [
-    "BasketRequest", "EventIn", "ExplainRequest", "FeedbackAnswer", "FeedbackRequest", "FilterIn", "Info", "Item", "ListAnswer", "MerchantField",
-    "RankRequest", "RecommendRequest", "SearchRequest", "ShopperReasons", "StaffReasons",
+    "BasketRequest", "EventIn", "ExplainRequest", "FeedbackAnswer", "FeedbackRequest", "FilterIn", "Info", "Item", "ListAnswer",
+    "MerchantField", "RankRequest", "RecommendRequest", "SearchRequest", "ShopperReasons", "StaffReasons",
 ]  # fmt: skip
 
 AHEAD = timedelta(days=1)

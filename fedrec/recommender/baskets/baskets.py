@@ -1,4 +1,4 @@
-"""Baskets as they were bought: which items, and whose each was; and those of them with a part hidden, to choose and measure on."""
+"""Baskets as they were bought, and those of them with a part hidden, to choose and measure on."""
 
 from __future__ import annotations
 
@@ -72,11 +72,16 @@ class Baskets:
         return found
 
 
-def cases_of(baskets: Baskets, hidden: Hidden, rng: np.random.Generator, among: np.ndarray | None = None) -> Group:
+def cases_of(
+    baskets: Baskets, hidden: Hidden, rng: np.random.Generator, among: np.ndarray | None = None
+) -> tuple[Group, np.ndarray]:
     """Baskets of two items at least, with one item or half of them hidden: a group whose users are the baskets.
 
     Args:
         among: (items,) bool, what may be hidden; a basket without such an item is left out. All by default.
+
+    Returns:
+        The group, and the number of the basket of each of its rows.
     """
     items, lengths = baskets.bought.shape[1], np.diff(baskets.bought.indptr)
     basket = np.repeat(np.arange(len(baskets)), lengths)
@@ -104,4 +109,4 @@ def cases_of(baskets: Baskets, hidden: Hidden, rng: np.random.Generator, among: 
         "", np.arange(items), np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape, dtype=bool), masked, pairs(hides)
     )
     group.items[cells], group.valid[cells] = masked[column < LENGTH, 1], True
-    return group
+    return group, np.flatnonzero(kept)

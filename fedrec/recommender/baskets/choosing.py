@@ -26,7 +26,9 @@ MOST = 600
 """Baskets on which a choice is made: more of them cost time and change little."""
 
 
-def fit_baskets(everyone: Baskets, known: Baskets, choosing: Baskets, part: TextPart, k: int, seed: int = 0) -> BasketModel | None:
+def fit_baskets(
+    everyone: Baskets, known: Baskets, choosing: Baskets, part: TextPart, k: int, seed: int = 0
+) -> BasketModel | None:
     """The model of all baskets, under weights chosen on those that the layers of the choice know nothing of.
 
     Args:
@@ -53,7 +55,7 @@ def choose_basket_weights(known: Baskets, choosing: Baskets, part: TextPart, k: 
         return default
     if len(choosing) > MOST:
         choosing = choosing.take(np.sort(rng.permutation(len(choosing))[:MOST]))
-    cases = cases_of(choosing, "one", rng)
+    cases, _ = cases_of(choosing, "one", rng)
     layers: dict[float, OwnLayer] = {strength: kind.fit(known.bought, strength) for strength in kind.strengths}
     lifts: dict[float, OwnLayer] = {strength: Lifts.fit(known.bought, strength) for strength in Lifts.strengths}
     counts, nothing = known.counts(), np.zeros(len(part.candidate), dtype=np.float32)

@@ -2,7 +2,7 @@
 
     score(j) = t (<u, c_j> + new_j) + b log p_j + l sum_i lift_ij / sqrt(n) + v layer_j / s
 
-`u` is the basket's text under a mean of its `n` items and `p_j` the share of baskets with j. `lift` is `Lifts`; `layer` an item-item
+`u` is the mean text of the basket's `n` items and `p_j` the share of baskets with j. `lift` is `Lifts`; `layer` an item-item
 model of `OWN_LAYERS` fitted on baskets in place of customers, over its standard deviation `s`. Both are linear in the basket.
 Items in no basket yet have neither: for them stands what is nearest by text, `new_j = NEW sum_w W_jw sum_i lift_iw / sqrt(n)`,
 and the mean of `log p`.

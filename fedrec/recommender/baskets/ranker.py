@@ -1,4 +1,4 @@
-"""Who ranks for a basket: whoever ranks otherwise, or a merchant's own baskets, without what would replace an item of the basket."""
+"""Who ranks for a basket: whoever ranks otherwise, or a merchant's own baskets, without what would replace one of its items."""
 
 from __future__ import annotations
 

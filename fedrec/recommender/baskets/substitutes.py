@@ -32,10 +32,8 @@ def substitutes(vectors: np.ndarray, held: np.ndarray, baskets: Baskets | None) 
     """
     cosines = products(vectors[held], vectors)  # (held, items)
     if baskets is None:
-        found: np.ndarray = (cosines >= TWIN).any(axis=0)
-        return found
+        return np.asarray((cosines >= TWIN).any(axis=0))
     counts = baskets.counts()
     expected = counts[held][:, None] * counts / max(len(baskets), 1)
     rarely = baskets.together(held) + 1 < FEWER * (expected + 1)
-    found = ((cosines >= NEAR) & rarely).any(axis=0)
-    return found
+    return np.asarray(((cosines >= NEAR) & rarely).any(axis=0))

@@ -222,7 +222,7 @@ class Teller:
         return found
 
     def _told(self, row: int, column: int, together: bool) -> tuple[str, str]:
-        """A held item's id, and the sentence about it; `together`: whether most of what it adds is that it is bought with this."""
+        """A held item's id, and the sentence about it; `together`: whether most of it is that both are bought."""
         name, did, what, when = self._phrases[row]
         if self.shares.basket:
             return name, f"Often bought together here: this and {what}" if together else f"Goes with {what}"
