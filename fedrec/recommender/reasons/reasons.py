@@ -216,7 +216,7 @@ class Teller:
         found = []
         for row in np.flatnonzero(table.any(0)).tolist():
             through = dict(zip(names, table[:, row].tolist(), strict=True))
-            name, said = self._told(row, column, through.get(OWN, 0.0) > told[row] / 2)
+            name, said = self._told(row, column, through.get(OWN, 0.0) > max(told[row], 0.0) / 2)
             kind = HISTORY if shares.held[row] < len(self.ranker.catalogue) else SEARCHED
             found.append(Share(kind, name, float(totals[row]), through, said, float(told[row])))
         return found
