@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedrec.recommender import Answer
     from fedrec.recommender.reasons import Reasons
 
-__all__ = ["View", "explain"]
+__all__ = ["View", "explain", "show_reasons"]
 
 BAR = 24
 """Columns of the longest bar."""
@@ -64,6 +64,13 @@ def explain(
         from fedrec.report.reasons_report import write_reasons
 
         write_reasons(html, explained(answer, view, texts))
+    show_reasons(answer, view, texts, json)
+    if html is not None and not json:
+        out.print(f"page: {html}", soft_wrap=True)
+
+
+def show_reasons(answer: Answer, view: View, texts: dict[str, str], json: bool) -> None:
+    """A list with the reasons of each item, what made it and what is to be said of it."""
     if json:
         print_json(explained(answer, view, texts))
         return
@@ -72,8 +79,6 @@ def explain(
     out.print(f"source: {answer.source}", style="dim", soft_wrap=True)
     for note in answer.notes:
         out.print(note, style="yellow", soft_wrap=True)
-    if html is not None:
-        out.print(f"page: {html}", soft_wrap=True)
 
 
 def explained(answer: Answer, view: View, texts: dict[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from fedrec.cli import data, deploy, explore, merchant, privacy, results, server, simulate
+from fedrec.cli.basket import basket
 from fedrec.cli.explain import explain
 from fedrec.cli.export import export
 from fedrec.cli.predict import predict
@@ -48,6 +49,7 @@ app.command()(results.evaluate)
 app.command()(recommend)
 app.command()(explain)
 app.command()(search)
+app.command()(basket)
 app.command()(export)
 app.command()(serve)
 app.command()(predict)

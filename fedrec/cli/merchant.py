@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedrec.cli import merchant_drift, merchant_forget, merchant_model, merchant_own
+from fedrec.cli import merchant_bundles, merchant_drift, merchant_forget, merchant_model, merchant_own
 from fedrec.cli.server import flower_environment
 from fedrec.cli.terminal import out, print_json, quiet_libraries, table
 
@@ -20,6 +20,7 @@ app.add_typer(merchant_model.app, name="model")
 app.command()(merchant_own.fit)
 app.command()(merchant_own.evaluate)
 app.command()(merchant_drift.drift)
+app.command()(merchant_bundles.bundles)
 app.command()(merchant_forget.forget)
 
 

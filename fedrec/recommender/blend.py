@@ -25,7 +25,10 @@ from fedrec.model.ranking import products
 from fedrec.model.towers import user_vectors
 from fedrec.recommender.own_layer import OwnLayer, Scores
 
-__all__ = ["Blend", "Fold", "TextPart", "choose_blend", "held_items", "measure", "own_scores", "scores", "spread_of"]
+__all__ = [
+    "FEWEST", "Blend", "Choices", "Fold", "TextPart", "choose_blend", "fit_logit", "held_items", "measure", "own_scores",
+    "scores", "spread_of",
+]  # fmt: skip
 
 DECAYS = (0.0, 0.1, 1.0)
 """Pooling decays that are joined: all of the history, the last ten baskets or so, the last one."""
@@ -197,14 +200,14 @@ def _fitted(folds: Sequence[Fold], part: TextPart, default: Blend, own: bool, se
         for fold in folds
         for block in fold.users.blocks()
     ]
-    found = minimize(_loss, mean, (choices, mean), jac=True, method="L-BFGS-B", options={"maxiter": 60}).x.tolist()
+    found = fit_logit(choices, mean).tolist()
     pooling = dict(zip(decays, found, strict=False))
     priors = dict(zip(default.priors, found[len(decays) :], strict=False))
     return replace(default, pooling=pooling, priors=priors, own=found[-1] if own else 0.0)
 
 
 @dataclass(frozen=True)
-class _Choices:
+class Choices:
     """What some users could have bought next: for each the items in its sample, and those that it did buy.
 
     Attributes:
@@ -219,6 +222,35 @@ class _Choices:
     barred: np.ndarray
     wanted: np.ndarray
 
+    @classmethod
+    def among(cls, users: Group, random: np.random.Generator) -> Choices:
+        """A sample of its own for every user, without features: with one for all, what it misses would be on offer only to
+        those who bought it.
+        """
+        shape = _shape(users)
+        offered = np.ones(shape, dtype=bool)
+        if shape[1] > MOST_ITEMS:
+            offered[:] = False
+            drawn = random.random(shape, dtype=np.float32).argpartition(MOST_ITEMS)[:, :MOST_ITEMS]
+            np.put_along_axis(offered, drawn, True, axis=1)
+        if users.past is None:
+            offered[users.masked[:, 0], users.masked[:, 1]] = False
+        bought = np.zeros(shape, dtype=bool)
+        bought[users.relevant[:, 0], users.relevant[:, 1]] = True
+        user, item = np.nonzero(offered | bought)
+        count = np.bincount(user)
+        cells = user, np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+        width = (shape[0], int(count.max()))
+        items, barred, wanted = np.zeros(width, dtype=np.int64), np.ones(width, dtype=bool), np.zeros(width, dtype=np.float32)
+        items[cells], barred[cells], wanted[cells] = item, False, bought[user, item]
+        return cls(items, np.zeros((0, *width), dtype=np.float32), barred, wanted / wanted.sum(axis=1, keepdims=True))
+
+
+def fit_logit(choices: Sequence[Choices], mean: np.ndarray) -> np.ndarray:
+    """(features,) the weights of a conditional logit, drawn towards `mean` (features,) by the ridge."""
+    found = minimize(_loss, mean, (choices, mean), jac=True, method="L-BFGS-B", options={"maxiter": 60})
+    return np.asarray(found.x)
+
 
 def _choices(
     users: Group,
@@ -227,34 +259,19 @@ def _choices(
     decays: Sequence[float],
     priors: Sequence[str],
     random: np.random.Generator,
-) -> _Choices:
-    """Every user has a sample of its own: with one for all, what it misses would be on offer only to those who bought it."""
-    shape = _shape(users)
-    offered = np.ones(shape, dtype=bool)
-    if shape[1] > MOST_ITEMS:
-        offered[:] = False
-        np.put_along_axis(offered, random.random(shape, dtype=np.float32).argpartition(MOST_ITEMS)[:, :MOST_ITEMS], True, axis=1)
-    if users.past is None:
-        offered[users.masked[:, 0], users.masked[:, 1]] = False
-    bought = np.zeros(shape, dtype=bool)
-    bought[users.relevant[:, 0], users.relevant[:, 1]] = True
-    user, item = np.nonzero(offered | bought)
-    count = np.bincount(user)
-    cells = user, np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
-    width = (shape[0], int(count.max()))
-    items, barred, wanted = np.zeros(width, dtype=np.int64), np.ones(width, dtype=bool), np.zeros(width, dtype=np.float32)
-    items[cells], barred[cells], wanted[cells] = item, False, bought[user, item]
-    wanted /= wanted.sum(axis=1, keepdims=True)
-    kept, place = np.unique(items, return_inverse=True)
-    of_kept, place = replace(part, candidate=part.candidate[kept]), place.reshape(items.shape)
+) -> Choices:
+    """The features of a blend."""
+    sample = Choices.among(users, random)
+    kept, place = np.unique(sample.items, return_inverse=True)
+    of_kept, place = replace(part, candidate=part.candidate[kept]), place.reshape(sample.items.shape)
     features = [np.take_along_axis(of_kept.cosines(users, decay), place, axis=1) for decay in decays]
-    features += [part.priors[name][items] for name in priors]
+    features += [part.priors[name][sample.items] for name in priors]
     if layer is not None:
-        features.append(np.take_along_axis(own_scores(layer, held_items(users)), items, axis=1))
-    return _Choices(items, np.stack(features), barred, wanted)
+        features.append(np.take_along_axis(own_scores(layer, held_items(users)), sample.items, axis=1))
+    return replace(sample, features=np.stack(features))
 
 
-def _loss(weights: np.ndarray, choices: Sequence[_Choices], mean: np.ndarray) -> tuple[float, np.ndarray]:
+def _loss(weights: np.ndarray, choices: Sequence[Choices], mean: np.ndarray) -> tuple[float, np.ndarray]:
     """Negative log likelihood with the ridge towards `mean`, and its gradient (features,)."""
     value, slope = RIDGE / 2 * float(((weights - mean) ** 2).sum()), RIDGE * (weights - mean)
     for part in choices:

@@ -18,6 +18,7 @@ from fedrec.data import Histories, MerchantData
 from fedrec.data.roles import Roles, own_secret
 from fedrec.errors import InputError
 from fedrec.model.versions import UNTRAINED
+from fedrec.recommender.baskets import Baskets, fit_baskets
 from fedrec.recommender.blend import FEWEST, Blend, Fold, choose_blend, measure
 from fedrec.recommender.contest import ALONE, FEDERATED, Contender, contenders, folds_of, popularity_here
 from fedrec.recommender.frequency import NONE, SHARED, choose_frequency
@@ -50,7 +51,8 @@ class Fit:
             "kind": self.model.layer.kind, "version": self.model.version or UNTRAINED, "strength": blend.strength,
             "own_weight": blend.own, "priors": dict(blend.priors), "pooling": {str(d): a for d, a in blend.pooling.items()},
             "chosen_on": blend.users, "frequency": asdict(self.model.frequency), "ndcg": self.compared,
-            "refused": self.refused, **self.model.facts,
+            "refused": self.refused, "baskets": None if self.model.baskets is None else self.model.baskets.said,
+            **self.model.facts,
         }  # fmt: skip
 
 
@@ -110,6 +112,8 @@ def fit_merchant(
     everyone = bought_by(histories, items)
     again = SHARED if len(histories.targets().items) > everyone.nnz else NONE  # nobody here has ever bought an item twice
     frequency = choose_frequency(choosing, entered[best].part, blend, config.top_k, again)
+    of = [Baskets.of(some, items) for some in (histories, known, histories.take(roles.choose))]
+    baskets = fit_baskets(of[0], of[1], of[2], entered[best].part, config.top_k, seed)
     facts = {
         "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
         "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,
@@ -117,7 +121,7 @@ def fit_merchant(
     }  # fmt: skip
     model = OwnModel(
         kind.fit(everyone, blend.strength), data.catalogue.item_ids, blend,
-        None if best == UNTRAINED else best, frequency, facts,
+        None if best == UNTRAINED else best, frequency, facts, baskets,
     )  # fmt: skip
     found = Fit(model, compared, refused)
     model.write(place.own)

@@ -5,7 +5,7 @@ s_ij = n_ij / (sqrt(n_i n_j) + shrink)      (Aiolli, RecSys 2013, section 3; shr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Self
@@ -15,7 +15,7 @@ from scipy.sparse import csr_array, vstack
 
 from fedrec.model.adapter import Arrays
 
-__all__ = ["ItemKnn"]
+__all__ = ["ItemKnn", "nearest_pairs"]
 
 NEIGHBOURS = 100
 PAIRS = 2**22
@@ -38,20 +38,9 @@ class ItemKnn:
     @classmethod
     def fit(cls, bought: csr_array, strength: float) -> Self:
         """See `OwnLayer.fit`; `strength` is the shrinkage, in buyers."""
-        bought = bought.astype(np.float32)
-        by_item = bought.T.tocsr()
-        root = np.sqrt(np.diff(by_item.indptr).astype(np.float32))
-        parts = [csr_array((0, bought.shape[1]), dtype=np.float32)]
-        for start, stop in _blocks(by_item, bought):
-            together = (by_item[start:stop] @ bought).tocsr()
-            together.sort_indices()
-            row = np.repeat(np.arange(stop - start), np.diff(together.indptr))
-            value = together.data / (root[start + row] * root[together.indices] + np.float32(strength))
-            value[together.indices == start + row] = 0.0
-            kept = _nearest(row, value)
-            ends = np.cumsum(np.bincount(row[kept], minlength=stop - start))
-            parts.append(csr_array((value[kept], together.indices[kept], np.append(0, ends)), shape=together.shape))
-        return cls(csr_array(vstack(parts, format="csr")))
+        root = np.sqrt(np.bincount(bought.indices, minlength=bought.shape[1]).astype(np.float32))
+        shrunk = np.float32(strength)
+        return cls(nearest_pairs(bought, lambda row, column, both: both / (root[row] * root[column] + shrunk), NEIGHBOURS))
 
     def scores(self, histories: csr_array) -> np.ndarray:
         """See `OwnLayer.scores`."""
@@ -75,6 +64,30 @@ class ItemKnn:
         return cls(csr_array((arrays["data"], arrays["indices"], arrays["indptr"]), shape=(items, items)))
 
 
+def nearest_pairs(
+    bought: csr_array, value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], neighbours: int
+) -> csr_array:
+    """(items, items) float32: what pairs of items that were bought together are worth, the largest of each row kept.
+
+    Args:
+        bought: (users, items) of ones.
+        value: of pairs (row, column, how many bought both), none negative, float32.
+    """
+    bought = bought.astype(np.float32)
+    by_item = bought.T.tocsr()
+    parts = [csr_array((0, bought.shape[1]), dtype=np.float32)]
+    for start, stop in _blocks(by_item, bought):
+        together = (by_item[start:stop] @ bought).tocsr()
+        together.sort_indices()
+        row = np.repeat(np.arange(stop - start), np.diff(together.indptr))
+        found = value(start + row, together.indices, together.data)
+        found[together.indices == start + row] = 0.0
+        kept = _nearest(row, found, neighbours)
+        ends = np.cumsum(np.bincount(row[kept], minlength=stop - start))
+        parts.append(csr_array((found[kept], together.indices[kept], np.append(0, ends)), shape=together.shape))
+    return csr_array(vstack(parts, format="csr"))
+
+
 def _blocks(by_item: csr_array, bought: csr_array) -> Iterator[tuple[int, int]]:
     """First item and end of each block. It goes by pairs and not by items, since popular ones have many neighbours."""
     most = np.minimum(by_item @ np.diff(bought.indptr), bought.shape[1])  # (items,) that were bought with each, at most
@@ -82,8 +95,8 @@ def _blocks(by_item: csr_array, bought: csr_array) -> Iterator[tuple[int, int]]:
     return pairwise([0, *ends.tolist()])
 
 
-def _nearest(row: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Which of the entries are among the largest `NEIGHBOURS` of their row; of equal ones the earlier columns.
+def _nearest(row: np.ndarray, value: np.ndarray, most: int) -> np.ndarray:
+    """Which of the entries are among the `most` largest of their row; of equal ones the earlier columns.
 
     Args:
         row: (entries,) ascending, their columns as well.
@@ -92,7 +105,7 @@ def _nearest(row: np.ndarray, value: np.ndarray) -> np.ndarray:
     # Bits of floats that are not negative are in the order of the floats: one number says the row and how far down it is.
     key = row.astype(np.uint64) << np.uint64(32) | (np.uint64(2**32 - 1) - value.view(np.uint32))
     count = np.bincount(row)
-    room = np.minimum(count, NEIGHBOURS)
+    room = np.minimum(count, most)
     last = np.sort(key)[np.cumsum(count) - count + room - 1][row]  # (entries,) the key of the row's last that is kept
     better, equal = key < last, key == last
     room -= np.bincount(row[better], minlength=len(count))

@@ -20,6 +20,7 @@ from fedrec.model.ranking import products
 from fedrec.model.towers import centred, role_table
 from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.asking import Asking, listed
+from fedrec.recommender.baskets import BasketParts, BasketRanker, Baskets, OwnBaskets, substitutes
 from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import (
     ALONE,
@@ -205,6 +206,7 @@ class MerchantRecommender(Recommending):
             found = contenders(self.part, received, strength or (0.0,))
             both, alone = (FEDERATED, ALONE) if on else (SERVED, TEXT)
             blend = found[both if received is not None else alone].default
+        self._own = own
         counts = here if on else self._federations
         self._searches: dict[str, np.ndarray] = {}
         source = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
@@ -263,6 +265,25 @@ class MerchantRecommender(Recommending):
         if merchant not in (None, self.settings.name):
             raise InputError(f"there is no merchant {merchant!r}", where=str(self.place.path), expected=self.settings.name)
         return Asking(self._ranks, lambda: self._searcher(self.language))
+
+    def _basket_ranker(self, held: np.ndarray, merchant: str | None) -> BasketRanker:
+        ranker = self._ranker(merchant).ranker
+        on = self.settings.recommender.own_layer
+        return BasketRanker(ranker, substitutes(self._vectors, held, self._baskets if on else None), self._own_baskets)
+
+    @cached_property
+    def _baskets(self) -> Baskets:
+        return Baskets.of(self._data.histories, len(self.catalogue))
+
+    @cached_property
+    def _own_baskets(self) -> OwnBaskets | None:
+        own = self._own
+        if own is None or own.baskets is None:
+            return None
+        layer, lifts = (own.placed(self.catalogue, one) for one in (own.baskets.layer, own.baskets.lifts))
+        parts = BasketParts.of(layer, lifts, self._baskets.counts(), self.part.candidate)
+        text = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
+        return OwnBaskets(self._baskets, parts, own.baskets.weights, self.part, f"{text} + own baskets")
 
     @property
     def _federations(self) -> np.ndarray:

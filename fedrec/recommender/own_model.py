@@ -17,6 +17,7 @@ from fedrec.config import make_private, write_atomically
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import digest
+from fedrec.recommender.baskets.model import BasketModel
 from fedrec.recommender.blend import Blend
 from fedrec.recommender.frequency import SHARED, PersonalFrequency
 from fedrec.recommender.own_layer import OWN_LAYERS, OwnLayer
@@ -24,7 +25,7 @@ from fedrec.recommender.own_layer import OWN_LAYERS, OwnLayer
 __all__ = ["FILE", "OwnModel", "Placed"]
 
 FILE, FORMAT = "layer.safetensors", 1
-LAYER, IDS = "layer.", "item_ids"
+LAYER, BASKETS, IDS = "layer.", "baskets.", "item_ids"
 FIT = "fit it again: `fedrec merchant fit`"
 
 
@@ -38,6 +39,7 @@ class OwnModel:
         version: the adapter that it was chosen beside; None for the untrained text.
         frequency: what a person's own past adds where people buy again; a file that says nothing of it has the shared defaults.
         facts: digests of what it was made from, and numbers of users; for people and for `fedrec merchant fit`.
+        baskets: what goes with what in one basket; None where nobody bought two things at once, and in an earlier version's file.
     """
 
     layer: OwnLayer
@@ -46,16 +48,20 @@ class OwnModel:
     version: str | None
     frequency: PersonalFrequency
     facts: Mapping[str, Any]
+    baskets: BasketModel | None = None
 
     def write(self, folder: Path) -> None:
         """Into `folder`, whole or not at all."""
         make_private(folder)
         arrays = {LAYER + name: np.ascontiguousarray(value) for name, value in self.layer.arrays().items()}
+        if self.baskets is not None:
+            arrays |= {BASKETS + name: np.ascontiguousarray(value) for name, value in self.baskets.arrays().items()}
         arrays[IDS] = np.frombuffer(json.dumps(self.item_ids).encode(), dtype=np.uint8)
         blend = {**asdict(self.blend), "pooling": list(self.blend.pooling.items())}
         said = {
             "format": FORMAT, "kind": self.layer.kind, "version": self.version, "blend": blend,
             "frequency": asdict(self.frequency), "facts": dict(self.facts), "digest": digest(arrays),
+            "baskets": None if self.baskets is None else self.baskets.said,
         }  # fmt: skip
         write_atomically(folder / FILE, save(arrays, {"fedrec": json.dumps(said)}), mode=0o600)
 
@@ -78,20 +84,24 @@ class OwnModel:
             if said["digest"] != digest(arrays):
                 raise ValueError("it is not what was written, by its digest")
             layer = {name.removeprefix(LAYER): value for name, value in arrays.items() if name.startswith(LAYER)}
+            beside = {name.removeprefix(BASKETS): value for name, value in arrays.items() if name.startswith(BASKETS)}
             pooling = {float(decay): float(weight) for decay, weight in said["blend"]["pooling"]}
             return cls(
                 OWN_LAYERS[said["kind"]].from_arrays(layer), tuple(json.loads(arrays[IDS].tobytes())),
                 Blend(**{**said["blend"], "pooling": pooling}), said["version"],
                 PersonalFrequency(**said.get("frequency", asdict(SHARED))), said["facts"],
+                BasketModel.read(beside, said["baskets"]) if said.get("baskets") else None,
             )  # fmt: skip
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"the own layer cannot be read ({error})", where=str(path), hint=FIT) from None
 
-    def placed(self, catalogue: Catalogue) -> Placed:
-        """Over another state of the catalogue, where items have come, gone or changed places."""
+    def placed(self, catalogue: Catalogue, layer: OwnLayer | None = None) -> Placed:
+        """The own layer, or another of the same items, over another state of the catalogue, where items have come, gone or
+        changed places.
+        """
         places = catalogue.index.get_indexer(list(self.item_ids))
         kept = np.flatnonzero(places >= 0)
-        return Placed(self.layer, kept, places[kept], len(self.item_ids), len(catalogue))
+        return Placed(self.layer if layer is None else layer, kept, places[kept], len(self.item_ids), len(catalogue))
 
 
 @dataclass(frozen=True)

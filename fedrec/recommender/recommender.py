@@ -22,6 +22,7 @@ from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.saved import COUNT, EXPECTED, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
 from fedrec.recommender.asking import Asking, listed
+from fedrec.recommender.baskets import BasketRanker, substitutes
 from fedrec.recommender.index import ItemIndex
 from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.of_run import RunRanker
@@ -228,6 +229,9 @@ class Recommender(Recommending):
         counts = self.table[COUNT].to_numpy(np.float32)
         ranker = RunRanker(shelf, self.details, candidates, counts, self.scoring.decay, self.settings["history"])
         return Asking(ranker, lambda: self._searcher(self.language))
+
+    def _basket_ranker(self, held: np.ndarray, merchant: str | None) -> BasketRanker:
+        return BasketRanker(self._ranker(merchant).ranker, substitutes(self._vectors, held, None))
 
     def _asking(self, catalogue: Catalogue) -> Asking:
         """Who ranks another catalogue for words."""

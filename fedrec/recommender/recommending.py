@@ -16,6 +16,8 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_each, answer_many, answer_search, first_few
+from fedrec.recommender.asking import Asking
+from fedrec.recommender.baskets import BasketRanker
 from fedrec.recommender.exploring import Explorer, Shown
 from fedrec.recommender.reasons.words import Reader, words_of
 from fedrec.recommender.selection import Filter
@@ -57,6 +59,10 @@ class Recommending(ABC):
     @abstractmethod
     def _ranker(self, merchant: str | None) -> Ranker:
         """Who ranks."""
+
+    @abstractmethod
+    def _basket_ranker(self, held: np.ndarray, merchant: str | None) -> BasketRanker:
+        """Who ranks for a basket of these positions."""
 
     @abstractmethod
     def _reader(self) -> Reader:
@@ -105,6 +111,41 @@ class Recommending(ABC):
         """`recommend` for many people, in their order."""
         ranker = self._ranker(merchant)
         return answer_many(ranker, people, wish, self._explorer(merchant, ranker) if wish.explore else None)
+
+    def basket(
+        self,
+        items: Sequence[str],
+        k: int = 10,
+        query: str | None = None,
+        filter: Filter | None = None,
+        exclude: Sequence[str] = (),
+        merchant: str | None = None,
+        explain: bool = False,
+    ) -> Answer:
+        """What completes a basket: what goes with its items and would not replace one of them; see `docs/baskets.md`.
+
+        Args:
+            items: item ids, in any order; those that are not in the catalogue are ignored.
+            k: most items.
+            query: words for what is looked for; the basket orders what they find.
+            filter: what the list may hold.
+            exclude: item ids that it must not hold, beside the filter's and the basket's.
+            merchant: only this merchant's items of a run's catalogue.
+            explain: whether the answer has the reasons of each item.
+
+        Raises:
+            InputError: no item, an argument that means nothing, an unknown merchant, or a filter on a column that the
+                catalogue lacks.
+        """
+        if isinstance(items, str):
+            raise InputError(f"found the text {items!r}", where="items", expected="a list")
+        if not len(items):
+            raise InputError("the basket is empty", where="items", expected="at least one item id")
+        held = np.unique(self.catalogue.positions(items))
+        ranker = self._basket_ranker(held[held >= 0], merchant)
+        wish = Wish(k, query, filter or Filter(), exclude, explain=explain)
+        person = Person(items, times=[0] * len(items))  # one time is one basket
+        return answer_many(Asking(ranker, lambda: self._searcher(self.language)), [person], wish)[0]
 
     def learn_from(self, log: Path) -> None:
         """Have what was shown count where lists explore: a log with `position`, `reward` and the `value` that each place had.

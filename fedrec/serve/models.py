@@ -168,6 +168,7 @@ def _warm(recommender: Recommender | MerchantRecommender) -> bool:
     recommender.recommend([], k=1)
     recommender.recommend(**ask, diversity=0.1, explain=True)
     recommender.recommend(user_id="", k=1, explore=0.1)
+    recommender.basket(ask["history"], k=1, explain=True)
     if isinstance(recommender, MerchantRecommender):
         recommender.recommend(**ask, repeats=True)
     try:

@@ -15,8 +15,8 @@ from fedrec.serve.settings import Limits
 from fedrec.text import MERCHANT_NAME, visible
 
 __all__ = [
-    "EventIn", "ExplainRequest", "FeedbackAnswer", "FeedbackRequest", "FilterIn", "Info", "Item", "ListAnswer", "MerchantField",
-    "RankRequest", "RecommendRequest", "SearchRequest", "ShopperReasons", "StaffReasons",
+    "BasketRequest", "EventIn", "ExplainRequest", "FeedbackAnswer", "FeedbackRequest", "FilterIn", "Info", "Item", "ListAnswer",
+    "MerchantField", "RankRequest", "RecommendRequest", "SearchRequest", "ShopperReasons", "StaffReasons",
 ]  # fmt: skip
 
 AHEAD = timedelta(days=1)
@@ -140,6 +140,23 @@ class SearchRequest(_Strict):
     k: Size = 10
     filter: FilterIn = FilterIn()
     exclude: Ids = []
+
+
+class BasketRequest(_Strict):
+    """What completes a basket: nobody's history is read."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False,
+        json_schema_extra={"examples": [{"items": ["p8d386587b1", "p41cfcbedad"], "k": 5}]},
+    )  # fmt: skip
+
+    merchant: MerchantField = None
+    items: Annotated[list[Id], Field(min_length=1, max_length=Limits.HISTORY, fail_fast=True)]
+    query: Query | None = Field(None, description="Words for what is looked for; the basket orders what they find.")
+    k: Size = 10
+    filter: FilterIn = FilterIn()
+    exclude: Ids = []
+    explain: StrictBool = False
 
 
 class RankRequest(_ForPerson):

@@ -215,12 +215,19 @@ class Teller:
         totals, told = table.sum(0), table[[part not in shares.opposite for part in parts]].sum(0)
         found = []
         for row in np.flatnonzero(table.any(0)).tolist():
-            name, did, what, when = self._phrases[row]
-            what = "this" if shares.held[row] == self.items[column] else what
-            through, said = dict(zip(names, table[:, row].tolist(), strict=True)), f"Because you {did} {what}{when}"
+            through = dict(zip(names, table[:, row].tolist(), strict=True))
+            name, said = self._told(row, column, through.get(OWN, 0.0) > max(told[row], 0.0) / 2)
             kind = HISTORY if shares.held[row] < len(self.ranker.catalogue) else SEARCHED
             found.append(Share(kind, name, float(totals[row]), through, said, float(told[row])))
         return found
+
+    def _told(self, row: int, column: int, together: bool) -> tuple[str, str]:
+        """A held item's id, and the sentence about it; `together`: whether most of it is that both are bought."""
+        name, did, what, when = self._phrases[row]
+        if self.shares.basket:
+            return name, f"Often bought together here: this and {what}" if together else f"Goes with {what}"
+        what = "this" if self.shares.held[row] == self.items[column] else what
+        return name, f"Because you {did} {what}{when}"
 
     @cached_property
     def _phrases(self) -> list[tuple[str, str, str, str]]:

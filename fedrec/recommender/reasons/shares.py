@@ -64,6 +64,7 @@ class Shares:
             the width is `hidden`, twice that where words were asked for, 0 where no text has a part.
         opposite: decays, popularities, and `OWN`, whose weight is negative: a share of theirs says the opposite of its name.
         customers: None where no part was computed from customers without noise.
+        basket: whether what is held is a basket and not somebody's history: what goes with it is then told as that.
     """
 
     held: np.ndarray
@@ -76,6 +77,7 @@ class Shares:
     direction: np.ndarray
     opposite: frozenset[str | float] = frozenset()
     customers: Customers | None = None
+    basket: bool = False
 
     @property
     def history(self) -> np.ndarray:

@@ -1,0 +1,11 @@
+"""What goes with a basket: a merchant's baskets, what is learned from them, what completes one, and what would only replace."""
+
+from __future__ import annotations
+
+from fedrec.recommender.baskets.baskets import Baskets
+from fedrec.recommender.baskets.choosing import fit_baskets
+from fedrec.recommender.baskets.model import BasketModel, BasketParts
+from fedrec.recommender.baskets.ranker import BasketRanker, OwnBaskets
+from fedrec.recommender.baskets.substitutes import substitutes
+
+__all__ = ["BasketModel", "BasketParts", "BasketRanker", "Baskets", "OwnBaskets", "fit_baskets", "substitutes"]

@@ -1,0 +1,161 @@
+"""What goes with a basket, from a merchant's own baskets: its parts, their weights, and what `fedrec merchant fit` keeps of them.
+
+    score(j) = t (<u, c_j> + new_j) + b log p_j + l sum_i lift_ij / sqrt(n) + v layer_j / s
+
+`u` is the mean text of the basket's `n` items and `p_j` the share of baskets with j. `lift` is `Lifts`; `layer` an item-item
+model of `OWN_LAYERS` fitted on baskets in place of customers, over its standard deviation `s`. Both are linear in the basket.
+Items in no basket yet have neither: for them stands what is nearest by text, `new_j = NEW sum_w W_jw sum_i lift_iw / sqrt(n)`,
+and the mean of `log p`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from fedrec.model.adapter import Arrays
+from fedrec.model.ranking import best_items
+from fedrec.model.towers import log_prior
+from fedrec.recommender.baskets.lifts import Lifts
+from fedrec.recommender.blend import own_scores
+from fedrec.recommender.own_layer import OWN_LAYERS, OwnLayer, Scores
+
+__all__ = ["BasketModel", "BasketParts", "BasketWeights"]
+
+NEW = 0.1
+"""What co-purchases of the nearest texts count beside the text of a new item: `docs/baskets.md`."""
+NEIGHBOURS, SHARPNESS = 10, 4
+"""Of a new item: how many it is like, each by this power of its cosine."""
+LAYER, LIFTS = "layer.", "lifts."
+
+
+@dataclass(frozen=True)
+class BasketWeights:
+    """The weights of the formula above.
+
+    Attributes:
+        text: t; popularity: b; lifts: l; layer: v.
+        strength: of the layer's smoothing.
+        shrinkage: c of `Lifts`.
+        baskets: how many the choice was made on; 0 for shared defaults.
+    """
+
+    text: float = 2.0
+    popularity: float = 0.8
+    lifts: float = 0.6
+    layer: float = 0.15
+    strength: float = 100.0
+    shrinkage: float = 30.0
+    baskets: int = 0
+
+    @property
+    def values(self) -> np.ndarray:
+        """(4,) in the order of `BasketParts.features`."""
+        return np.array([self.text, self.popularity, self.lifts, self.layer])
+
+
+@dataclass(frozen=True)
+class BasketModel:
+    """What is fitted on a merchant's baskets.
+
+    Attributes:
+        layer: item-item model of baskets.
+        lifts: see `Lifts`.
+        weights: how they are joined.
+    """
+
+    layer: OwnLayer
+    lifts: Lifts
+    weights: BasketWeights
+
+    def arrays(self) -> Arrays:
+        """What `read` reads, with `said`."""
+        found = {LAYER + name: value for name, value in self.layer.arrays().items()}
+        return found | {LIFTS + name: value for name, value in self.lifts.arrays().items()}
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """For JSON: the kind of layer and the weights."""
+        return {"kind": self.layer.kind, "weights": vars(self.weights).copy()}
+
+    @classmethod
+    def read(cls, arrays: Arrays, said: Mapping[str, Any]) -> Self:
+        """A model as it was."""
+
+        def of(prefix: str) -> Arrays:
+            return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+        layer = OWN_LAYERS[said["kind"]].from_arrays(of(LAYER))
+        return cls(layer, Lifts.from_arrays(of(LIFTS)), BasketWeights(**said["weights"]))
+
+
+@dataclass(frozen=True)
+class BasketParts:
+    """What is joined, over a catalogue as it is now.
+
+    Attributes:
+        layer, lifts: over this catalogue.
+        prior: (items,) float32 log p.
+        new: (items,) bool, in no basket yet.
+        like: (items, items) W, rows of sum one for new items and empty for others.
+    """
+
+    layer: Scores
+    lifts: Scores
+    prior: np.ndarray
+    new: np.ndarray
+    like: csr_array
+
+    @classmethod
+    def of(cls, layer: Scores, lifts: Scores, counts: np.ndarray, candidate: np.ndarray) -> Self:
+        """From the number of baskets of each item (items,) and the items as candidates (items, hidden)."""
+        prior, new = log_prior(counts, 1.0), counts == 0
+        if not new.all():
+            prior[new] = prior[~new].mean()
+        return cls(layer, lifts, prior, new, _likeness(candidate, new))
+
+    def features(self, cosines: np.ndarray, held: csr_array) -> np.ndarray:
+        """(4, baskets, items) float32: text, popularity, lifts, layer.
+
+        Args:
+            cosines: (baskets, items) `<u, c>`.
+            held: (baskets, items) of ones, what each basket holds.
+        """
+        lifts = self.lifts.scores(held) / root_of(held)
+        text = cosines + np.float32(NEW) * (csr_array(lifts) @ self.like.T).toarray() if self.like.nnz else cosines
+        prior = np.broadcast_to(self.prior, cosines.shape)
+        return np.stack([text, prior, lifts, own_scores(self.layer, held)]).astype(np.float32, copy=False)
+
+    def scores(self, weights: BasketWeights, cosines: np.ndarray, held: csr_array) -> np.ndarray:
+        """(baskets, items) float32 of the formula."""
+        found: np.ndarray = np.tensordot(weights.values.astype(np.float32), self.features(cosines, held), 1)
+        return found
+
+    def lifts_between(self, weights: BasketWeights, held: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(held, items) what each item of one basket adds through lifts, those of the nearest texts included."""
+        of_new = self.like[items]  # (items, catalogue)
+        near = np.unique(of_new.indices)
+        found = weights.lifts * self.lifts.between(held, items).astype(np.float64)
+        found += weights.text * NEW * (of_new[:, near] @ self.lifts.between(held, near).T.astype(np.float64)).T
+        return found / np.sqrt(max(len(held), 1))
+
+
+def root_of(held: csr_array) -> np.ndarray:
+    """(baskets, 1) float32 square root of how many items each holds."""
+    return np.sqrt(np.maximum(np.diff(held.indptr), 1)).astype(np.float32)[:, None]
+
+
+def _likeness(candidate: np.ndarray, new: np.ndarray) -> csr_array:
+    known, rows = np.flatnonzero(~new), np.flatnonzero(new)
+    shape = (len(new), len(new))
+    if not len(known) or not len(rows):
+        return csr_array(shape, dtype=np.float32)
+    nearest, cosines = best_items(candidate[rows], table=candidate[known], k=NEIGHBOURS, masked=np.zeros((0, 2), dtype=np.int64))
+    worth = np.maximum(cosines, 1e-3) ** SHARPNESS
+    worth /= worth.sum(axis=1, keepdims=True)
+    place = np.repeat(rows, nearest.shape[1]), known[nearest.ravel()]
+    return csr_array((worth.ravel().astype(np.float32), place), shape=shape)

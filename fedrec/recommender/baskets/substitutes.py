@@ -1,0 +1,39 @@
+"""Which items would replace one of a basket and not complete it.
+
+Nearness of texts alone does not say: things of one kind are bought together more often than by chance (two colours of a bag, two
+flavours of a yoghurt) as well as hardly ever (two sizes of one milk). What tells them apart is whether they were bought together:
+
+    j replaces i  where  cosine(i, j) >= NEAR  and  n_ij + 1 < FEWER (n_i n_j / N + 1)
+
+`n` counts baskets, N of them all. The ones keep two rare items, of which nothing can be said, from being told apart by chance.
+Such pairs are in one basket at a third or less of what independence expects, measured on baskets that the counts know nothing
+of: `docs/baskets.md`. Where no counts are at hand only what is all but the same text counts as a substitute.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrec.model.ranking import products
+from fedrec.recommender.baskets.baskets import Baskets
+
+__all__ = ["FEWER", "NEAR", "TWIN", "substitutes"]
+
+NEAR, FEWER, TWIN = 0.6, 0.5, 0.9
+
+
+def substitutes(vectors: np.ndarray, held: np.ndarray, baskets: Baskets | None) -> np.ndarray:
+    """(items,) bool: what would replace one of the held items.
+
+    Args:
+        vectors: (items, hidden) unit vectors of the texts, without heads.
+        held: (held,) positions of the basket's items.
+        baskets: those that were bought here; None where they are not known or may not count.
+    """
+    cosines = products(vectors[held], vectors)  # (held, items)
+    if baskets is None:
+        return np.asarray((cosines >= TWIN).any(axis=0))
+    counts = baskets.counts()
+    expected = counts[held][:, None] * counts / max(len(baskets), 1)
+    rarely = baskets.together(held) + 1 < FEWER * (expected + 1)
+    return np.asarray(((cosines >= NEAR) & rarely).any(axis=0))
