@@ -22,7 +22,7 @@ from fedrec.errors import InputError
 from fedrec.model.adapter import CENTRE
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.saved import read_adapter
-from fedrec.model.towers import init_base
+from fedrec.model.towers import init_base, init_trained
 
 from .conftest import WORDS, make_encoder
 from .helpers import settings_of
@@ -137,7 +137,10 @@ def test_what_comes_of_it_is_an_adapter_that_ranks(
     for name in encoder.frozen():
         assert np.array_equal(arrays[name], before[name])
     assert all(arrays[name].any() for name in encoder.trained())
-    assert not any(value.any() for name, value in arrays.items() if name.startswith("heads.") and name.endswith(".B"))
+    untrained = init_trained(encoder, True, config.rank)
+    assert not any(arrays[name].any() for name in untrained if name.startswith("heads."))
+    shapes = {name: (value.shape, value.dtype) for name, value in {**before, **untrained}.items()}
+    assert shapes == {name: (value.shape, value.dtype) for name, value in arrays.items()}  # a run can start from it
     encoder.load(arrays)
     assert np.allclose(arrays[CENTRE], encoder.pooled(encoder.states(items.catalogue)).mean(0), atol=1e-5)
     assert not np.allclose(arrays[CENTRE], before[CENTRE], atol=1e-3)
@@ -163,7 +166,11 @@ def test_interrupted_it_goes_on_to_the_same_adapter(
             adapt(items_alone, out, config, SCHEDULE, resume, stop(at))
     with pytest.raises(InputError, match="another seed"):
         adapt(items_alone, out, config, replace(SCHEDULE, seed=4), resume=True)
-    record = adapt(items_alone, out, config, SCHEDULE, resume=True)
+    assert (out / "checkpoint.safetensors").is_file() and not (out / "adapter").exists()
+    began: list[int] = []
+    record = adapt(items_alone, out, config, SCHEDULE, True, lambda done, of: began.append(done))
+    assert began[0] == 20  # of the 26 steps that were done, those after the last checkpoint are done again
+    assert adapt(items_alone, out, config, SCHEDULE, True, stop(0)) == record
     assert record["digest"] == adapted[1]["digest"] and record["losses"] == adapted[1]["losses"]
     assert adapt(items_alone, tmp_path / "other", config, replace(SCHEDULE, seed=4))["digest"] != record["digest"]
 

@@ -33,7 +33,7 @@ from fedrec.model.towers import Scoring, embedding_base, init_base, init_trained
 __all__ = ["adapt"]
 
 RECORD, CHECKPOINT, VIEWS, DONE = "adaptation.json", "checkpoint.safetensors", "views", "done"
-EVERY = 25
+EVERY = 10
 """Steps between checkpoints."""
 
 
@@ -75,6 +75,8 @@ def adapt(
             expected=f"{(schedule.batch + 1) // 2} or more of one kind", hint="a smaller --batch, or other --pairs",
         )  # fmt: skip
     record = _open(out, made_of, resume)
+    if "digest" in record:
+        return record  # it was done already
     states = encoder.states(items.catalogue)
     base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
     encoder.load(base)
@@ -131,19 +133,13 @@ def _train(training: Contrast, record: dict[str, Any], out: Path, progress: Call
         training.restore(int(state.pop(DONE)[0]), state)
     record["losses"] = record["losses"][: training.done]
     started, before = time.monotonic(), record["seconds"]
-    try:
+    progress(training.done, training.total)
+    for loss in training.run():
+        record["losses"].append(round(loss, 6))
+        record["seconds"] = round(before + time.monotonic() - started, 3)
         progress(training.done, training.total)
-        for loss in training.run():
-            record["losses"].append(round(loss, 6))
-            progress(training.done, training.total)
-            if training.done % EVERY == 0:
-                record["seconds"] = round(before + time.monotonic() - started, 3)
-                _checkpoint(training, record, out)
-    except KeyboardInterrupt:
-        if len(record["losses"]) == training.done > 0:
+        if training.done % EVERY == 0:
             _checkpoint(training, record, out)
-        raise
-    record["seconds"] = round(before + time.monotonic() - started, 3)
 
 
 def _checkpoint(training: Contrast, record: dict[str, Any], out: Path) -> None:
