@@ -24,7 +24,7 @@ from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.saved import read_adapter
 from fedrec.model.towers import init_base, init_trained
 
-from .conftest import WORDS, make_encoder
+from .conftest import WORDS, make_encoder, write_source
 from .helpers import settings_of
 
 SCHEDULE = Schedule(KINDS, epochs=2, batch=8, temperature=0.1, learning_rate=0.01, seed=3)
@@ -198,6 +198,23 @@ def test_bad_input_is_one_error(
     done = CliRunner().invoke(app, [*command, "--set", "encoder_rank=2", "--set", "rank=4", *options])
     assert isinstance(done.exception, InputError) and names in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import adaptation
+
+    source = write_source(tmp_path / "source", items=80)
+    arguments = ["adaptation", str(tmp_path / "out"), f"small={source}", "--pairs", "order"]
+    monkeypatch.setattr("sys.argv", arguments)
+    adaptation.main()
+    table = (tmp_path / "out" / "adaptation.md").read_text()
+    cells = [line.split(" | ") for line in table.splitlines()[2:]]
+    assert [line[1] for line in cells] == ["untrained", "order"] and "(+0.0000 [+0.0000, +0.0000])" in table
+    for path in (tmp_path / "out").glob("small-*/adapter"):
+        (path / "fedrec.safetensors").unlink()
+    adaptation.main()
+    assert (tmp_path / "out" / "adaptation.md").read_text() == table
 
 
 def test_the_command_says_what_it_did_and_takes_no_folder_that_is_there(
