@@ -134,8 +134,8 @@ def _train(training: Contrast, record: dict[str, Any], out: Path, progress: Call
     record["losses"] = record["losses"][: training.done]
     started, before = time.monotonic(), record["seconds"]
     progress(training.done, training.total)
-    for loss in training.run():
-        record["losses"].append(round(loss, 6))
+    for kind, loss in training.run():
+        record["losses"].append({"pairs": kind, "loss": round(loss, 6)})
         record["seconds"] = round(before + time.monotonic() - started, 3)
         progress(training.done, training.total)
         if training.done % EVERY == 0:

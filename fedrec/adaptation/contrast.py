@@ -99,8 +99,8 @@ class Contrast:
             moments = {key: torch.tensor(state[f"{key}|{name}"], device=value.device) for key in MOMENTS}
             self._adam.state[value] = {"step": torch.tensor(float(done)), **moments}
 
-    def run(self) -> Iterator[float]:
-        """The loss of each step that is left, before that step."""
+    def run(self) -> Iterator[tuple[str, float]]:
+        """The kind of pairs of each step that is left, and its loss before that step."""
         while self.done < self.total:
             kind, rows = self._steps[self.done]
             self._adam.param_groups[0]["lr"] = self.schedule.learning_rate * (1 - self.done / self.total)
@@ -112,7 +112,7 @@ class Contrast:
             self._adam.step()
             self._adam.zero_grad()
             self.done += 1
-            yield float(loss.detach())
+            yield self.schedule.kinds[kind], float(loss.detach())
 
     def _loss(self, left: np.ndarray, right: np.ndarray) -> Tensor:
         x, y = (centred(self.encoder.run_top(*self.encoder.gather(self.states, texts)), self.base) for texts in (left, right))

@@ -57,13 +57,13 @@ def adapt(
     if json:
         print_json(found)
         return
-    part = max(1, len(found["losses"]) // 10)
-    first, last = (sum(some) / part for some in (found["losses"][:part], found["losses"][-part:]))
-    out.print(
-        stacked(
-            f"{found['texts']:,} texts, {found['steps']:,} steps",
-            f"loss {first:.4f} in the first tenth of the steps, {last:.4f} in the last",
-            f"adapter: {to / 'adapter'}",
-        ),
-        soft_wrap=True,
-    )
+    lines = [f"{found['texts']:,} texts, {found['steps']:,} steps"]
+    for kind in found["settings"]["kinds"]:
+        losses = [one["loss"] for one in found["losses"] if one["pairs"] == kind]
+        part = max(1, len(losses) // 4)
+        if losses:
+            first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+            lines.append(f"loss of {kind}: {first:.4f} in the first quarter of its steps, {last:.4f} in the last")
+        else:
+            lines.append(f"{kind}: too few items have such a pair")
+    out.print(stacked(*lines, f"adapter: {to / 'adapter'}"), soft_wrap=True)
