@@ -11,6 +11,7 @@ import sys
 import typer
 
 from fedrec.cli import data, deploy, explore, merchant, privacy, results, server, simulate
+from fedrec.cli.adapt import adapt
 from fedrec.cli.basket import basket
 from fedrec.cli.explain import explain
 from fedrec.cli.export import export
@@ -44,6 +45,7 @@ privacy.app.command()(report)
 privacy.app.command()(audit)
 privacy.app.command()(wire)
 app.command()(simulate.demo)
+app.command()(adapt)
 app.command("simulate")(simulate.simulate_command)
 app.command()(results.evaluate)
 app.command()(recommend)

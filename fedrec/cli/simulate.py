@@ -16,7 +16,7 @@ from fedrec.cli.tracking import Track, tracked
 from fedrec.config import RunConfig, load_config, parse_overrides, read_toml, writable_cache
 from fedrec.errors import InputError
 
-__all__ = ["demo", "simulate_command"]
+__all__ = ["By", "Config", "Set", "demo", "demo_folder", "simulate_command"]
 
 
 class EngineName(StrEnum):
@@ -117,7 +117,7 @@ def demo(
     if resolved.objective == "response" and by is not By.manufacturer:
         raise InputError(f"found {by.value}", where="--by", expected=f"{By.manufacturer.value}, with the objective response")
     _run(
-        None if resume else _demo_folder(by, resolved),
+        None if resume else demo_folder(by, resolved),
         resolved,
         engine,
         workers,
@@ -204,7 +204,7 @@ def _settings_of_demo(config: Path | None, overrides: dict[str, Any]) -> RunConf
     return load_config(config, overrides, below=SETTINGS)
 
 
-def _demo_folder(by: By, config: RunConfig) -> Path:
+def demo_folder(by: By, config: RunConfig) -> Path:
     """The demo's federation folder, made once and kept in the cache."""
     from fedrec.data.demo import build_demo
     from fedrec.data.demo_shown import build_shown_demo

@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # scores need no encoder, and importing one takes seconds
     from fedrec.model.encoder import TextEncoder
 
 __all__ = [
-    "Scoring", "centred", "init_base", "init_trained", "linear_terms", "log_prior", "recency_weights", "role_table",
-    "user_vectors",
+    "Scoring", "centred", "embedding_base", "init_base", "init_trained", "linear_terms", "log_prior", "recency_weights",
+    "role_table", "user_vectors",
 ]  # fmt: skip
 
 
@@ -58,16 +58,26 @@ def init_base(encoder: TextEncoder, states: States, heads: bool, rank: int, how:
     """
     # The encoder is shared by all runs of a process and may still hold another run's adapter.
     encoder.load({name: np.zeros_like(value) for name, value in encoder.trained().items()})
-    pooled = encoder.pooled(states)  # (items, hidden)
-    base: Arrays = {CENTRE: pooled.mean(0).cpu().numpy()}
     generator = torch.Generator().manual_seed(seed)
-    if heads:
-        e = centred(pooled, base)
-        base[HEAD_A] = _directions(e.T @ e, rank, how, generator).T.contiguous().numpy()
+    base = embedding_base(encoder.pooled(states), heads, rank, how, generator)
     moments = encoder.layer_inputs(states) if how == "principal" else {}
     for name, value in encoder.frozen().items():
         moment = moments.get(name, torch.empty(value.shape[1], value.shape[1]))
         base[name] = _directions(moment, value.shape[0], how, generator).contiguous().numpy()
+    return base
+
+
+def embedding_base(pooled: Tensor, heads: bool, rank: int, how: str, generator: torch.Generator) -> Arrays:
+    """Of the base what belongs to the embeddings: `centre` and, with heads, `heads.A`.
+
+    Args:
+        pooled: (items, hidden) of the central catalogue.
+        how: see `init_base`.
+    """
+    base: Arrays = {CENTRE: pooled.mean(0).cpu().numpy()}
+    if heads:
+        e = centred(pooled, base)
+        base[HEAD_A] = _directions(e.T @ e, rank, how, generator).T.contiguous().numpy()
     return base
 
 
