@@ -44,6 +44,11 @@ def _encoder_rounds(settings: dict[str, Any]) -> int:
     return round(rounds / 5) if rounds >= 5 else 0
 
 
+def _temperature(settings: dict[str, Any]) -> float:
+    """A tenth where the score is a rating."""
+    return 0.3 if str(settings.get("objective", "")).startswith("rating") else 3.0
+
+
 class RunConfig(BaseModel):
     """The settings of one federated run."""
 
@@ -124,8 +129,9 @@ class RunConfig(BaseModel):
     """Negatives from the public catalogue for a step on the encoder (heads use all of it)."""
     encoder_history: int = Field(12, ge=1, le=1000)
     """Most recent events of a user that a step on the encoder encodes."""
-    temperature: float = Field(3.0, gt=0, le=1000)
-    """`tau`, the factor on the cosine that merchants train under where `calibrate` is off or has too few users to fit it on."""
+    temperature: float = Field(default_factory=_temperature, gt=0, le=1000)
+    """`tau`, the factor on the cosine that merchants train under where `calibrate` is off or has too few users to fit it on;
+    by default 3, and .3 of ratings, whose score is between -1 and 1."""
     decay: float = Field(0.1, ge=0, le=1000)
     """Recency decay a basket; the same."""
     prior_weight: float = Field(1.0, ge=0, le=100)

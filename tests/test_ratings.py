@@ -115,6 +115,14 @@ def test_own_ratings_are_those_before_the_block_and_shrunk(texts: bool) -> None:
     assert moved > 20
 
 
+@pytest.mark.parametrize("size", [1e38, np.inf, np.nan])
+def test_what_a_server_says_of_items_makes_no_merchant_fail(size: float) -> None:
+    """A failure that only some data bring about would tell of them."""
+    histories, known = histories_of(4, users=25), Known(np.full(ITEMS, size), np.full((ITEMS, 3), -size))
+    found = OBJECTIVES["rating"].records(histories, Asked(50, 3, 0.0, "user", 100, False), known).padded()
+    assert np.isfinite(found.answer).all() and np.abs(found.answer).max() < 20
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000))
 def test_one_user_moves_the_released_sums_by_one(seed: int) -> None:

@@ -181,8 +181,9 @@ def update_of(shop: Merchant, task: Any, trained: Any, public: Any) -> Any:
 
     base = {name: value for name, value in public.items() if not name.startswith("prior.")}
     return train_round(
-        replace(task, noise_multiplier=1e-12), shop.data.catalogue, shop.examples(task), encoder=shop.encoder(task), base=base,
-        trained=trained, prior=shop.prior(public), population=shop.policy.population, noise=SeededNoise(7, shop.name),
+        replace(task, noise_multiplier=1e-12), shop.data.catalogue, shop.examples(task, trained, public),
+        encoder=shop.encoder(task), base=base, trained=trained, prior=shop.prior(public), population=shop.policy.population,
+        noise=SeededNoise(7, shop.name),
     )  # fmt: skip
 
 
