@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -36,6 +37,7 @@ from fedrec.errors import InputError
 from fedrec.evaluation import fit_scoring, mean_loss
 from fedrec.model import Arrays
 from server.evaluation import COUNTS, FLOOR, CentralEvaluator
+from server.judging import kept
 from server.start import load_encoder_for
 from simulations.run import simulate
 
@@ -73,7 +75,8 @@ def judged(federation: Path, config: RunConfig, noise: bool, run: Path) -> float
     if not noise:
         evaluator, done = trained_plainly(federation, config, CLIPPED)
         assert done.scoring is not None
-        return nats(evaluator, done.public, evaluator.kept(done.public, done.trained, done.scoring)[1])
+        start = {name: np.zeros_like(value) for name, value in done.trained.items()}
+        return nats(evaluator, done.public, kept(evaluator, done.public, start, done.trained, done.scoring)[1])
     shutil.rmtree(run, ignore_errors=True)
     state = simulate(federation, config, run).load()
     assert state is not None

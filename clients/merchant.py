@@ -30,7 +30,7 @@ from fedrec.merchant import MERCHANT_FILE, OWN, MerchantFile, read_merchant_file
 from fedrec.model.adapter import HEAD_A, Arrays, digest
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.towers import centred, log_prior
-from fedrec.objectives import OBJECTIVES, Known
+from fedrec.objectives import OBJECTIVES, Known, Lot
 from fedrec.privacy import (
     HEAD_SUFFIX,
     NoiseSource,
@@ -46,7 +46,7 @@ from fedrec.privacy import (
     votes,
 )
 from fedrec.text import line
-from fedrec.training import Examples, Records, RoundTask, encode_update, round_sum, train_round
+from fedrec.training import RoundTask, encode_update, round_sum, train_round
 from fedrec.wire import HistogramTask, Reply, Statement
 
 __all__ = [
@@ -217,7 +217,7 @@ class Merchant:
 
     def __post_init__(self) -> None:
         self.ledger = open_ledger(self.site, self.name, self.policy.delta)
-        self._examples: tuple[tuple[object, ...], Examples | Records] | None = None
+        self._examples: tuple[tuple[object, ...], Lot] | None = None
 
     def held(self, task: RoundTask, trained: Arrays, public_digest: str, public: Arrays | None) -> Arrays | str:
         """The public part of the adapter, or why the request gets nothing.
@@ -333,7 +333,7 @@ class Merchant:
         floor = float(public[FLOOR][0])
         return log_prior(np.array([counts.get(key, floor) for key in self.data.catalogue.keys.tolist()]), floor)
 
-    def examples(self, task: RoundTask, trained: Arrays, public: Arrays) -> Examples | Records:
+    def examples(self, task: RoundTask, trained: Arrays, public: Arrays) -> Lot:
         """The merchant's records, kept until a request asks for them otherwise."""
         objective, known = OBJECTIVES[task.objective], None
         key: tuple[object, ...] = (task.objective, task.asked)

@@ -25,7 +25,7 @@ __all__ = [
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
-ObjectiveName = Literal["next-item", "response", "rating", "rating-absolute"]
+ObjectiveName = Literal["next-item", "response", "rating", "rating-absolute", "next-item+response"]
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
 Aggregation = Literal["mean", "norm-bound", "median", "trimmed-mean", "krum", "multi-krum"]
@@ -68,8 +68,11 @@ class RunConfig(BaseModel):
     """Largest L2 norm of one user's gradient."""
 
     objective: ObjectiveName = "next-item"
-    """What is predicted: what is new in the next basket, whether a user responds to an item that is shown, or how it rates one
-    (`rating` by squared error, `rating-absolute` by absolute)."""
+    """What is predicted: what is new in the next basket, whether a user responds to an item that is shown, how it rates one
+    (`rating` by squared error, `rating-absolute` by absolute), or the first two together."""
+    objective_weights: tuple[float, float] = (1.0, 1.0)
+    """`next-item+response`: factors on the two losses of a user, whose sum has one gradient that is clipped once. They are
+    public, and over 0."""
     impressions: int = Field(64, ge=1, le=1000)
     """`response` and `rating`: most impressions, or ratings, of a user that are trained on; of more, so many are drawn."""
     negative_share: float = Field(1.0, gt=0, le=1)
@@ -85,6 +88,9 @@ class RunConfig(BaseModel):
     """Target epsilon a merchant and run, which the noise multipliers are planned for."""
     delta: float = Field(1e-5, gt=0, lt=1)
     """Target delta; keep it well under one over the number of users."""
+    patience: int = Field(0, ge=0)
+    """Rounds without a gain for the public users who judge, after which the run stops and takes its best adapter; the rounds that
+    are left are not paid for. 0 runs them all."""
     unit: Unit = "user"
     """What the guarantee protects: all of a user's events at a merchant, or (weaker) one example."""
     trust: Trust = "local"
@@ -195,6 +201,10 @@ class RunConfig(BaseModel):
             raise ValueError(f"objective = {self.objective!r} needs heads = true and unit = 'user'")
         if self.rating_min >= self.rating_max:
             raise ValueError(f"rating_min ({self.rating_min:g}) is not under rating_max ({self.rating_max:g})")
+        if not all(0 < weight <= 1000 for weight in self.objective_weights):
+            raise ValueError(f"objective_weights = {list(self.objective_weights)}: expected each over 0 and at most 1000")
+        if self.patience and not self.calibrate:
+            raise ValueError(f"patience = {self.patience}: calibrate = false leaves no public users who judge")
         if self.trust == "secure-aggregation":
             self._one_sum_a_round()
         self._enough_for_the_rule()

@@ -6,8 +6,8 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
@@ -17,6 +17,8 @@ from fedrec.model.saved import save_adapter, settings_of_run, table_of_run
 from fedrec.privacy import plan_noise
 from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of, ranks
 from server.evaluators import evaluator_of
+from server.given_start import read_start, start_of
+from server.judging import StoppedEarly, after_round
 from server.progress import notify
 from server.rating_evaluation import with_expected
 from server.run_folder import RunFolder
@@ -56,7 +58,8 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
     state = folder.load()
     encoder = load_encoder_for(config, state)
     evaluator = evaluator_of(config, central, encoder)
-    state = state or first_state(config, central, encoder)
+    state = state or first_state(config, central, encoder, read_start(folder.path))
+    start = start_of(folder.path, state.trained)
     strategy = STRATEGIES[config.trust](config, plan_noise(config), state, encoder.fingerprint)
 
     if "prior.counts" not in state.public:
@@ -64,38 +67,44 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
         prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
         public = with_expected({**state.public, **prior}, encoder, central, strategy.prior_noise)
         under = evaluator.trains_under(public, state.trained)
-        strategy.state = state = replace(state, public=public, scoring=under)
+        state, found = after_round(config, evaluator, start, replace(state, public=public, scoring=under), moved=True)
+        strategy.state = state
         baselines = evaluator.baselines(public, state.trained, under)
-        found = {**evaluator.line(public, state.trained), "trains_under": under.by_name(), "baselines": baselines}
+        found |= {**evaluator.line(public, state.trained), "trains_under": under.by_name(), "baselines": baselines}
         line = round_line(0, None, record, found)
         folder.add_metrics(line)
         folder.save(state)
         notify("round_done", **line)
+    before = state.trained
 
     def evaluate(server_round: int, _: ArrayRecord) -> MetricRecord | None:
+        nonlocal before
         if server_round == 0:
             return None  # written above, or by the run that this one goes on with
-        now, found = strategy.state, dict[str, Any]()
-        if now.round == config.rounds:
-            found["kept"], trained = evaluator.kept(now.public, now.trained, now.scoring)
-            now = replace(now, trained=trained)
+        moved = any(not np.array_equal(value, before[name]) for name, value in strategy.state.trained.items())
+        before = strategy.state.trained
+        now, found = after_round(config, evaluator, start, strategy.state, moved)
         under = evaluator.trains_under(now.public, now.trained, now.scoring)
         strategy.state = now = replace(now, scoring=under)
         found |= {**evaluator.line(now.public, now.trained), "trains_under": under.by_name()}
         line = round_line(now.round, config.part(now.round), strategy.record, found)
         folder.add_metrics(line)
         arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}
-        settings = settings_of_run(config, encoder, now.public, line["scoring"])
+        settings = settings_of_run(config, encoder, now.public, line["scoring"], line.get("response_scoring"))
         save_adapter(folder.path / "adapter", encoder, arrays, settings, table_of_run(central, now.public))
         folder.save(now)
         notify("round_done", **line)  # after all of it is on disk: what was shown counts
+        if now.stopped:
+            raise StoppedEarly
         return MetricRecord({name: float(value) for name, value in line["central"].items()})
 
     try:
-        if state.round < config.rounds:
+        if not state.ended(config.rounds):
             left = config.rounds - state.round
             strategy.start(grid, wire.to_record(state.trained), left, config.round_timeout, evaluate_fn=evaluate)
         return "all rounds are done"
+    except StoppedEarly:
+        return f"the judging users saw no gain in {config.patience} rounds"
     except NobodyLeft as reason:
         folder.write_json("ended_early.json", {"round": strategy.state.round, "reason": str(reason), **asdict(strategy.record)})
         return f"too many merchants have declined ({reason})"

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedrec import wire
 from fedrec.errors import InputError
+from fedrec.model.adapter import TERMS
 from fedrec.model.versions import FORMAT, content_digest
 from fedrec.text import line
 from fedrec.wire import Delivery
@@ -48,7 +49,7 @@ class Parcel:
 
 def ranks(run: RunFolder) -> bool:
     """Whether merchants can use what a run trains: they rank."""
-    return run.config.objective == "next-item"
+    return "next-item" in run.config.objective
 
 
 def parcel_of(run: RunFolder) -> Parcel:
@@ -67,16 +68,17 @@ def parcel_of(run: RunFolder) -> Parcel:
             expected="a run with objective = 'next-item': what merchants get is for ranking",
         )  # fmt: skip
     lines = [one for one in run.metrics() if one["round"] == state.round]
-    scoring = lines[-1]["scoring"] if lines and "scoring" in lines[-1] else state.scoring.by_name()
+    scoring = lines[-1]["scoring"] if lines and "scoring" in lines[-1] else state.scoring.parts[0].by_name()
     delivery = Delivery(
         format=FORMAT, run=state.run, round=state.round, trust=config.trust, unit=config.unit,
         encoder_fingerprint=state.encoder_fingerprint or load_encoder_for(config).fingerprint,
         encoder_layers=config.encoder_layers, encoder_rank=config.encoder_rank, max_tokens=config.max_tokens,
         history=config.history, digest="", **scoring,
     )  # fmt: skip
-    arrays = {**state.public, **state.trained}
+    trained = {name: value for name, value in state.trained.items() if name != TERMS}  # of no use to a ranking
+    arrays = {**state.public, **trained}
     delivery = replace(delivery, digest=content_digest(arrays, delivery.kept(float(state.public[FLOOR][0]))))
-    return Parcel(delivery, wire.encode_delivery(delivery, state.public, state.trained))
+    return Parcel(delivery, wire.encode_delivery(delivery, state.public, trained))
 
 
 class Delivered:

@@ -33,6 +33,9 @@ from fedrec.errors import InputError
 from fedrec.model.encoder_files import absolute_encoder
 from server.control import SuperLink
 from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of, ranks
+from server.evaluators import evaluator_of
+from server.given_start import check_start, copy_start, open_start
+from server.judging import check_judges
 from server.pending import remember, remember_unless_later
 from server.progress import notify
 from server.run_folder import RunFolder
@@ -47,17 +50,27 @@ LOOK_EVERY = 0.5
 """Seconds between two looks for replies; they stay on this machine."""
 
 
-def start(folder: ServerFolder, config: RunConfig, out: Path) -> RunFolder:
+def start(folder: ServerFolder, config: RunConfig, out: Path, begin: Path | None = None) -> RunFolder:
     """Start a run and see it to its end.
 
+    Args:
+        begin: a run, or another folder with an adapter, to start from.
+
     Raises:
-        InputError: bad central data or settings, `out` is taken, or no server is up.
+        InputError: bad central data or settings, `out` is taken, the adapter is not for this run, or no server is up.
     """
-    load_central(folder.path)
+    central = load_central(folder.path)
     config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})
-    load_encoder_for(config)
+    encoder = load_encoder_for(config)
+    given = open_start(begin) if begin else None
+    if given is not None:
+        check_start(given, config, encoder)
+    if config.patience:
+        check_judges(config, evaluator_of(config, central, encoder))
     SuperLink(folder).nodes()
     run = RunFolder.create(out, config)
+    if given is not None:
+        copy_start(given, out)
     site = {"federation": str(folder.path), "run": str(out.resolve()), "deployed": True}
     run.write_json(SITE, site)
     return go_on(folder, run)
@@ -76,7 +89,7 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
         )
     state = run.load()
     ended = (run.path / "ended_early.json").exists()
-    if ended or (state is not None and state.round >= run.config.rounds):
+    if ended or (state is not None and state.ended(run.config.rounds)):
         if state is not None and state.round > 0 and ranks(run):
             # It may have been ended before its adapter went home to all.
             with alone(folder):

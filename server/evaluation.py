@@ -12,7 +12,6 @@ from fedrec.config import RunConfig
 from fedrec.data import CentralData, CentralGroup
 from fedrec.errors import InputError
 from fedrec.evaluation import (
-    FEWEST,
     EvaluationSet,
     PerUser,
     best_decay,
@@ -38,7 +37,6 @@ __all__ = ["COUNTS", "FLOOR", "KEYS", "RATINGS", "CentralEvaluator"]
 COUNTS, FLOOR, KEYS, RATINGS = "prior.counts", "prior.floor", "prior.keys", "prior.ratings"
 JUDGING = 1 / 3
 """Share of the calibration users who judge what was trained; on the others the scoring is fitted."""
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 class CentralEvaluator:
@@ -75,30 +73,18 @@ class CentralEvaluator:
         tables, floor = self.tables(public, trained), float(public[FLOOR][0])
         return fit_scoring(self.fitting, *tables, public[COUNTS], floor, start, decays)
 
-    def kept(self, public: Arrays, trained: Arrays, under: Scoring) -> tuple[float, Arrays]:
-        """How much of what was trained is kept: a run is not to end worse than its start.
+    @property
+    def choosing(self) -> tuple[int, int]:
+        """How many users the scoring is fitted on, and how many judge what was trained."""
+        return self.fitting.users, self.judging.users
 
-        What the judging users bought, whose only part in the training this is, is most likely under this share of every
-        `B`, each with the scoring that fits it; 0 is the untrained start.
+    def fitted(self, public: Arrays, trained: Arrays, under: Scoring) -> Scoring:
+        """The scoring that fits an adapter best, with the decay of another."""
+        return self.trains_under(public, trained, under)
 
-        Args:
-            under: what merchants trained under last.
-
-        Returns:
-            The share, and what is kept; all of it where there are fewer than `FEWEST` users to fit or to judge.
-        """
-        if min(self.fitting.users, self.judging.users) < FEWEST:
-            return 1.0, trained
-        counts, floor = public[COUNTS], float(public[FLOOR][0])
-        found = []
-        for share in SHARES:
-            part = {name: np.float32(share) * value for name, value in trained.items()}
-            tables = self.tables(public, part)
-            scoring = fit_scoring(self.fitting, *tables, counts, floor, under, (under.decay,))
-            loss = mean_loss(self.judging, *tables, counts, floor, scoring)
-            found.append((loss if np.isfinite(loss) else np.inf, share, part))
-        _, share, part = min(found, key=lambda one: one[0])
-        return share, part
+    def loss(self, public: Arrays, trained: Arrays, under: Scoring) -> float:
+        """How unlikely what the judging users bought is, in nats, under the scoring that was fitted to the adapter."""
+        return mean_loss(self.judging, *self.tables(public, trained), public[COUNTS], float(public[FLOOR][0]), under)
 
     def scoring(self, public: Arrays, trained: Arrays, with_prior: bool = True) -> Scoring:
         """What the ranking uses: chosen on the calibration users, or the settings as they are."""

@@ -8,15 +8,17 @@ from fedrec.model import TextEncoder
 from server.evaluation import CentralEvaluator
 from server.rating_evaluation import RatingEvaluator
 from server.response_evaluation import ResponseEvaluator
+from server.several_evaluation import SeveralEvaluator
 
 __all__ = ["EVALUATORS", "Evaluator", "evaluator_of"]
 
-Evaluator = CentralEvaluator | ResponseEvaluator
-EVALUATORS: dict[str, type[CentralEvaluator] | type[ResponseEvaluator]] = {
+Evaluator = CentralEvaluator | ResponseEvaluator | SeveralEvaluator
+EVALUATORS: dict[str, type[CentralEvaluator] | type[ResponseEvaluator] | type[SeveralEvaluator]] = {
     "next-item": CentralEvaluator,
     "response": ResponseEvaluator,
     "rating": RatingEvaluator,
     "rating-absolute": RatingEvaluator,
+    "next-item+response": SeveralEvaluator,
 }
 
 

@@ -32,7 +32,7 @@ from fedrec.model.adapter import TERMS
 from fedrec.model.towers import linear_terms, log_prior
 from fedrec.objectives import Asked, Examples, Records
 from fedrec.objectives.response import response_records
-from server.evaluation import COUNTS, FLOOR, JUDGING, SHARES
+from server.evaluation import COUNTS, FLOOR, JUDGING
 
 __all__ = ["ResponseEvaluator"]
 
@@ -116,20 +116,20 @@ class ResponseEvaluator:
         decays = DECAYS if before is None else (before.decay,)
         return self._fitted(public, trained, start, decays, self.trains, self.role == 1)[1] if self.config.calibrate else start
 
-    def kept(self, public: Arrays, trained: Arrays, under: Scoring) -> tuple[float, Arrays]:
+    @property
+    def choosing(self) -> tuple[int, int]:
+        """See `CentralEvaluator`: of users who have labels."""
+        return self._users(1), self._users(2)
+
+    def fitted(self, public: Arrays, trained: Arrays, under: Scoring) -> Scoring:
         """See `CentralEvaluator`."""
-        if min(self._users(1), self._users(2)) < FEWEST:
-            return 1.0, trained
-        found = []
-        for share in SHARES:
-            part = {name: np.float32(share) * value for name, value in trained.items()}
-            scoring = self._fitted(public, part, under, (under.decay,), self.trains, self.role == 1)[1]
-            judging = self.role == 2
-            logits = self._features(public, part, under.decay).logits(scoring)[judging]
-            loss = float(self._losses(logits, self.answer[judging]).mean())
-            found.append((loss if np.isfinite(loss) else np.inf, share, part))
-        _, share, part = min(found, key=lambda one: one[0])
-        return share, part
+        return self._fitted(public, trained, under, (under.decay,), self.trains, self.role == 1)[1]
+
+    def loss(self, public: Arrays, trained: Arrays, under: Scoring) -> float:
+        """See `CentralEvaluator`: of the judging users' labels."""
+        judging = self.role == 2
+        logits = self._features(public, trained, under.decay).logits(under)[judging]
+        return float(self._losses(logits, self.answer[judging]).mean())
 
     def scoring(self, public: Arrays, trained: Arrays, under: Scoring | None = None) -> Scoring:
         """What predictions are made with: fitted on all calibration users, or the settings as they are."""

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedrec.data import load_central
 from server.evaluators import Evaluator, evaluator_of
+from server.given_start import read_start, start_of
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
 
@@ -21,13 +20,15 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
 
     Returns:
         What was written: rows of a name, whether it is private, and metrics; the trust model; the rounds whose
-        secure sum was not opened, with the reason.
+        secure sum was not opened, with the reason; what the judging users decided; and the start if it was given one.
     """
     config, lines = folder.config, folder.metrics()
     encoder_of_run = load_encoder_for(config)
     evaluator = evaluator_of(config, load_central(federation), encoder_of_run)
-    rows = [row(name, True, metrics) for name, metrics in lines[0]["baselines"].items()]
-    rows.append(row("untrained start, calibrated", True, lines[0]["central"]))
+    given = read_start(folder.path)
+    begun = {"untrained start": "given start"} if given else {}
+    rows = [row(begun.get(name, name), True, metrics) for name, metrics in lines[0]["baselines"].items()]
+    rows.append(row("given start, calibrated" if given else "untrained start, calibrated", True, lines[0]["central"]))
     heads = [line for line in lines if line["part"] == "heads"]
     encoder = [line for line in lines if line["part"] == "encoder"]
     if heads and encoder:
@@ -39,6 +40,8 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
         "rows": [*rows, *more],
         "rounds": lines[-1]["round"],
         "kept": lines[-1].get("kept", 1.0),
+        **({"judged": lines[-1]["judged"]} if "judged" in lines[-1] else {}),
+        **({"start": given.origin()} if given else {}),
         "simulation": simulation,
         "trust": config.trust,
         "abandoned": {str(line["round"]): line["abandoned"] for line in lines if "abandoned" in line},
@@ -57,9 +60,8 @@ def row(name: str, private: bool, metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def _gain(folder: RunFolder, evaluator: Evaluator) -> dict[str, Any] | None:
-    """What the trained adapter gains over its untrained start, user by user."""
+    """What the trained adapter gains over its start, user by user."""
     state = folder.load()
     if state is None or state.round == 0:
         return None
-    zero = {name: np.zeros_like(value) for name, value in state.trained.items()}
-    return evaluator.gain(state.public, zero, state.trained)
+    return evaluator.gain(state.public, start_of(folder.path, state.trained), state.trained)

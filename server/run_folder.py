@@ -21,11 +21,31 @@ from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.model.towers import Scoring
 
-__all__ = ["DELIVERED", "RunFolder", "ServerState"]
+__all__ = ["DELIVERED", "Best", "RunFolder", "ServerState"]
 
 DELIVERED = "delivered.json"
 
 KEPT_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class Best:
+    """The adapter that the judging users find most likely so far.
+
+    Attributes:
+        round: after which round it was; 0 is the start.
+        loss: their mean loss under it.
+        since: rounds since then that moved the adapter.
+    """
+
+    round: int
+    loss: float
+    since: int
+    trained: Arrays
+
+    def followed_by(self, number: int, loss: float, trained: Arrays) -> Best:
+        """The best after one more round."""
+        return Best(number, loss, 0, trained) if loss < self.loss else replace(self, since=self.since + 1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,8 @@ class ServerState:
         optimizer: the server optimizer's arrays.
         scoring: what merchants train under; the evaluation chooses its own weight of the prior.
         encoder_fingerprint: of the encoder below the adapter; empty in a run from before it was kept.
+        best: what the judging users find most likely so far, where they say when to stop.
+        stopped: whether they have.
     """
 
     run: str
@@ -49,6 +71,12 @@ class ServerState:
     optimizer: Arrays
     scoring: Scoring
     encoder_fingerprint: str = ""
+    best: Best | None = None
+    stopped: bool = False
+
+    def ended(self, rounds: int) -> bool:
+        """Whether no round of so many is left to be run."""
+        return self.stopped or self.round >= rounds
 
     def after(self, trained: Arrays, optimizer: Arrays) -> ServerState:
         """The state one round later."""
@@ -106,6 +134,10 @@ class RunFolder:
         }
         meta = {"run": state.run, "round": str(state.round), "scoring": json.dumps(state.scoring.by_name())}
         meta["encoder_fingerprint"] = state.encoder_fingerprint
+        if state.best is not None:
+            arrays |= {f"best|{name}": value for name, value in state.best.trained.items()}
+            numbers = {"round": state.best.round, "loss": state.best.loss, "since": state.best.since}
+            meta |= {"best": json.dumps(numbers), "stopped": json.dumps(state.stopped)}
         path = folder / f"round-{state.round:05d}.safetensors"
         temporary = path.with_suffix(".tmp")
         save_file(arrays, temporary, metadata=meta)
@@ -123,15 +155,20 @@ class RunFolder:
         found = self._checkpoints()
         if not found:
             return None
-        groups: dict[str, Arrays] = {"trained": {}, "public": {}, "optimizer": {}}
+        groups: dict[str, Arrays] = {"trained": {}, "public": {}, "optimizer": {}, "best": {}}
         try:
             with safe_open(found[-1], framework="numpy") as file:
                 meta = file.metadata()
                 for key in file.keys():  # noqa: SIM118
                     group, _, name = key.partition("|")
                     groups[group][name] = file.get_tensor(key)
-            scoring, fingerprint = Scoring(**json.loads(meta["scoring"])), meta.get("encoder_fingerprint", "")
-            return ServerState(meta["run"], int(meta["round"]), scoring=scoring, encoder_fingerprint=fingerprint, **groups)
+            scoring, fingerprint = Scoring.from_names(json.loads(meta["scoring"])), meta.get("encoder_fingerprint", "")
+            trained = groups.pop("best")
+            best = Best(**json.loads(meta["best"]), trained=trained) if "best" in meta else None
+            return ServerState(
+                meta["run"], int(meta["round"]), scoring=scoring, encoder_fingerprint=fingerprint, **groups,
+                best=best, stopped=json.loads(meta.get("stopped", "false")),
+            )  # fmt: skip
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"is damaged ({type(error).__name__}: {error})",

@@ -9,8 +9,9 @@ from fedrec.config import Part, RunConfig
 from fedrec.data import CentralData
 from fedrec.errors import InputError
 from fedrec.model import Scoring, TextEncoder, init_base, init_trained, load_encoder
-from fedrec.objectives import OBJECTIVES
+from fedrec.objectives import OBJECTIVES, parts_of
 from fedrec.wire import MOST_TEXTS
+from server.given_start import GivenStart, check_start
 from server.progress import notify
 from server.run_folder import RunFolder, ServerState
 from server.strategy import RoundRecord
@@ -37,19 +38,23 @@ def load_encoder_for(config: RunConfig, state: ServerState | None = None) -> Tex
     return encoder
 
 
-def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder) -> ServerState:
-    """Round 0: the pretrained encoder, `A` from the public catalogue, every `B` zero.
+def first_state(config: RunConfig, central: CentralData, encoder: TextEncoder, given: GivenStart | None = None) -> ServerState:
+    """Round 0: the pretrained encoder, `A` from the public catalogue, every `B` zero; or what was given.
 
     Raises:
-        InputError: the catalogue has more items than merchants take.
+        InputError: the catalogue has more items than merchants take, or what was given is not for this run.
     """
     if len(central.catalogue) > MOST_TEXTS:
         raise InputError(f"{len(central.catalogue):,} items", where="central/items", expected=f"at most {MOST_TEXTS:,}")
     notify("preparing", what="item texts through the frozen trunk", texts=len(central.catalogue))
     states = encoder.states(central.catalogue)
-    base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
-    trained = init_trained(encoder, config.heads, config.rank, OBJECTIVES[config.objective].terms)
+    if given is not None:
+        base, trained = check_start(given, config, encoder)
+    else:
+        base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
+        trained = init_trained(encoder, config.heads, config.rank, OBJECTIVES[config.objective].terms)
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
+    scoring = Scoring.of_parts([scoring] * len(parts_of(OBJECTIVES[config.objective])))
     return ServerState(RunFolder.new_run_id(), 0, trained, base, {}, scoring, encoder.fingerprint)
 
 

@@ -220,7 +220,8 @@ class PrivateLora(Strategy):
 
     def task(self, number: int) -> RoundTask:
         """What merchants are asked in a round."""
-        config, part, scoring = self.config, self.config.part(number), self.state.scoring
+        config, part, scorings = self.config, self.config.part(number), self.state.scoring.parts
+        scoring, last = scorings[0], scorings[-1]  # of several objectives the last is the response
         return RoundTask(
             run=self.state.run,
             round=number,
@@ -246,9 +247,14 @@ class PrivateLora(Strategy):
             update_code=config.update_code,
             objective=config.objective,
             impressions=config.impressions,
-            bias=scoring.bias,
+            bias=last.bias,
             rating_min=config.rating_min,
             rating_max=config.rating_max,
+            next_item_weight=config.objective_weights[0],
+            response_weight=config.objective_weights[1],
+            response_temperature=last.temperature,
+            response_decay=last.decay,
+            response_prior_weight=last.prior_weight,
         )
 
     def _asked_of(self, reply: Message) -> int:

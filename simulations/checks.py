@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from clients.losses import SUFFIX
-from fedrec.config import ObjectiveName, RunConfig
+from fedrec.config import RunConfig
 from fedrec.data import CentralData, Histories, MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet
@@ -213,16 +213,19 @@ def checked(federation: Path, config: RunConfig | None, *, strict: bool = False)
     """Merchant after merchant: a run that only wants to know never holds the data of two."""
     if config is not None and config.trust == "secure-aggregation":
         _check_terms(federation, config)
-    learn_nothing: list[str | None] = []
+    objectives = config.objective.split("+") if config else ["next-item"]
+    learn_nothing: dict[str, list[str | None]] = {name: [] for name in objectives}
     for path, settings in merchant_files(federation).items():
         if config is not None and (reason := _too_small(settings.name, settings.privacy, config)):
             raise InputError(reason, where=str(path), hint="or leave the merchant out")
         data = load_merchant(path.parent, settings.data, strict=strict)
-        learn_nothing.append(nothing_to_learn(data.histories, config.objective if config else "next-item"))
+        for objective, reasons in learn_nothing.items():
+            reasons.append(nothing_to_learn(data.histories, objective))
         yield settings.name, data
-    if None not in learn_nothing:
-        hint = A_BASKET if config is None else NEEDS[config.objective]
-        raise InputError(f"{learn_nothing[0]}, at any merchant", where=str(federation / "merchants"), hint=hint)
+    for objective, reasons in learn_nothing.items():
+        if None not in reasons:
+            hint = A_BASKET if config is None else NEEDS[objective]
+            raise InputError(f"{reasons[0]}, at any merchant", where=str(federation / "merchants"), hint=hint)
     _check_central(load_central(federation, strict=strict), config or RunConfig(), federation / "central")
 
 
@@ -230,11 +233,12 @@ def _check_central(central: CentralData, config: RunConfig, where: Path) -> None
     if config.objective in RATES:
         _check_ratings(central, config, where)
         return
-    if config.objective == "response":
+    if "response" in config.objective:
         answers = _measured_answers(central, config)
         if answers.all() or not answers.any():
             found = f"of {len(answers):,} measured impressions after a first basket {int(answers.sum()):,} have a response"
             raise InputError(found, where=str(where), expected="some with and some without", hint=AN_IMPRESSION)
+    if "next-item" not in config.objective:
         return
     share = config.calibration_share if config.calibrate else 0.0
     evaluated, _ = EvaluationSet.build(central, config.history, share, config.seed)
@@ -274,8 +278,8 @@ def _measured(central: CentralData, config: RunConfig, labels: Literal["shown", 
     return np.concatenate(found)
 
 
-def nothing_to_learn(histories: Histories, objective: ObjectiveName = "next-item") -> str | None:
-    """Why no user is an example for training, or None."""
+def nothing_to_learn(histories: Histories, objective: str = "next-item") -> str | None:
+    """Why no user is an example for training of one objective, or None."""
     if objective in RATES:
         rated = histories.rated
         if rated is None or not len(rated):

@@ -24,7 +24,7 @@ from fedrec.merchant import read_merchant_file
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, log_prior
 from fedrec.model.adapter import HEAD_A, HEAD_B, TERMS, of_part
 from fedrec.model.towers import linear_terms
-from fedrec.objectives import OBJECTIVES, Asked, Known
+from fedrec.objectives import OBJECTIVES, Asked, Known, parts_of
 from fedrec.privacy import Policy, SeededNoise, rated_votes
 from fedrec.training import Examples, merged
 from fedrec.training.encoder import EncoderTrainer
@@ -115,15 +115,9 @@ def reference_rounds(
     """
     state: Arrays = {}
     asked = Asked(
-        config.history,
-        config.positions,
-        scoring.decay,
-        config.unit,
-        config.impressions,
-        False,
-        config.rating_min,
-        config.rating_max,
-    )
+        config.history, config.positions, scoring.decay, config.unit, config.impressions, False, config.rating_min,
+        config.rating_max, tuple(part.decay for part in scoring.parts), config.objective_weights,
+    )  # fmt: skip
     events = [
         OBJECTIVES[config.objective].records(m.data.histories, asked, m.known(public, trained, encoder)).padded()
         for m in merchants
@@ -175,12 +169,11 @@ def _heads(
     asked = centred(encoder.embed_private(merchant.data.histories.queries), public)
     texts = {"history": torch.cat([e, asked]), "candidate": e}
     tables = {role: normalize(texts[role] + (texts[role] @ a) @ value, dim=-1) for role, value in b.items()}
-    offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight + scoring.bias
-    linear, objective = None, OBJECTIVES[config.objective]
+    popular, linear, objective = torch.as_tensor(prior, device=e.device), None, OBJECTIVES[config.objective]
     if objective.terms:
         linear = torch.tensor(trained[TERMS], device=e.device, requires_grad=True)
         popularity = torch.as_tensor(linear_terms(trained[TERMS], prior)[-1], device=e.device)
-        offset = offset + e @ linear[1, :-1] + linear[0, -1] + linear[1, -1] * popularity
+        by_item = e @ linear[1, :-1] + linear[0, -1] + linear[1, -1] * popularity
     total = e.new_zeros(())
     for start in range(0, len(lot), 512):
         chunk = lot.take(np.arange(start, min(start + 512, len(lot))))
@@ -188,11 +181,16 @@ def _heads(
         items = torch.as_tensor(chunk.items, device=e.device).repeat_interleave(chunk.weights.shape[1], 0)
         pooled = embedding_bag(items, tables["history"], per_sample_weights=weights, mode="sum")
         users = normalize(pooled, dim=-1).view(*chunk.weights.shape[:2], -1)
-        scores = scoring.temperature * users @ tables["candidate"].T + offset
+        cosines, found, means = users @ tables["candidate"].T, [], users
         if linear is not None:
             means = embedding_bag(items, texts["history"], per_sample_weights=weights, mode="sum").view_as(users)
-            scores = scores + (means @ linear[0, :-1])[..., None]
-        total = total + objective.losses(scores, chunk).sum()
+        parts = parts_of(objective)
+        cut = zip(parts, scoring.parts, *(one.chunk(len(parts), dim=1) for one in (cosines, means)), strict=True)
+        for part, numbers, cosine, mean in cut:
+            found.append(numbers.temperature * cosine + popular * numbers.prior_weight + numbers.bias)
+            if part.terms and linear is not None:
+                found[-1] = found[-1] + by_item + (mean @ linear[0, :-1])[..., None]
+        total = total + objective.losses(torch.cat(found, dim=1), chunk).sum()
     moving = {HEAD_B[role]: value for role, value in b.items()} | ({} if linear is None else {TERMS: linear})
     gradients = torch.autograd.grad(total, list(moving.values()), allow_unused=True)
     return {name: _array(gradient, moving[name]) for name, gradient in zip(moving, gradients, strict=True)}
@@ -214,7 +212,7 @@ def _encoder(
     parameters = trainer.parameters()
     summed = [torch.zeros_like(value) for value in parameters]
     for chunk in trainer.chunks(lot):
-        pairs = layout(chunk, config.encoder_history)
+        pairs = layout(chunk, config.encoder_history, len(parts_of(objective)))
         if not len(pairs.text):
             continue
         distinct, where = np.unique(np.concatenate([pairs.text, trainer.negatives]), return_inverse=True)

@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from clients.losses import SUFFIX
 from clients.site import KEYS, ROSTER
-from fedrec.config import RunConfig, writable_cache, write_atomically
+from fedrec.config import RunConfig, make_folder, writable_cache, write_atomically
 from fedrec.data import load_central, merchant_folders
 from fedrec.deploy.certificates import new_node_key
 from fedrec.errors import InputError
 from fedrec.merchant import read_merchant_file
 from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
+from fedrec.privacy import head_file
 from fedrec.secure import Roster
 from server.delivery import ranks
 from server.evaluation import RATINGS
 from server.evaluators import evaluator_of
+from server.given_start import check_start, copy_start, open_start, read_start
+from server.judging import check_judges
 from server.progress import notify
 from server.rating_evaluation import RatingEvaluator, with_expected
 from server.results import row, write_results
@@ -34,7 +38,7 @@ from simulations.reference import Pooled, plain_counts, plain_ratings, reference
 
 __all__ = ["finish", "resume", "simulate"]
 
-SITE = "site.json"
+SITE, LEDGERS = "site.json", "privacy"
 
 
 def simulate(
@@ -46,6 +50,7 @@ def simulate(
     workers: int = 1,
     ledgers: Path | None = None,
     record_wire: bool = False,
+    start: Path | None = None,
 ) -> RunFolder:
     """Start a run and see it to its end.
 
@@ -54,6 +59,8 @@ def simulate(
         ledgers: folder of the merchants' ledgers, so that a second run starts from what the
             first one spent; by default they are the run's own.
         record_wire: write down the name, shape and hash of everything a merchant sends.
+        start: a run, or another folder with an adapter, to start from. Where it is a simulated run on the same
+            federation and no `ledgers` are given, its merchants go on with a copy of their ledgers.
 
     Raises:
         InputError: bad data or settings, every merchant would decline, or `out` is taken; there is no run folder then.
@@ -63,10 +70,20 @@ def simulate(
     for _ in checked(federation, config):
         pass
     config = config.model_copy(update={"encoder": absolute_encoder(config.encoder)})
-    width = load_encoder_for(config).hidden
-    for what in [*check_run(federation, config, ledgers), *not_advised(federation, config, width)]:
+    encoder = load_encoder_for(config)
+    given = open_start(start) if start else None
+    if given is not None:
+        check_start(given, config, encoder)
+    if config.patience:
+        check_judges(config, evaluator_of(config, load_central(federation), encoder))
+    before = ledgers or (_ledgers_of(start, federation) if start else None)
+    for what in [*check_run(federation, config, before), *not_advised(federation, config, encoder.hidden)]:
         notify("data", what=what)
     folder = RunFolder.create(out, config)
+    if given is not None:
+        copy_start(given, out)
+    if before is not None and ledgers is None:
+        _copy_ledgers(before, out / LEDGERS)
     site: dict[str, Any] = {
         "federation": str(federation.resolve()),
         "run": str(out.resolve()),
@@ -80,6 +97,26 @@ def simulate(
     if config.trust == "secure-aggregation":
         make_roster(federation, out / KEYS)
     return _go_on(folder)
+
+
+def _ledgers_of(start: Path, federation: Path) -> Path | None:
+    """Where the ledgers of a simulated run on this federation are; None where it is no such run."""
+    try:
+        site = json.loads((start / SITE).read_text(encoding="utf-8"))
+        if Path(site["federation"]) != federation.resolve():
+            return None
+        return Path(site.get("ledgers") or start / LEDGERS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _copy_ledgers(source: Path, target: Path) -> None:
+    """Ledgers and their heads, so that what follows is composed with what was released before."""
+    for ledger in sorted(source.glob(f"*{SUFFIX}")):
+        for one, other in ((ledger, target / ledger.name), (head_file(ledger), head_file(target / ledger.name))):
+            if one.exists():
+                make_folder(other.parent)
+                write_atomically(other, one.read_bytes(), mode=0o600)
 
 
 def make_roster(federation: Path, keys: Path) -> None:
@@ -127,7 +164,7 @@ def _go_on(folder: RunFolder) -> RunFolder:
     site = json.loads(site_path.read_text(encoding="utf-8"))
     state = folder.load()
     ended = (folder.path / "ended_early.json").exists()
-    done = state is not None and (ended or state.round >= folder.config.rounds)
+    done = state is not None and (ended or state.ended(folder.config.rounds))
     # It was interrupted, at the latest as it was delivered.
     if not done or (not ended and ranks(folder) and not (folder.path / DELIVERED).exists()):
         merchants = len(merchant_folders(Path(site["federation"])))
@@ -156,7 +193,8 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
 def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[dict[str, Any]]:
     central, encoder, merchants = load_central(federation), load_encoder_for(config), Pooled.read(federation)
     evaluator = evaluator_of(config, central, encoder)
-    state = first_state(config, central, encoder)
+    state, ran = first_state(config, central, encoder, read_start(folder.path)), folder.load()
+    rounds = ran.round if ran is not None and ran.stopped else config.rounds
     keys = central.catalogue.keys
 
     counts = plain_counts(merchants, keys)
@@ -171,12 +209,14 @@ def _reference(folder: RunFolder, federation: Path, config: RunConfig) -> list[d
     cached = folder.path / "reference.json"
     if cached.exists():
         return [*rows, *json.loads(cached.read_text(encoding="utf-8"))]
-    notify("reference_started", rounds=config.rounds)
+    notify("reference_started", rounds=rounds)
     last, under = state.trained, evaluator.trains_under(public, state.trained)
     refit = partial(evaluator.trains_under, public)
     for number, trained in reference_rounds(config, merchants, encoder, public, state.trained, under, refit):
         last = trained
-        notify("reference_round", round=number, rounds=config.rounds)
+        notify("reference_round", round=number, rounds=rounds)
+        if number == rounds:
+            break
     last_row = row("same training, noise and clipping off", False, evaluator.line(public, last)["central"])
     folder.write_json("reference.json", [last_row])
     return [*rows, last_row]

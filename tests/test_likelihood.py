@@ -15,6 +15,7 @@ from fedrec.evaluation.likelihood import FEWEST, TEMPERATURES, fit_scoring, mean
 from fedrec.model import Scoring, init_base, init_trained, load_encoder, log_prior, ranking
 from fedrec.model.towers import user_vectors
 from server.evaluation import COUNTS, FLOOR, KEYS, CentralEvaluator
+from server.judging import kept
 from simulations.reference import Pooled, reference_rounds
 from simulations.run import simulate
 
@@ -132,13 +133,16 @@ def test_a_run_never_ends_worse_than_its_start(tiny_bert_folder: Path, tmp_path:
     start = init_trained(encoder, True, 4)
 
     *_, (_, good) = reference_rounds(config, Pooled.read(federation), encoder, public, start, START)
-    share, part = evaluator.kept(public, good, START)
-    assert share > 0 and all(np.array_equal(part[name], np.float32(share) * good[name]) for name in good)
+    share, best = kept(evaluator, public, start, good, START)
+    assert share > 0 and all(np.array_equal(best[name], np.float32(share) * good[name]) for name in good)
     bad = {name: np.float32(-0.25) * value for name, value in good.items()}
-    share, part = evaluator.kept(public, bad, START)
+    share, part = kept(evaluator, public, start, bad, START)
     assert share == 0 and not any(value.any() for value in part.values())
+    far = {name: np.float32(-4) * value for name, value in good.items()}
+    share, part = kept(evaluator, public, best, far, START)  # back to the start that it was given
+    assert share == 0 and all(np.array_equal(part[name], value) for name, value in best.items())
     few = CentralEvaluator(central, config.model_copy(update={"calibration_share": 0.2}), encoder)
-    assert few.judging.users < FEWEST and few.kept(public, bad, START) == (1.0, bad)  # nobody to judge
+    assert few.judging.users < FEWEST and kept(few, public, start, bad, START) == (1.0, bad)  # nobody to judge
 
 
 def test_who_judges_has_fitted_nothing_at_any_merchant(tmp_path: Path, tiny_bert_folder: Path) -> None:

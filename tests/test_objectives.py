@@ -14,7 +14,8 @@ from fedrec.data import Histories
 from fedrec.data.shown import Shown
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS
 from fedrec.model.towers import Scoring, centred, init_base, init_trained, log_prior
-from fedrec.objectives import OBJECTIVES, Asked, Examples, Known, Objective
+from fedrec.objectives import OBJECTIVES, Asked, Examples, Known, Objective, parts_of
+from fedrec.objectives.joint import JointRecords, of_part
 from fedrec.objectives.response import response_records
 from fedrec.privacy import SeededNoise
 from fedrec.training import RoundTask, round_sum, train_round
@@ -24,6 +25,8 @@ from fedrec.training.heads import HeadsTrainer
 from .conftest import make_catalogue, make_encoder, make_histories
 
 ITEMS, QUERIES = 14, ("green tea", "a kettle", "mugs")
+EACH = {"decays": (0.3, 0.1), "weights": (0.7, 1.5)}
+"""Of the parts of several objectives; one alone has no use for it."""
 BOTH = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
 
@@ -52,7 +55,7 @@ def histories_of(seed: int = 0, users: int = 9, items: int = ITEMS, searches: bo
 
 def records_of(objective: Objective, seed: int = 0, searches: bool = False) -> Examples:
     """Some users' records, of whom the last has nothing to predict."""
-    examples = objective.records(histories_of(seed, searches=searches), Asked(6, 2, 0.3, "user", 9, merge=False)).padded()
+    examples = objective.records(histories_of(seed, searches=searches), Asked(6, 2, 0.3, "user", 9, merge=False, **EACH)).padded()
     last = len(examples) - 1
     asked, seen = examples.target[:, 0] < last, examples.seen[:, 0] < last
     weights = examples.weights.astype(np.float64)
@@ -102,11 +105,12 @@ def test_the_loss_of_some_items_is_that_of_the_catalogue_where_they_are_all_of_i
     # A target that is among the negatives too would count twice, so each is taken out and looked at on its own.
     if objective.negatives:
         others = [torch.zeros(len(chunk), dtype=torch.float64)]
-        for row, weight in zip(chunk.target, chunk.target_weight, strict=True):
+        for number, row in enumerate(chunk.target):
             hidden = masked.clone()
             hidden[tuple(row)] = True
-            alone = [torch.zeros_like(planes[0])]
-            alone[0][tuple(row)] = float(weight)
+            alone = [torch.zeros_like(plane) for plane in planes]
+            for plane, values in zip(alone, objective.wanted(chunk), strict=True):
+                plane[tuple(row)] = float(values[number])
             others.append(objective.sampled_losses(scores, scores, hidden, alone))
     torch.testing.assert_close(sum(others), objective.losses(scores, chunk), rtol=1e-6, atol=1e-7)
 
@@ -120,18 +124,21 @@ def adapter_of(bert: Path, objective: Objective, seed: int):
     start = init_trained(encoder, True, 4, objective.terms)
     trained = {name: rng.normal(0, 0.2, value.shape).astype(np.float32) for name, value in start.items()}
     encoder.load({**base, **trained})
-    scoring = Scoring(4.0, 0.3, 0.7, -0.5 if objective.terms else 0.0)
+    one = [Scoring(4.0, 0.3, 0.7, -0.5 if objective.terms else 0.0)]
+    parts = [Scoring(3.0, 0.3, 0.9), Scoring(5.0, 0.1, 0.4, -0.5)] if len(parts_of(objective)) == 2 else one
+    scoring = Scoring.of_parts(parts)
     return encoder, states, base, trained, scoring, log_prior(rng.exponential(3, ITEMS), 0.5)
 
 
-def naive_scores(e, chunk, record, history, candidate, terms, scoring, prior):
+def naive_scores(objective, e, chunk, record, history, candidate, terms, scorings, prior):
     """(P, items) of one record, straight from the definition."""
     prior = torch.as_tensor(prior, dtype=torch.float64)
-    rows = []
-    for weights in torch.as_tensor(chunk.weights[record], dtype=torch.float64):
+    rows, each = [], chunk.positions // len(scorings.parts)
+    for place, weights in enumerate(torch.as_tensor(chunk.weights[record], dtype=torch.float64)):
+        part, scoring = parts_of(objective)[place // each], scorings.parts[place // each]
         pooled = sum(weight * history[item] for weight, item in zip(weights, chunk.items[record], strict=True))
         row = scoring.temperature * candidate @ normalize(pooled, dim=0) + scoring.prior_weight * prior + scoring.bias
-        if terms is not None:
+        if part.terms:
             mean = sum(weight * e[item] for weight, item in zip(weights, chunk.items[record], strict=True))
             row = row + mean @ terms[0, :-1] + terms[0, -1] + e[:ITEMS] @ terms[1, :-1] + terms[1, -1] * (prior - prior.mean())
         rows.append(row)
@@ -156,7 +163,7 @@ def test_heads_equal_one_record_at_a_time(tiny_bert_folder: Path, objective: Obj
         texts = torch.cat([e, asked])
         tables = [normalize(of + of @ a @ moving[HEAD_B[role]], dim=-1) for role, of in (("history", texts), ("candidate", e))]
         one = chunk.take(np.array([record]))
-        scores = naive_scores(texts, chunk, record, *tables, moving.get(TERMS), scoring, prior)
+        scores = naive_scores(objective, texts, chunk, record, *tables, moving.get(TERMS), scoring, prior)
         loss = objective.losses(scores[None], one).sum()
         gradients = torch.autograd.grad(loss, list(moving.values()))
         slow.append(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -187,15 +194,19 @@ def test_the_encoder_equals_one_record_at_a_time(tiny_bert_folder: Path, objecti
         pooled = torch.cat([encoder.run_top(*encoder.gather(states, np.array([item]))) for item in range(ITEMS)])
         e = normalize(pooled.double() - torch.as_tensor(base[CENTRE]).double(), dim=-1)
         heads = [torch.as_tensor(trained[HEAD_B[role]]).double() for role in ("history", "candidate")]
-        scores = naive_scores(e, chunk, record, *(normalize(e + e @ a @ b, dim=-1) for b in heads), terms, scoring, prior)
+        scores = naive_scores(
+            objective, e, chunk, record, *(normalize(e + e @ a @ b, dim=-1) for b in heads), terms, scoring, prior
+        )
         one, loss = chunk.take(np.array([record])), torch.zeros((), dtype=torch.float64)
         for number, (_, position, item) in enumerate(one.target):
             known = [*one.seen[one.seen[:, 1] == position][:, 2], *one.target[one.target[:, 1] == position][:, 2]]
             others = scores[position, [j for j in trainer.negatives if j not in known]]
-            planes = [torch.full((1, 1, 1), float(values[number])) for values in objective.wanted(one)]
-            masked = torch.zeros(1, 1, len(others), dtype=torch.bool)
-            own = scores[position, item][None, None, None]
-            loss = loss + objective.sampled_losses(own, others[None, None], masked, planes).sum()
+            here = torch.zeros(1, one.positions, 1, dtype=torch.float64)
+            here[0, position] = 1.0
+            planes = [here * float(values[number]) for values in objective.wanted(one)]
+            masked = torch.zeros(1, one.positions, len(others), dtype=torch.bool)
+            against = others.expand(1, one.positions, -1)
+            loss = loss + objective.sampled_losses(here * scores[position, item], against, masked, planes).sum()
         slow = torch.autograd.grad(loss, trainer.parameters(), allow_unused=True) if loss.requires_grad else [None] * len(fast)
         for own, other in zip(fast, slow, strict=True):
             other = torch.zeros_like(own[record]) if other is None else other
@@ -206,7 +217,7 @@ def test_the_encoder_equals_one_record_at_a_time(tiny_bert_folder: Path, objecti
 def test_who_else_is_in_a_lot_changes_no_bit(tiny_bert_folder: Path, objective: Objective) -> None:
     encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, 0)
     trainer = HeadsTrainer(centred(encoder.pooled(states), base), prior, base, trained, scoring, objective=objective)
-    lot = objective.records(histories_of(0, users=300), Asked(6, 2, 0.3, "user", 9, merge=True))
+    lot = objective.records(histories_of(0, users=300), Asked(6, 2, 0.3, "user", 9, merge=True, **EACH))
     whole = torch.cat([one.per_record() for one in trainer.gradients(lot)])
     norms = torch.cat([one.squared_norms() for one in trainer.gradients(lot)])
     some = np.flatnonzero(np.random.default_rng(0).random(len(lot)) < 0.4)
@@ -225,7 +236,7 @@ def test_a_reply_comes_whoever_was_drawn(tiny_bert_folder: Path, objective: Obje
         run="r", round=1, part=part, trunk="", encoder_layers=1, encoder_rank=3, max_tokens=16, local_steps=1, sample_rate=1.0,
         clip_norm=1.0, noise_multiplier=1.0, delta=1e-5, unit="user", learning_rate=1.0, history=6, positions=2, negatives=4,
         encoder_history=6, temperature=scoring.temperature, decay=scoring.decay, prior_weight=scoring.prior_weight,
-        update_code="float32", objective=objective.name, impressions=9, bias=scoring.bias,
+        update_code="float32", objective=objective.name, impressions=9, bias=scoring.parts[-1].bias, response_temperature=5.0,
     )  # fmt: skip
     held = {"encoder": encoder, "base": base, "trained": trained, "prior": prior, "noise": SeededNoise(0)}
     one = objective.records(histories_of(users=9), task.asked).padded()
@@ -260,7 +271,29 @@ def test_a_chunk_in_which_nobody_was_shown_anything_changes_nothing(
     assert whole[-1] == 0
 
 
-@pytest.mark.parametrize("objective", [one for one in OBJECTIVES.values() if one.terms], ids=lambda one: one.name)
+def test_a_joint_record_is_each_parts_own() -> None:
+    """Where records are padded at once and where they are not, with each item once and not."""
+    histories, objective = histories_of(4, users=20), OBJECTIVES["next-item+response"]
+    asked = Asked(6, 2, 0.3, "user", 9, merge=False, **EACH)
+    joint = objective.records(histories, asked).padded()
+    for number, (part, decay) in enumerate(zip(objective.parts, asked.decays, strict=True)):
+        own, alone = of_part(joint, number, 2), part.records(histories, replace(asked, decay=decay)).padded()
+        columns = slice(number * alone.length, (number + 1) * alone.length)
+        np.testing.assert_array_equal(own.weights[:, :, columns], alone.weights)
+        np.testing.assert_array_equal(own.items[:, columns], alone.items)
+        np.testing.assert_array_equal(own.target, alone.target)
+        np.testing.assert_array_equal(own.seen, alone.seen)
+        np.testing.assert_allclose(own.target_weight, asked.weights[number] * alone.target_weight, rtol=1e-6)
+        assert own.weights.sum() == pytest.approx(alone.weights.sum())
+    lazy = JointRecords(tuple(part.records(histories, asked) for part in objective.parts), asked.weights)
+    some = np.array([1, 4, 5])
+    np.testing.assert_array_equal(lazy.take(some).padded().target, lazy.padded().take(some).target)
+
+
+LABELLED = [one for one in OBJECTIVES.values() if one.terms and parts_of(one) == (one,)]
+
+
+@pytest.mark.parametrize("objective", LABELLED, ids=lambda one: one.name)
 def test_a_merchants_other_users_change_no_users_record(objective: Objective) -> None:
     asked = Asked(6, 3, 0.3, "user", 4, merge=False)
     histories, rng = histories_of(3, users=12), np.random.default_rng(0)

@@ -65,6 +65,9 @@ def run_command(
     target: Annotated[Path | None, typer.Option("--out", help="Run folder to make; by default FOLDER/runs/<date>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by default the last one.")] = False,
     track: Track = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--start", help="A run, or another folder with an adapter, to start from instead of untrained.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train with the merchants who are connected, and show the progress. Needs a server that is up."""
@@ -79,8 +82,8 @@ def run_command(
     from server.run_folder import RunFolder
     from server.strategy import TooFewMerchants
 
-    if resume and (config or settings):
-        raise InputError("a run keeps its settings", where="--resume", hint="leave --config and --set out")
+    if resume and (config or settings or start_from):
+        raise InputError("a run keeps its settings and its start", where="--resume", hint="leave --config, --set and --start out")
     path = target or (_last_run(server.runs) if resume else server.runs / datetime.now().strftime("%Y%m%d-%H%M%S"))
     again = f"go on with: fedrec server run {folder} --resume --out {path}"
     try:
@@ -89,7 +92,7 @@ def run_command(
                 run = go_on(server, RunFolder.open(path))
             else:
                 default = server.run_settings if server.run_settings.exists() else None
-                run = start(server, load_config(config or default, parse_overrides(settings or [])), path)
+                run = start(server, load_config(config or default, parse_overrides(settings or [])), path, start_from)
             results = write_results(run, server.path, simulation=False)
     except KeyboardInterrupt:
         err.print(f"interrupted; {again}", soft_wrap=True)

@@ -31,6 +31,7 @@ class ObjectiveOption(StrEnum):
 
     next_item = "next-item"
     response = "response"
+    both = "next-item+response"
 
 
 class By(StrEnum):
@@ -54,6 +55,9 @@ Reference = Annotated[bool, typer.Option("--reference/--no-reference", help="Als
 Ledgers = Annotated[
     Path | None, typer.Option("--ledgers", help="Folder of the merchants' ledgers, to go on from what earlier runs spent.")
 ]
+Start = Annotated[
+    Path | None, typer.Option("--start", help="A run, or another folder with an adapter, to start from instead of untrained.")
+]
 RecordWire = Annotated[bool, typer.Option("--record-wire", help="Write down what every merchant sends: names, shapes, hashes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the final table as JSON.")]
 
@@ -70,6 +74,7 @@ def simulate_command(
     ledgers: Ledgers = None,
     record_wire: RecordWire = False,
     track: Track = None,
+    start: Start = None,
     json: Json = False,
 ) -> None:
     """Train one private recommender over all merchants of a federation folder."""
@@ -88,6 +93,7 @@ def simulate_command(
         ledgers,
         record_wire,
         track,
+        start,
         json,
     )
 
@@ -106,16 +112,18 @@ def demo(
     ledgers: Ledgers = None,
     record_wire: RecordWire = False,
     track: Track = None,
+    start: Start = None,
     json: Json = False,
 ) -> None:
     """The same on embedded data: a year of grocery baskets at twelve brand shops, or which promoted products were bought."""
     overrides = {"objective": objective.value} if objective else {}
     overrides |= parse_overrides(settings or [])
     resolved = _settings_of_demo(config, {**overrides, "trust": trust.value} if trust else overrides)
-    if resolved.objective not in ("next-item", "response"):
+    if "rating" in resolved.objective:
         raise InputError("the demo has no ratings", where="objective", expected="next-item or response", hint="fedrec simulate")
-    if resolved.objective == "response" and by is not By.manufacturer:
-        raise InputError(f"found {by.value}", where="--by", expected=f"{By.manufacturer.value}, with the objective response")
+    if "response" in resolved.objective and by is not By.manufacturer:
+        expected = f"{By.manufacturer.value}, with the objective {resolved.objective}"
+        raise InputError(f"found {by.value}", where="--by", expected=expected)
     _run(
         None if resume else demo_folder(by, resolved),
         resolved,
@@ -127,6 +135,7 @@ def demo(
         ledgers,
         record_wire,
         track,
+        start,
         json,
     )
 
@@ -142,10 +151,13 @@ def _run(
     ledgers: Path | None,
     record_wire: bool,
     track: list[str] | None,
+    start: Path | None,
     json: bool,
 ) -> None:
     if resume and target is None:
         raise InputError("--resume needs the run folder", hint="give it with --out")
+    if resume and start is not None:
+        raise InputError("a run keeps the start that it was given", where="--resume", hint="leave --start out")
     if workers is not None and engine is EngineName.flower:
         raise InputError(f"found {workers}", where="--workers", expected="--engine inline", hint="Ray has one for each core")
     folder_path = target or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -170,6 +182,7 @@ def _run(
                     workers=workers or 1,
                     ledgers=ledgers,
                     record_wire=record_wire,
+                    start=start,
                 )
             results = finish(folder, reference)
     except KeyboardInterrupt:
@@ -197,7 +210,7 @@ def _run(
 def _settings_of_demo(config: Path | None, overrides: dict[str, Any]) -> RunConfig:
     """What a person set, above what belongs to the demo's data of the objective."""
     values = (read_toml(config, hint="give --config a TOML file") if config else {}) | overrides
-    if values.get("objective") != "response":
+    if "response" not in str(values.get("objective")):
         return load_config(config, overrides)
     from fedrec.data.demo_shown import SETTINGS
 
@@ -210,14 +223,15 @@ def demo_folder(by: By, config: RunConfig) -> Path:
     from fedrec.data.demo_shown import build_shown_demo
 
     trust = "" if config.trust == "local" else f"-{config.trust}"
-    what = by.value if config.objective == "next-item" else config.objective
+    shown = "response" in config.objective
+    what = "response" if shown else by.value
     folder = writable_cache() / f"demo-{what}-epsilon-{config.epsilon:g}-delta-{config.delta:g}{trust}"
     if not folder.exists():
         err.print(f"making the demo's federation folder in {folder}", soft_wrap=True)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             policy: dict[str, object] = {"epsilon": config.epsilon, "delta": config.delta, "trust": config.trust}
-            if config.objective == "response":
+            if shown:
                 build_shown_demo(temporary, policy)
             else:
                 build_demo(temporary, policy, by.value)

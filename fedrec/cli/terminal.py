@@ -15,6 +15,7 @@ from typing import Any
 
 from fedrec.cli.console import Progress, RenderableType, TaskID, err, out, progress_bars, stacked, styled, table
 from fedrec.config import RunConfig
+from fedrec.text import visible
 
 SECURE_STEPS = {
     "announce": "announce keys",
@@ -129,6 +130,12 @@ def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[st
         out.print(_covered(config, sum(p["epsilon"] for p in last.values())), style="dim")
     if (kept := lines[-1].get("kept", 1.0)) < 1:
         out.print(f"{kept:.0%} of what was trained is kept: what the judging users bought is most likely then.", style="yellow")
+    if judged := results.get("judged"):
+        from fedrec.report.run_report import judges_say
+
+        out.print(judges_say(judged, results["rounds"], config.rounds), style="yellow" if judged["stopped"] else "dim")
+    if start := results.get("start"):
+        out.print(f"Started from the adapter of {visible(start['from'])}, digest {start['digest']}.", style="dim", soft_wrap=True)
     if abandoned := [str(line["round"]) for line in lines if "abandoned" in line]:
         out.print(f"Abandoned, with no sum opened and nothing learned: round {', '.join(abandoned)}.", style="yellow")
     up = [size for line in lines[1:] for size in line["bytes_up"].values()]

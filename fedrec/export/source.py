@@ -46,7 +46,7 @@ class Source:
         """
         if not (path / MERCHANT_FILE).is_file():
             arrays, settings, table = read_adapter(path / "adapter" if (path / "adapter").is_dir() else path)
-            if (objective := settings.get("objective", "next-item")) != "next-item":
+            if "next-item" not in (objective := settings.get("objective", "next-item")):
                 raise InputError(
                     f"the run was trained with objective = {objective!r}, and what is exported ranks", where=str(path),
                     expected="a run with objective = 'next-item'", hint="fedrec predict says how likely a response is",

@@ -26,13 +26,16 @@ if TYPE_CHECKING:  # importing an encoder takes seconds
     from fedrec.model.encoder import TextEncoder
 
 __all__ = [
+    "ARRAYS",
     "COUNT",
     "EXPECTED",
+    "SETTINGS",
     "TEXT",
     "catalogue_of",
     "check_held",
     "encoder_of",
     "read_adapter",
+    "read_arrays",
     "save_adapter",
     "settings_of_run",
     "table_of_run",
@@ -42,8 +45,14 @@ COUNT, EXPECTED, TEXT = "popularity", "expected_rating", "text"
 ARRAYS, SETTINGS, TABLE = "fedrec.safetensors", "fedrec.json", "catalogue.parquet"
 
 
-def settings_of_run(config: RunConfig, encoder: TextEncoder, public: Arrays, scoring: dict[str, float]) -> dict[str, Any]:
-    """What `fedrec.json` says."""
+def settings_of_run(
+    config: RunConfig, encoder: TextEncoder, public: Arrays, scoring: dict[str, float], response: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """What `fedrec.json` says.
+
+    Args:
+        response: the scoring of responses, where the run ranks too.
+    """
     return {
         "encoder": config.encoder,
         "encoder_layers": config.encoder_layers,
@@ -57,6 +66,7 @@ def settings_of_run(config: RunConfig, encoder: TextEncoder, public: Arrays, sco
         "rating_min": config.rating_min,
         "rating_max": config.rating_max,
         "scoring": scoring,
+        **({"response_scoring": response} if response else {}),
         "floor": float(public["prior.floor"][0]),
     }
 
@@ -99,14 +109,38 @@ def read_adapter(folder: Path) -> tuple[Arrays, dict[str, Any], pd.DataFrame]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
+    arrays, settings = read_arrays(folder)
+    try:
+        return arrays, settings, pd.read_parquet(folder / TABLE)
+    except OSError:
+        raise _no_adapter(folder) from None
+    except ValueError as error:
+        raise _unreadable(folder, error) from None
+
+
+def read_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and settings alone.
+
+    Raises:
+        InputError: there are none, or they cannot be read.
+    """
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        table = pd.read_parquet(folder / TABLE)
     except OSError:
-        raise InputError("there is no trained adapter", where=str(folder), expected="a run folder with adapter/") from None
+        raise _no_adapter(folder) from None
     except ValueError as error:
-        raise InputError(f"the adapter cannot be read ({error})", where=str(folder), hint="copy the run again") from None
-    return load_arrays(folder / ARRAYS), settings, table
+        raise _unreadable(folder, error) from None
+    if not isinstance(settings, dict):
+        raise _unreadable(folder, ValueError(f"{SETTINGS} is no table of settings"))
+    return load_arrays(folder / ARRAYS), settings
+
+
+def _no_adapter(folder: Path) -> InputError:
+    return InputError("there is no trained adapter", where=str(folder), expected="a run folder with adapter/")
+
+
+def _unreadable(folder: Path, error: ValueError) -> InputError:
+    return InputError(f"the adapter cannot be read ({error})", where=str(folder), hint="copy the run again")
 
 
 def encoder_of(settings: dict[str, Any], device: str) -> TextEncoder:

@@ -11,8 +11,9 @@ Where the question is not which item but whether, the score has a bias and linea
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,16 +34,41 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Scoring:
-    """The numbers of the score; chosen on central users, sent with every round. `bias` is 0 where items are ranked."""
+    """The numbers of the score; chosen on central users, sent with every round. `bias` is 0 where items are ranked.
+
+    `after` has those of the next part where several objectives share the towers, each with a score of its own.
+    """
 
     temperature: float
     decay: float
     prior_weight: float
     bias: float = 0.0
+    after: Scoring | None = None
 
-    def by_name(self) -> dict[str, float]:
+    @property
+    def parts(self) -> tuple[Scoring, ...]:
+        """The numbers of each part, one where there is one objective."""
+        return (replace(self, after=None), *(self.after.parts if self.after else ()))
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Scoring]) -> Scoring:
+        """Those of several objectives, in their order."""
+        return replace(parts[0], after=cls.of_parts(parts[1:]) if len(parts) > 1 else None)
+
+    def by_name(self) -> dict[str, Any]:
         """The numbers as files have them; a ranking has no bias."""
-        return {name: value for name, value in asdict(self).items() if name != "bias" or value}
+        found = {name: getattr(self, name) for name in ("temperature", "decay", "prior_weight")}
+        return {**found, **({"bias": self.bias} if self.bias else {}), **({"after": self.after.by_name()} if self.after else {})}
+
+    @classmethod
+    def from_names(cls, values: Mapping[str, Any]) -> Scoring:
+        """What `by_name` gave.
+
+        Raises:
+            TypeError: a number is missing or unknown.
+        """
+        after = values.get("after")
+        return cls(**{**values, "after": cls.from_names(after) if after else None})
 
 
 def init_base(encoder: TextEncoder, states: States, heads: bool, rank: int, how: str, seed: int) -> Arrays:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedrec.config import Unit
 from fedrec.data import Histories
 from fedrec.objectives.examples import Examples
-from fedrec.objectives.records import Records
+from fedrec.objectives.joint import Lot
 
 __all__ = ["Asked", "Known", "Objective"]
 
@@ -24,6 +24,7 @@ class Asked:
     Attributes:
         merge: whether an item that is pooled twice is there once.
         rating_min, rating_max: the public range of ratings.
+        decays, weights: of the parts of several objectives, in their order, where there are several.
     """
 
     history: int
@@ -34,6 +35,8 @@ class Asked:
     merge: bool
     rating_min: float = 1.0
     rating_max: float = 5.0
+    decays: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Objective(Protocol):
     @property
     def rates(self) -> bool: ...
 
-    def records(self, histories: Histories, asked: Asked, known: Known | None = None) -> Examples | Records:
+    def records(self, histories: Histories, asked: Asked, known: Known | None = None) -> Lot:
         """What is asked of each user, which pairs of user and item that needs; a user's record depends on that user alone.
 
         Args:

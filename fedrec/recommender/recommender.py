@@ -285,7 +285,7 @@ class Recommender(Recommending):
         return Shelf.stocked(catalogue, history, np.arange(items), candidate, unknown, self.scoring.temperature)
 
     def _check_it_ranks(self) -> None:
-        if (objective := self.settings.get("objective", RANKS)) != RANKS:
+        if RANKS not in (objective := self.settings.get("objective", RANKS)):
             raise InputError(
                 f"the run was trained with objective = {objective!r} and does not rank",
                 expected=f"a run with objective = {RANKS!r}",

@@ -37,7 +37,7 @@ def scores(
         prior: (items,) what was released of each, such as log popularity; nan for what the merchant does not sell.
         e, roles: (items, hidden) frozen embeddings, and as history and candidate.
     """
-    scoring, sold = Scoring(**settings["scoring"]), ~np.isnan(prior)
+    scoring, sold = Scoring(**settings.get("response_scoring", settings["scoring"])), ~np.isnan(prior)
     ages = np.arange(len(held))[::-1].astype(float)
     weights = recency_weights(ages, np.ones(len(held), dtype=bool), scoring.decay)
     user = weights @ roles[0][held]

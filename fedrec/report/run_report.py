@@ -12,7 +12,7 @@ from fedrec.report.pages import page
 from fedrec.report.plots import curves, intervals
 from fedrec.report.trust_words import COMPARED, LOST, SHARES, assumed
 
-__all__ = ["at_merchants_plot", "write_report"]
+__all__ = ["at_merchants_plot", "judges_say", "write_report"]
 
 
 def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> Path:
@@ -32,6 +32,7 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
         shares=SHARES,
         compared=COMPARED,
         lost=LOST,
+        judges_say=judges_say(results["judged"], results["rounds"], config.rounds) if results.get("judged") else "",
         abandoned=[line for line in lines if "abandoned" in line],
         total_epsilon=sum(entry["epsilon"] for entry in last.values()),
         k=config.top_k,
@@ -45,6 +46,13 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
     path = folder / "report.html"
     write_atomically(path, html.encode())
     return path
+
+
+def judges_say(judged: dict[str, Any], ran: int, rounds: int) -> str:
+    """What the judging users decided of a run with `patience`."""
+    stopped = f"Stopped after round {ran} of {rounds}: the judging users saw no gain any more. " if judged["stopped"] else ""
+    best = f"the adapter of round {judged['best_round']}" if judged["best_round"] else "its start, over which no round was a gain"
+    return f"{stopped}The run ends with {best}."
 
 
 def _names(config: RunConfig, results: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from fedrec.model.adapter import Arrays
 from fedrec.model.cache import States
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring
-from fedrec.objectives import OBJECTIVES, Examples, Objective, Records
+from fedrec.objectives import OBJECTIVES, Examples, Lot, Objective, parts_of
 from fedrec.privacy import PerRecord
 from fedrec.training.sampled import SampledLoss, layout
 from fedrec.training.top_layers import Kept, TopLayers
@@ -73,7 +73,8 @@ class EncoderTrainer:
         objective: Objective = OBJECTIVES["next-item"],
     ) -> None:
         encoder.load({**base, **trained})
-        self.encoder, self.states, self.history, self.items = encoder, states, history, len(prior)
+        self.encoder, self.states, self.items, self.parts = encoder, states, len(prior), len(parts_of(objective))
+        self.history = history * self.parts  # most events of a record
         self.shapes, self.objective = encoder.shapes, objective
         # A query is no candidate, and its popularity is asked for and not used.
         prior = np.append(prior, np.full(len(states) - len(prior), prior.mean(), dtype=prior.dtype))
@@ -90,7 +91,7 @@ class EncoderTrainer:
         """The trained LoRA matrices as they are now, by PEFT's names."""
         return self.encoder.trained()
 
-    def chunks(self, lot: Examples | Records) -> Iterator[Examples]:
+    def chunks(self, lot: Lot) -> Iterator[Examples]:
         """The lot in pieces of a bounded number of users."""
         hidden, negatives, times = self.encoder.hidden, len(self.negatives), self.shapes.times
         padded = lot.length * (hidden + 8 * lot.positions)  # embeddings that are pooled, and weights with what they are made of
@@ -114,7 +115,7 @@ class EncoderTrainer:
             for records in np.split(np.arange(len(chunk)), np.flatnonzero(np.diff(sums // targets)) + 1):
                 yield chunk.take(records)
 
-    def gradients(self, lot: Examples | Records) -> Iterator[PerRecord]:
+    def gradients(self, lot: Lot) -> Iterator[PerRecord]:
         """The gradients of a lot's records, in chunks of a bounded number of them."""
         top = _top_layers(self.encoder)
         top.update()
@@ -122,7 +123,7 @@ class EncoderTrainer:
             yield PerRecord(self._gradients(chunk, top))
 
     def _gradients(self, chunk: Examples, top: TopLayers) -> list[Tensor]:
-        pairs = layout(chunk, self.history)
+        pairs = layout(chunk, self.history // self.parts, self.parts)
         if not len(pairs.text) and not len(self.negatives):
             # Nobody here was shown anything. A failure would tell of it.
             return [torch.zeros(len(chunk), *one.shape, device=one.device) for one in self.parameters()]

@@ -15,7 +15,7 @@ from fedrec.model.adapter import HEAD_A, HEAD_B, TERMS, Arrays
 from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring
-from fedrec.objectives import OBJECTIVES, Examples, Objective, Records
+from fedrec.objectives import OBJECTIVES, Examples, Lot, Objective, parts_of
 from fedrec.training.factors import HeadGradients, RecordGradients, Table, common_items, strongest
 from fedrec.training.linear import Linear
 
@@ -37,6 +37,8 @@ LEAST_TARGETS = 16
 MOST_RANK = 1000
 """Ceiling of the heads' rank, which the rounding of norms is reckoned for."""
 _GRAPHS = Graphs(kept=False)
+Temperatures = tuple[float, ...]
+"""Of the parts of an objective, each for as many of a record's positions."""
 
 
 class Head(nn.Module):
@@ -73,7 +75,7 @@ class HeadsTrainer:
         prior: (items,) log popularity.
         events: most events that a record pools, which bounds the records that are computed at once.
         queries: (queries, hidden) the same of what users searched for; an event's item past the catalogue's last is one of them.
-        objective: what is asked of the scores.
+        objective: what is asked of the scores; `scoring` has as many parts as it has.
 
     Raises:
         ValueError: the rank is over `MOST_RANK`.
@@ -93,11 +95,13 @@ class HeadsTrainer:
         self.scoring, self.events, self.objective = scoring, events, objective
         self.fixed = e.device.type == "cuda"
         self.queries = e.new_zeros(0, e.shape[1]) if queries is None else queries
-        offset = torch.as_tensor(prior, device=e.device) * scoring.prior_weight + scoring.bias
+        self.parts, parts = parts_of(objective), scoring.parts
+        self.temperatures = tuple(part.temperature for part in parts)
+        offset = torch.stack([torch.as_tensor(prior, device=e.device) * part.prior_weight + part.bias for part in parts])
         # Popular items first, by public counts: see `Table`.
-        order = torch.argsort(offset, descending=True, stable=True)
+        order = torch.argsort(offset[0], descending=True, stable=True)
         self.place = torch.argsort(order).cpu().numpy()
-        self.offset, e = offset[order], e[order]
+        self.offset, e = offset[:, order], e[order]  # (parts, items)
         self.a = a = torch.as_tensor(base[HEAD_A], device=e.device)
         if a.shape[1] > MOST_RANK:
             raise ValueError(f"the heads have rank {a.shape[1]}, at most {MOST_RANK} is allowed")
@@ -117,7 +121,7 @@ class HeadsTrainer:
         """The heads as they are now, and the linear terms if there are any, by name."""
         return {name: value.detach().cpu().numpy().copy() for name, value in self.trained.items()}
 
-    def gradients(self, lot: Examples | Records) -> Iterator[RecordGradients]:
+    def gradients(self, lot: Lot) -> Iterator[RecordGradients]:
         """The gradients of a lot's records, as many at a time as fit the memory bound."""
         history, candidate = self.history.table(), self.candidate.table()
         for part in self._parts(lot):
@@ -130,7 +134,7 @@ class HeadsTrainer:
             yield RecordGradients(heads, self._moved(np.concatenate(rows)), None if self.linear is None else torch.cat(terms))
 
     @torch.no_grad()
-    def losses(self, lot: Examples | Records) -> Tensor:
+    def losses(self, lot: Lot) -> Tensor:
         """Each record's loss, shape (records,); zero where a record has no target."""
         history, candidate = self.history.table(), self.candidate.table()
         out = [self.offset.new_zeros(0)]
@@ -141,7 +145,7 @@ class HeadsTrainer:
                 out[-1][self._moved(rows)] = losses[: len(rows)]
         return torch.cat(out)
 
-    def _parts(self, lot: Examples | Records) -> Iterator[Examples]:
+    def _parts(self, lot: Lot) -> Iterator[Examples]:
         """The lot in pieces whose factors are kept together."""
         items, hidden = self.history.e.shape
         kept = items + lot.positions * (self.history.ea.shape[1] + hidden)
@@ -209,15 +213,25 @@ class HeadsTrainer:
     def _moved(self, values: np.ndarray) -> Tensor:
         return moved(values, self.offset.device)
 
-    def _scores(self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table) -> tuple[_Scores, Tensor | None]:
-        """The scores, and the mean embeddings that are in them where there are linear terms."""
+    def _scores(self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table) -> tuple[_Scores, list[Tensor]]:
+        """The scores, and the mean embeddings that are in those of each part with linear terms."""
         scores = self._of_heads(chunk, asked, history, candidate)
         if self.linear is None:
-            return scores, None
-        return scores, self.linear.add(scores.logits, scores.items, self._moved(chunk.weights), *(asked or ()))
+            return scores, []
+        given = [scores.logits, self._moved(chunk.weights), *(() if asked is None else (asked.weights,))]
+        means = []
+        for logits, weights, *words in self._with_terms(*given):
+            of_words = (asked.vectors, words[0].contiguous()) if asked is not None else ()
+            means.append(self.linear.add(logits, scores.items, weights.contiguous(), *of_words))
+        return scores, means
+
+    def _with_terms(self, *values: Tensor) -> list[list[Tensor]]:
+        """Views of (records, P, ...) for each part whose score has linear terms: its positions."""
+        cut = zip(self.parts, *(one.chunk(len(self.parts), dim=1) for one in values), strict=True)
+        return [own for part, *own in cut if part.terms]
 
     def _of_heads(self, chunk: Examples, asked: _Asked | None, history: Table, candidate: Table) -> _Scores:
-        scale, given = self.scoring.temperature, (self._moved(chunk.items), self._moved(chunk.weights), self.offset)
+        scale, given = self.temperatures, (self._moved(chunk.items), self._moved(chunk.weights), self.offset)
         words = () if asked is None else (*asked, self.a, self.history.weight.detach())
         if not self.fixed:
             return _scored(*given, history, candidate, *words, temperature=scale)
@@ -235,9 +249,12 @@ class HeadsTrainer:
     def _gradients(
         self, chunk: Examples, asked: _Asked | None, count: int, history: Table, candidate: Table
     ) -> tuple[tuple[HeadGradients, HeadGradients], Tensor | None]:
-        (scores, means), scale = self._scores(chunk, asked, history, candidate), self.scoring.temperature
+        (scores, means), scale = self._scores(chunk, asked, history, candidate), self.temperatures
         given = self._moved(_targets(chunk)), self.objective.at_scores(scores.logits, chunk)
-        terms = None if self.linear is None or means is None else self.linear.gradients(given[1], means)[:count]
+        terms = None
+        if self.linear is not None:
+            of_parts = zip(self._with_terms(given[1]), means, strict=True)
+            terms = torch.stack([self.linear.gradients(at, mean) for (at,), mean in of_parts]).sum(0)[:count]
         if not self.fixed:
             of_history, of_candidate = _factors(*given, scores, temperature=scale)
         else:
@@ -307,9 +324,12 @@ def _table(unit: Tensor, scaled: Tensor, spread: Tensor | None = None) -> Table:
 
 
 def _scored(
-    items: Tensor, weights: Tensor, offset: Tensor, history: Table, candidate: Table, *asked: Tensor, temperature: float
+    items: Tensor, weights: Tensor, offset: Tensor, history: Table, candidate: Table, *asked: Tensor, temperature: Temperatures
 ) -> _Scores:
-    """`asked`: vectors and weights of `_Asked`, and the history head's two factors; nothing where nobody searched."""
+    """`asked`: vectors and weights of `_Asked`, and the history head's two factors; nothing where nobody searched.
+
+    `offset` (parts, items) and `temperature` are of the parts that share the positions.
+    """
     used = embedding(items, history.unit)  # (records, L, hidden); several times faster than indexing
     pooled = weights @ used  # (records, P, hidden)
     words = _words(*asked) if asked else None
@@ -318,7 +338,9 @@ def _scored(
     length = pooled.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     users = pooled / length
     cosines = users @ candidate.unit.T  # (records, P, items)
-    logits = torch.add(offset, cosines, alpha=temperature)
+    cut = zip(offset, cosines.chunk(len(offset), dim=1), temperature, strict=True)
+    by_part = [torch.add(own, cosine, alpha=scale) for own, cosine, scale in cut]
+    logits = by_part[0] if len(by_part) == 1 else torch.cat(by_part, dim=1)
     return _Scores(items, weights, used, length, users, cosines, logits, (history, candidate), words)
 
 
@@ -329,11 +351,15 @@ def _words(vectors: Tensor, weights: Tensor, a: Tensor, b: Tensor) -> _Words:
     return _Words(z / length, scaled / length, weights)
 
 
-def _factors(targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: float) -> tuple[HeadGradients, HeadGradients]:
+def _factors(
+    targets: Tensor, at_logits: Tensor, scores: _Scores, temperature: Temperatures
+) -> tuple[HeadGradients, HeadGradients]:
     """Of the history head and of the candidate head, with their norms; what it is given is overwritten."""
     history, candidate = scores.tables
     users, cosines, weights = scores.users, scores.cosines, scores.weights
-    at_cosines = at_logits.mul_(temperature)  # (records, P, items)
+    for own_logits, scale in zip(at_logits.chunk(len(temperature), dim=1), temperature, strict=True):
+        own_logits.mul_(scale)
+    at_cosines = at_logits  # (records, P, items)
     at_users = at_cosines @ candidate.unit
     left = at_cosines @ candidate.scaled  # (records, P, rank)
     product = at_cosines.mul_(cosines)

@@ -15,7 +15,7 @@ from fedrec.data import Catalogue
 from fedrec.model.adapter import Arrays, norm
 from fedrec.model.encoder import TextEncoder
 from fedrec.model.towers import Scoring, centred
-from fedrec.objectives import OBJECTIVES, Asked, Examples, Records
+from fedrec.objectives import OBJECTIVES, Asked, Lot, parts_of
 from fedrec.privacy import Gradients, NoiseSource, UserDPOptimizer, clipped_sum
 from fedrec.text import RunId
 from fedrec.training.encoder import EncoderTrainer
@@ -67,6 +67,11 @@ class RoundTask:
     bias: Annotated[float, Field(ge=-MOST, le=MOST)] = 0.0
     rating_min: Bound = 1.0
     rating_max: Bound = 5.0
+    next_item_weight: Factor = 1.0
+    response_weight: Factor = 1.0
+    response_temperature: Factor = 0.0
+    response_decay: Factor = 0.0
+    response_prior_weight: Factor = 0.0
 
     def __post_init__(self) -> None:
         if self.positions * self.history > MOST_PAIRS:
@@ -80,15 +85,19 @@ class RoundTask:
     @property
     def asked(self) -> Asked:
         """How records are made for this round."""
+        decays = tuple(part.decay for part in self.scoring.parts)
         return Asked(
             self.history, self.positions, self.decay, self.unit, self.impressions, self.part == "heads",
-            self.rating_min, self.rating_max,
+            self.rating_min, self.rating_max, decays, (self.next_item_weight, self.response_weight)[: len(decays)],
         )  # fmt: skip
 
     @property
     def scoring(self) -> Scoring:
-        """The numbers of the score that this round trains under."""
-        return Scoring(self.temperature, self.decay, self.prior_weight, self.bias)
+        """The numbers of the score that this round trains under; of several objectives the bias is the response's."""
+        if self.objective != "next-item+response":
+            return Scoring(self.temperature, self.decay, self.prior_weight, self.bias)
+        response = Scoring(self.response_temperature, self.response_decay, self.response_prior_weight, self.bias)
+        return Scoring(self.temperature, self.decay, self.prior_weight, after=response)
 
 
 def expected_lot(task: RoundTask, population: float) -> float:
@@ -102,7 +111,7 @@ def expected_lot(task: RoundTask, population: float) -> float:
 def train_round(
     task: RoundTask,
     catalogue: Catalogue,
-    examples: Examples | Records,
+    examples: Lot,
     *,
     encoder: TextEncoder,
     base: Arrays,
@@ -150,7 +159,7 @@ def train_round(
 def round_sum(
     task: RoundTask,
     catalogue: Catalogue,
-    examples: Examples | Records,
+    examples: Lot,
     *,
     encoder: TextEncoder,
     base: Arrays,
@@ -194,13 +203,14 @@ def _trainer(
     if task.part == "heads":
         e = centred(encoder.embed(catalogue), base)
         asked = torch.cat([e[:0], *(centred(one[None], base) for one in encoder.embed_private(queries))])
-        return HeadsTrainer(e, prior, base, trained, task.scoring, events=2 * task.history, queries=asked, objective=objective)
+        events = 2 * task.history * len(parts_of(objective))
+        return HeadsTrainer(e, prior, base, trained, task.scoring, events=events, queries=asked, objective=objective)
     states = encoder.states(catalogue).followed_by(encoder.private_states(queries))
     return EncoderTrainer(encoder, states, prior, base, trained, task.scoring, history=task.encoder_history, objective=objective)
 
 
 def _lot(
-    task: RoundTask, trainer: HeadsTrainer | EncoderTrainer, items: int, examples: Examples | Records, noise: NoiseSource
+    task: RoundTask, trainer: HeadsTrainer | EncoderTrainer, items: int, examples: Lot, noise: NoiseSource
 ) -> Iterator[Gradients]:
     """The gradients of a fresh Poisson draw, chunk by chunk."""
     if isinstance(trainer, EncoderTrainer) and trainer.objective.negatives:

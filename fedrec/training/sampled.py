@@ -24,7 +24,7 @@ from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS, Arrays
 from fedrec.model.devices import moved
 from fedrec.model.graphs import Graphs
 from fedrec.model.towers import Scoring, linear_terms
-from fedrec.objectives import OBJECTIVES, Examples, Objective
+from fedrec.objectives import OBJECTIVES, Examples, Objective, parts_of
 
 __all__ = ["Pairs", "SampledLoss", "layout"]
 
@@ -55,7 +55,7 @@ class SampledLoss:
         trained: the heads' `B`, without which both roles are the embedding itself; and the linear terms if there are any.
         records: how many records' derivatives are computed at once, empty ones included, where `PLACES` allows it; 0 for
             those that there are.
-        objective: what is asked of the scores.
+        objective: what is asked of the scores; `scoring` has as many parts as it has.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class SampledLoss:
         objective: Objective = OBJECTIVES["next-item"],
     ) -> None:  # fmt: skip
         self.scoring, self.device, self.records, self.objective = scoring, device, records, objective
-        self.prior = prior.astype(np.float64) * scoring.prior_weight + scoring.bias
+        self.prior = np.stack([prior.astype(np.float64) * part.prior_weight + part.bias for part in scoring.parts])
         fixed = [base[CENTRE]]
         if objective.terms:
             user, item, by_item, _ = linear_terms(trained[TERMS].astype(np.float64), prior.astype(np.float64))
-            self.prior += by_item
+            self.prior[[part.terms for part in parts_of(objective)]] += by_item
             fixed += [user, item]
         fixed += [one for name in HEAD_B.values() if name in trained for one in (base[HEAD_A], trained[name])]
         self.weights = [self._moved(value).double() for value in fixed]
@@ -135,8 +135,8 @@ class SampledLoss:
             for start in range(0, len(same), planned):
                 records = same[start : start + planned]
                 shape = Shape(
-                    batch or len(records), pairs.weights.shape[1], int(width), len(negatives), self.scoring.temperature,
-                    self.objective, len(wanted),
+                    batch or len(records), pairs.weights.shape[1], int(width), len(negatives),
+                    tuple(part.temperature for part in self.scoring.parts), self.objective, len(wanted),
                 )  # fmt: skip
                 yield _slots(pairs, chunk, records, place, masked, wanted, self.prior, negatives, shape)
 
@@ -145,16 +145,27 @@ class SampledLoss:
 
 
 class Shape(NamedTuple):
-    """Of a batch: records, positions, places for a record's own texts, negatives; the temperature; the objective, and how many
-    numbers it wants of a target."""
+    """Of a batch: records, positions, places for a record's own texts, negatives; the temperature of each part; the objective,
+    and how many numbers it wants of a target."""
 
     records: int
     positions: int
     own: int
     shared: int
-    temperature: float
+    temperature: tuple[float, ...]
     objective: Objective
     wanted: int
+
+    @property
+    def parts(self) -> int:
+        """Of the objective."""
+        return len(self.temperature)
+
+    def scaled(self, cosines: Tensor) -> Tensor:
+        """(records, P, ...) times the temperature of each position's part."""
+        cut = zip(self.temperature, cosines.chunk(self.parts, dim=1), strict=True)
+        found = [scale * own for scale, own in cut]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 class _Slots(NamedTuple):
@@ -182,8 +193,8 @@ def _slots(
     number[records] = np.arange(len(records))
     pair = np.flatnonzero(number[pairs.record] >= 0)
     at = number[pairs.record[pair]] * shape.own + place[pair]
-    priors, empty = np.zeros(size * shape.own), np.ones(size * shape.own)
-    priors[at], empty[at] = prior[pairs.text[pair]], 0
+    priors, empty = np.zeros((size * shape.own, shape.parts)), np.ones(size * shape.own)
+    priors[at], empty[at] = prior[:, pairs.text[pair]].T, 0
 
     def spread(record: np.ndarray, position: np.ndarray, of: np.ndarray, values: np.ndarray) -> np.ndarray:
         where = (number[record] * shape.positions + position) * shape.own + place[of]
@@ -199,15 +210,18 @@ def _slots(
     hidden[: len(records)] = masked[records]
     by_record = np.concatenate([one.reshape(size, -1) for one in (weights, *asked, hidden, priors, empty)], axis=1)
     by_batch = by_record.reshape(-1, shape.records * by_record.shape[1])
-    plan = np.concatenate([by_batch, np.broadcast_to(prior[negatives], (len(by_batch), shape.shared))], axis=1)
+    of_negatives = prior[:, negatives].reshape(-1)
+    plan = np.concatenate([by_batch, np.broadcast_to(of_negatives, (len(by_batch), len(of_negatives)))], axis=1)
     return _Slots(records, pair, at, plan, shape)
 
 
 def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *fixed: Tensor, shape: Shape) -> Tensor:
     """(records,) float64 from (records * K, hidden), (records, N, hidden) and what `_slots` has planned."""
-    numbers, prior = plan.split([len(plan) - shape.shared, shape.shared])
+    each = shape.positions // shape.parts
+    numbers, prior = plan.split([len(plan) - shape.parts * shape.shared, shape.parts * shape.shared])
+    prior = prior.view(shape.parts, -1).repeat_interleave(each, dim=0)  # (P, N)
     scored, against = shape.positions * shape.own, shape.positions * shape.shared
-    sizes = [scored] * (1 + shape.wanted) + [against, shape.own, shape.own]
+    sizes = [scored] * (1 + shape.wanted) + [against, shape.own * shape.parts, shape.own]
     *by_position, priors, empty = numbers.view(shape.records, -1).split(sizes, dim=1)
     weights, *wanted, masked = (one.unflatten(1, (shape.positions, -1)) for one in by_position)
 
@@ -223,11 +237,14 @@ def _losses(own: Tensor, shared: Tensor, plan: Tensor, centre: Tensor, *fixed: T
     nobody = empty[:, :, None] != 0
     history, candidate = history.masked_fill(nobody, 0.0), candidate.masked_fill(nobody, 0.0)
     users = normalize(torch.bmm(weights.contiguous(), history), dim=-1)  # (records, P, hidden)
-    hits = shape.temperature * torch.bmm(users, candidate.mT) + priors[:, None]  # (records, P, K)
-    scores = shape.temperature * torch.bmm(users, others.mT) + prior  # (records, P, N)
+    priors = priors.unflatten(1, (shape.own, -1)).mT.repeat_interleave(each, dim=1)
+    hits = shape.scaled(torch.bmm(users, candidate.mT)) + priors  # (records, P, K)
+    scores = shape.scaled(torch.bmm(users, others.mT)) + prior  # (records, P, N)
     if terms:
         e = e.masked_fill(nobody, 0.0)
-        hits = hits + torch.bmm(weights, e) @ terms[0][:, None] + (e @ terms[1])[:, None]
+        linear = torch.bmm(weights, e) @ terms[0][:, None] + (e @ terms[1])[:, None]
+        cut = zip(parts_of(shape.objective), hits.chunk(shape.parts, dim=1), linear.chunk(shape.parts, dim=1), strict=True)
+        hits = torch.cat([own + more if part.terms else own for part, own, more in cut], dim=1)
     return shape.objective.sampled_losses(hits, scores, masked != 0, wanted)
 
 
@@ -242,11 +259,11 @@ def _derivatives(own: Tensor, shared: Tensor, plan: Tensor, *weights: Tensor, sh
     return torch.cat([found[0], found[1].flatten(0, 1)])
 
 
-def layout(chunk: Examples, history: int) -> Pairs:
-    """Lay out each record's own texts, each once: the last events of any position, and its targets."""
-    used = chunk.weights.max(1) > 0  # (records, L)
-    from_end = used.sum(1, keepdims=True) - np.cumsum(used, axis=1)
-    keep = used & (from_end < history)
+def layout(chunk: Examples, history: int, parts: int = 1) -> Pairs:
+    """Lay out each record's own texts, each once: the last events of any position of each part, and its targets."""
+    used = (chunk.weights.max(1) > 0).reshape(len(chunk), parts, chunk.length // parts)  # (records, parts, L of a part)
+    from_end = used.sum(2, keepdims=True) - np.cumsum(used, axis=2)
+    keep = (used & (from_end < history)).reshape(chunk.items.shape)
     weights = np.where(keep[:, None], chunk.weights, 0)
     weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)
     record, place = np.nonzero(keep)
