@@ -24,6 +24,7 @@ from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, read_merchant_file
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.versions import FORMAT, Versions, content_digest
+from fedrec.objectives import OBJECTIVES
 from fedrec.wire import Delivery, Outcome, Receipt, WireError
 from fedrec.wire.records import TASK, finite
 
@@ -63,9 +64,10 @@ def settle(folder: Path) -> None:
     """What follows a delivery: old versions go, and what arrived is compared. What fails is logged and harmless."""
     try:
         merchant = MerchantFolder(folder)
-        versions = Versions(merchant.model)
-        versions.tidy()
-        if versions.arrived() is not None:
+        kept = Versions.of_each_objective(merchant.model)
+        for versions in kept:
+            versions.tidy()
+        if any(versions.arrived() is not None for versions in kept):
             adopt(folder)
     except Exception:
         log.exception("what was delivered is kept, but nothing was done about it")
@@ -118,7 +120,7 @@ def _keep(site: Site, delivery: Delivery, message: Message) -> Outcome:
         raise _Refused("refused: size", error) from None
     encoder = _encoder(site, delivery)
     try:
-        check_adapter(encoder, public, trained)
+        check_adapter(encoder, public, trained, terms=OBJECTIVES[delivery.objective].terms)
     except WireError as error:
         raise _Refused("refused: names or shapes", error) from None
     arrays = {**public, **trained}
@@ -132,7 +134,7 @@ def _keep(site: Site, delivery: Delivery, message: Message) -> Outcome:
     settings = delivery.kept(floor)
     if content_digest(arrays, settings) != delivery.digest:
         raise _Refused("refused: digest", "arrays and settings are not those that were sent")
-    name, known = Versions(site.adapters).keep(arrays, settings)
+    name, known = Versions(site.adapters, delivery.objective).keep(arrays, settings)
     log.info("adapter %s %s", name, "is here already" if known else "has arrived")
     return "known" if known else "kept"
 

@@ -120,7 +120,7 @@ def _adapters(folder: MerchantFolder, model: ModelSettings) -> str:
             pass
     except OSError as error:
         return f"deliveries will fail: {folder.model} cannot be written ({error.strerror}); with systemd, see ReadWritePaths"
-    arrived = len(versions.names())
+    arrived = sum(len(one.names()) for one in Versions.of_each_objective(folder.model))
     return f"adapters: {arrived} delivered, {ranks}" if arrived else "no adapter has been delivered yet"
 
 

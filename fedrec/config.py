@@ -26,6 +26,8 @@ __all__ = [
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
 ObjectiveName = Literal["next-item", "response", "rating", "rating-absolute", "next-item+response"]
+HomeObjective = Literal["next-item", "response"]
+"""Of runs whose adapters merchants get."""
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
 Aggregation = Literal["mean", "norm-bound", "median", "trimmed-mean", "krum", "multi-krum"]

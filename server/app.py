@@ -15,7 +15,7 @@ from fedrec import wire
 from fedrec.data import load_central
 from fedrec.model.saved import save_adapter, settings_of_run, table_of_run
 from fedrec.privacy import plan_noise
-from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of, ranks
+from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
 from server.evaluators import evaluator_of
 from server.given_start import read_start, start_of
 from server.judging import StoppedEarly, after_round
@@ -112,6 +112,6 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
 
 def send_home(grid: Grid, folder: RunFolder) -> None:
     """Send a run's last adapter to whoever is connected, where a round was trained and merchants can use it."""
-    if folder.last_round() and ranks(folder):
+    if folder.last_round() and folder.goes_home:
         parcel, timeout = parcel_of(folder), min(folder.config.round_timeout, MOST_SECONDS)
         Delivered(folder, parcel).add(hand_over(grid, parcel, connected(grid), timeout))

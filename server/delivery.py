@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrec import wire
+from fedrec.config import HomeObjective
 from fedrec.errors import InputError
 from fedrec.model.adapter import TERMS
 from fedrec.model.versions import FORMAT, content_digest
@@ -28,7 +29,7 @@ from server.run_folder import DELIVERED, RunFolder
 from server.start import load_encoder_for
 from server.strategy import ERRORS
 
-__all__ = ["MOST_SECONDS", "Delivered", "Parcel", "hand_over", "parcel_of", "ranks"]
+__all__ = ["MOST_SECONDS", "Delivered", "Parcel", "hand_over", "parcel_of"]
 
 MOST_SECONDS = 300.0
 """So long receipts are waited for; who takes longer gets it from a later delivery."""
@@ -47,25 +48,20 @@ class Parcel:
     content: RecordDict
 
 
-def ranks(run: RunFolder) -> bool:
-    """Whether merchants can use what a run trains: they rank."""
-    return "next-item" in run.config.objective
-
-
 def parcel_of(run: RunFolder) -> Parcel:
     """A run's last adapter, with the scoring that was chosen for it and the popularity that was released.
 
     Raises:
-        InputError: no round is done, it does not rank, or the encoder of a run from before its fingerprint was kept cannot
-            be loaded.
+        InputError: no round is done, merchants cannot use it, or the encoder of a run from before its fingerprint was kept
+            cannot be loaded.
     """
     state, config = run.load(), run.config
     if state is None or state.round == 0:
         raise InputError("no round is done", where=str(run.path), expected="a run with a trained adapter")
-    if not ranks(run):
+    if (objective := run.goes_home) is None:
         raise InputError(
             f"the run has objective = {config.objective!r}", where=str(run.path),
-            expected="a run with objective = 'next-item': what merchants get is for ranking",
+            expected=f"a run with objective = {' or '.join(map(repr, get_args(HomeObjective)))}: merchants use no other",
         )  # fmt: skip
     lines = [one for one in run.metrics() if one["round"] == state.round]
     scoring = lines[-1]["scoring"] if lines and "scoring" in lines[-1] else state.scoring.parts[0].by_name()
@@ -73,9 +69,10 @@ def parcel_of(run: RunFolder) -> Parcel:
         format=FORMAT, run=state.run, round=state.round, trust=config.trust, unit=config.unit,
         encoder_fingerprint=state.encoder_fingerprint or load_encoder_for(config).fingerprint,
         encoder_layers=config.encoder_layers, encoder_rank=config.encoder_rank, max_tokens=config.max_tokens,
-        history=config.history, digest="", **scoring,
+        history=config.history, digest="", objective=objective, negative_share=config.negative_share, **scoring,
     )  # fmt: skip
-    trained = {name: value for name, value in state.trained.items() if name != TERMS}  # of no use to a ranking
+    # Of several objectives it is the ranking that goes home, which has no use for the response's terms.
+    trained = {name: value for name, value in state.trained.items() if name != TERMS or objective == "response"}
     arrays = {**state.public, **trained}
     delivery = replace(delivery, digest=content_digest(arrays, delivery.kept(float(state.public[FLOOR][0]))))
     return Parcel(delivery, wire.encode_delivery(delivery, state.public, trained))

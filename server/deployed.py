@@ -32,7 +32,7 @@ from fedrec.deploy.layout import ServerFolder
 from fedrec.errors import InputError
 from fedrec.model.encoder_files import absolute_encoder
 from server.control import SuperLink
-from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of, ranks
+from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
 from server.evaluators import evaluator_of
 from server.given_start import check_start, copy_start, open_start
 from server.judging import check_judges
@@ -90,7 +90,7 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
     state = run.load()
     ended = (run.path / "ended_early.json").exists()
     if ended or (state is not None and state.ended(run.config.rounds)):
-        if state is not None and state.round > 0 and ranks(run):
+        if state is not None and state.round > 0 and run.goes_home:
             # It may have been ended before its adapter went home to all.
             with alone(folder):
                 if not remember_unless_later(folder, run, state.round):
@@ -104,7 +104,7 @@ def go_on(folder: ServerFolder, run: RunFolder) -> RunFolder:
 
         def serve(grid: Grid, _: Context) -> None:
             ended = train(grid, run, folder.path)
-            if ranks(run) and (number := run.last_round()):
+            if run.goes_home and (number := run.last_round()):
                 remember(folder, run, number)  # before it goes home: that may be interrupted
             send_home(grid, run)
             notify("finished", reason=ended)

@@ -1,4 +1,4 @@
-"""The adapter that went home last, and who of the connected merchants is still to get it.
+"""The adapter of each objective that went home last, and who of the connected merchants is still to get it.
 
 A merchant that was away when the adapter went home gets it when it is back, without anybody's doing: the process that
 serves looks who is connected, and starts `server.redelivery` where somebody is due and no run is going on.
@@ -17,8 +17,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
-from fedrec.config import write_atomically
+from fedrec.config import HomeObjective, write_atomically
 from fedrec.deploy.layout import ServerFolder
 from server.run_folder import RunFolder
 from server.run_lock import acquire
@@ -35,16 +36,18 @@ GRACE = 3.0
 
 
 def remember(folder: ServerFolder, run: RunFolder, number: int) -> None:
-    """From now on the adapter of this run, after this round, is the one for whoever lacks it; an older one is for nobody.
+    """From now on the adapter of this run, after this round, is the one for whoever lacks it; an older one of the same objective
+    is for nobody.
 
     Raises:
         OSError: it cannot be written.
+        InputError: the run's settings cannot be read.
     """
     path = run.path.resolve()
     if path.is_relative_to(folder.path):
         path = path.relative_to(folder.path)  # so that the folder can be moved
     folder.state.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.pending, json.dumps({"run": str(path), "round": number}).encode())
+    write_atomically(_file(folder, run), json.dumps({"run": str(path), "round": number}).encode())
 
 
 def remember_unless_later(folder: ServerFolder, run: RunFolder, number: int) -> bool:
@@ -57,23 +60,33 @@ def remember_unless_later(folder: ServerFolder, run: RunFolder, number: int) -> 
         OSError: what is pending cannot be read or written.
     """
     try:
-        known = recall(folder)
+        known = _read(folder, _file(folder, run))
     except (ValueError, KeyError, TypeError):
         known = None  # damaged, nothing can be sent by it
-    if known is not None and folder.pending.stat().st_mtime > run.saved_at():
+    if known is not None and _file(folder, run).stat().st_mtime > run.saved_at():
         return (known[0].path.resolve(), known[1]) == (run.path.resolve(), number)
     remember(folder, run, number)
     return True
 
 
-def recall(folder: ServerFolder) -> tuple[RunFolder, int] | None:
-    """What `remember` wrote down: the run and the round.
+def recall(folder: ServerFolder, objective: HomeObjective = "next-item") -> tuple[RunFolder, int] | None:
+    """What `remember` wrote down of an objective: the run and the round.
 
     Raises:
         OSError, ValueError, KeyError: it cannot be read.
     """
+    return _read(folder, folder.pending_of(objective))
+
+
+def _file(folder: ServerFolder, run: RunFolder) -> Path:
+    objective = run.goes_home
+    assert objective is not None, "merchants have no use for it"
+    return folder.pending_of(objective)
+
+
+def _read(folder: ServerFolder, path: Path) -> tuple[RunFolder, int] | None:
     try:
-        known = json.loads(folder.pending.read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return RunFolder(folder.path / known["run"]), known["round"]
@@ -123,8 +136,8 @@ class Redelivery:
 
     def __init__(self, folder: ServerFolder, connected: Callable[[], Collection[str]]) -> None:
         self._folder, self._connected = folder, connected
-        self._adapter: tuple[Path, int] | None = None
-        self._attempts: dict[str, Attempt] = {}
+        self._adapters: dict[HomeObjective, tuple[Path, int]] = {}
+        self._attempts: dict[HomeObjective, dict[str, Attempt]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._guard = threading.Lock()
         self._stopped = False
@@ -136,16 +149,9 @@ class Redelivery:
             OSError, ValueError, KeyError: what is pending, or who has it, cannot be read, or no process be started.
         """
         with self._guard:
-            if self._stopped or self._going_on() or (known := recall(self._folder)) is None:
-                return
-            run, number = known
-            if self._adapter != (run.path, number):
-                self._adapter, self._attempts = (run.path, number), {}
-            if run.last_round() != number:
-                return  # the run went on: what comes of it goes home at its end
-            names = due(self._connected(), run.delivered(number) or {}, self._attempts, time.time())
-            if names:
-                self._start(run, names)
+            for objective in get_args(HomeObjective):
+                if not self._stopped and not self._going_on():
+                    self._look_at(objective)
 
     def stop(self) -> None:
         """End what is going on, and start nothing more."""
@@ -159,6 +165,18 @@ class Redelivery:
                     self._process.kill()
                     self._process.wait()
 
+    def _look_at(self, objective: HomeObjective) -> None:
+        if (known := recall(self._folder, objective)) is None:
+            return
+        run, number = known
+        if self._adapters.get(objective) != (run.path, number):
+            self._adapters[objective], self._attempts[objective] = (run.path, number), {}
+        if run.last_round() != number:
+            return  # the run went on: what comes of it goes home at its end
+        attempts = self._attempts[objective]
+        if names := due(self._connected(), run.delivered(number) or {}, attempts, time.time()):
+            self._start(run, names, attempts)
+
     def _going_on(self) -> bool:
         if self._process is None:
             return False
@@ -169,14 +187,14 @@ class Redelivery:
         self._process = None
         return False
 
-    def _start(self, run: RunFolder, names: list[str]) -> None:
+    def _start(self, run: RunFolder, names: list[str], attempts: dict[str, Attempt]) -> None:
         lock = acquire(self._folder, "redelivery")
         if lock is None:
             return  # a run is going on; its own adapter goes home at its end
         with lock:
             for name in names:
-                before = self._attempts.get(name)
-                self._attempts[name] = Attempt(before.number + 1 if before else 1, time.time())
+                before = attempts.get(name)
+                attempts[name] = Attempt(before.number + 1 if before else 1, time.time())
             log.info("delivery: the adapter of %s goes to %s", run.path.name, ", ".join(names))
             command = [sys.executable, "-m", "server.redelivery", str(self._folder.path), str(run.path), str(os.getpid())]
             # A session of its own: an interruption at the terminal reaches it through this process. The lock goes along.

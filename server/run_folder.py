@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fedrec.config import RunConfig, load_config, save_config, write_atomically
+from fedrec.config import HomeObjective, RunConfig, load_config, save_config, write_atomically
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays
 from fedrec.model.towers import Scoring
@@ -117,6 +117,12 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The resolved settings."""
         return load_config(self.path / "config.toml")
+
+    @property
+    def goes_home(self) -> HomeObjective | None:
+        """The objective under which merchants use what it trains; None where they have no use for it."""
+        parts = self.config.objective.split("+")
+        return "next-item" if "next-item" in parts else "response" if "response" in parts else None
 
     @staticmethod
     def new_run_id() -> str:

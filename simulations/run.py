@@ -21,7 +21,6 @@ from fedrec.model import Scoring
 from fedrec.model.encoder_files import absolute_encoder
 from fedrec.privacy import head_file
 from fedrec.secure import Roster
-from server.delivery import ranks
 from server.evaluation import RATINGS
 from server.evaluators import evaluator_of
 from server.given_start import check_start, copy_start, open_start, read_start
@@ -166,7 +165,7 @@ def _go_on(folder: RunFolder) -> RunFolder:
     ended = (folder.path / "ended_early.json").exists()
     done = state is not None and (ended or state.ended(folder.config.rounds))
     # It was interrupted, at the latest as it was delivered.
-    if not done or (not ended and ranks(folder) and not (folder.path / DELIVERED).exists()):
+    if not done or (not ended and folder.goes_home and not (folder.path / DELIVERED).exists()):
         merchants = len(merchant_folders(Path(site["federation"])))
         ENGINES[site["engine"]](server_app, client_app, merchants, site["workers"], folder.config.device)
     return folder
@@ -183,7 +182,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     reference = _reference(folder, federation, folder.config) if with_reference else []
     results = write_results(folder, federation, simulation=True, more=reference)
     state = folder.load()
-    if with_reference and state is not None and state.round and ranks(folder):
+    if with_reference and state is not None and state.round and folder.config.objective == "next-item":
         encoder, scoring = load_encoder_for(folder.config), Scoring(**folder.metrics()[-1]["scoring"])
         results["merchants"] = at_merchants(federation, folder.config, encoder, state, scoring)
         folder.write_json("results.json", results)

@@ -252,7 +252,7 @@ def copy_of(federation: Path, target: Path) -> Path:
 @contextlib.contextmanager
 def four_merchants(folder: Path, bert: Path) -> Iterator[Deployed]:
     """A deployment that is up: Parquet, CSV, SQLite, and a catalogue of its own for each."""
-    federation = make_federation(folder, merchants=4, users=60, own_catalogues=True)
+    federation = make_federation(folder, merchants=4, users=60, own_catalogues=True, impressions=True)
     to_csv(federation / "merchants" / "m1")
     to_sqlite(federation / "merchants" / "m2")
     deployed = Deployed(folder / "deployed", federation, bert, folder / "cache")

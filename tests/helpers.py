@@ -72,6 +72,19 @@ def with_searches(events: pd.DataFrame, share: float = 0.7, seed: int = 0, words
     return pd.concat([events.assign(event="purchase"), searches], ignore_index=True)
 
 
+def with_impressions(events: pd.DataFrame) -> pd.DataFrame:
+    """Events that are purchases, and impressions after them: users respond to every third of 30 items."""
+    shown, rng = events.sample(frac=1.5, replace=True, random_state=0).reset_index(drop=True), np.random.default_rng(0)
+    number = rng.integers(0, 30, len(shown))
+    chance = np.where(number % 3 == 0, 0.8, 0.1)
+    shown = shown.assign(
+        item_id=[f"i{one}" for one in number], event="impression", value=(rng.random(len(shown)) < chance).astype(int).astype(str)
+    )
+    both = pd.concat([events.assign(event="purchase"), shown], ignore_index=True)
+    both["timestamp"] = both["timestamp"] + pd.to_timedelta((both["event"] == "impression").astype(int), unit="h")
+    return both
+
+
 def make_federation(
     folder: Path,
     own_catalogues: bool = False,
@@ -79,6 +92,7 @@ def make_federation(
     users: int = 40,
     policy: dict[str, object] | None = None,
     searches: bool = False,
+    impressions: bool = False,
 ) -> Path:
     """A federation folder of a few small merchants whose user ids, and searches, can be told from anything else."""
     source = write_source(folder / "source", merchants=merchants, users=users, own_catalogues=own_catalogues)
@@ -86,6 +100,8 @@ def make_federation(
     events["user_id"] = [USER.format(name) for name in events["user_id"]]
     if searches:
         events = with_searches(events, words=QUERIES)
+    if impressions:
+        events = with_impressions(events)
     events.to_parquet(source / "events.parquet", index=False)
     split_source(source, folder / "federation", 0.3, {"epsilon": 8.5, "delta": 1e-5, **(policy or {})})
     return folder / "federation"

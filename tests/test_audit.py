@@ -32,7 +32,10 @@ from simulations.audit import (
     disjoint_canaries,
     make_canaries,
     membership_attack,
+    shown_canaries,
 )
+from simulations.audit.canaries import joined
+from simulations.audit.rounds import examples_of
 from simulations.audit.target import Attacked, Origin
 from simulations.reference import Pooled
 
@@ -165,11 +168,24 @@ def claim(epsilon: float = 1.0, rounds: int = 4, **values: object) -> RunConfig:
 
 def attack(mechanism: str, target: Target, small: Target, epsilon: float = 1.0, **changes: object) -> CanaryAudit:
     """The attack on one mechanism, with as many canaries as tests have time for."""
+    if changes.get("objective") == "response":
+        target, small = with_terms(target), with_terms(small)
     planted = {"heads": CANARIES, "encoder": 100, "histogram": 160, "secure-sum": CANARIES}[mechanism]
     settings = {name: changes.pop(name) for name in list(changes) if name in RunConfig.model_fields}
     config = RunConfig(**{"epsilon": epsilon, "rounds": 4, "encoder_rounds": 4, "encoder_sample_rate": 1.0, **settings})  # type: ignore[arg-type]
     attacked = {"encoder": small, "histogram": wide(target)}.get(mechanism, target)
     return canary_audit(config, attacked, mechanism=mechanism, **{"canaries": planted, **changes})  # type: ignore[arg-type]
+
+
+def with_terms(target: Target) -> Target:
+    """The same at the start of a run with the objective `response`, where a third of the users were shown something."""
+    data = target.merchant.data
+    shown = shown_canaries(data.catalogue, 20, 5, 3).shown
+    assert shown is not None
+    offsets = np.append(shown.offsets, np.full(len(data.histories) - 20, shown.offsets[-1]))
+    histories = replace(data.histories, shown=replace(shown, offsets=offsets))
+    trained = init_trained(target.encoder, True, 32, terms=True)
+    return replace(target, trained=trained, merchant=replace(target.merchant, data=MerchantData(data.catalogue, histories)))
 
 
 def wide(target: Target) -> Target:
@@ -242,6 +258,28 @@ def test_canaries_of_any_number_of_positions_are_found_without_noise(
 ) -> None:
     found = attack(mechanism, target, small, noise=False, positions=positions)
     assert found.refuted and found.auc > 0.95
+
+
+def test_shown_canaries_are_different_users_with_one_record_each(target: Target) -> None:
+    canaries = shown_canaries(target.merchant.data.catalogue, 300, 3, 5)
+    config = RunConfig(objective="response", positions=2)
+    examples = examples_of(config, canaries)
+    assert canaries.shown is not None and examples.answer is not None
+    rows = np.column_stack([canaries.items, canaries.shown.items.reshape(300, 5)])
+    assert len({tuple(row[:2]) for row in rows}) == 300 and all(len(set(row)) == 6 for row in rows)
+    assert np.array_equal(np.bincount(examples.target[:, 0]), np.full(300, 5)) and 0.4 < examples.answer.mean() < 0.6
+    both = joined(target.merchant.data.histories, canaries)
+    assert both.shown is not None and np.array_equal(both.shown.offsets[-301:], canaries.shown.offsets)
+    assert [len(both), len(both.shown)] == [360, 1500]
+
+
+@pytest.mark.parametrize("mechanism", ["heads", "encoder", "secure-sum"])
+def test_shown_canaries_refute_the_claim_without_noise_and_not_with_it(target: Target, small: Target, mechanism: str) -> None:
+    asked = {"objective": "response", "impressions": 3, "positions": 2, "canaries": 100}
+    found = attack(mechanism, target, small, noise=False, **asked)
+    assert found.refuted and found.auc > 0.95
+    hidden = attack(mechanism, target, small, **asked)
+    assert not hidden.refuted and hidden.epsilon_lower <= 1.0 < hidden.epsilon_most
 
 
 @pytest.mark.slow
@@ -396,7 +434,7 @@ def test_command_attacks_the_mechanism_that_is_asked_for(
     [
         (["--merchant", "nobody"], "nobody"),
         (["--set", "encoder_layers=1"], "heads"),
-        (["--set", "objective=response"], "next-item"),
+        (["--set", "objective=rating"], "attacks are made for"),
         (["--out", "/nowhere/a.json"], "folder"),
         (["--mechanism", "adapter"], "histogram"),
         (["--mechanism", "encoder", "--set", "encoder_layers=0"], "encoder_layers"),

@@ -34,7 +34,7 @@ from fedrec.config import RunConfig
 from fedrec.deploy.create import create
 from fedrec.deploy.layout import ServerFolder
 from fedrec.errors import InputError
-from fedrec.model.adapter import Arrays
+from fedrec.model.adapter import TERMS, Arrays
 from fedrec.model.versions import CURRENT, FORMAT, KEPT, Versions, content_digest
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import HERE, MOST_TEXTS, OUTCOMES, Delivery, Receipt
@@ -150,6 +150,28 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     "no history": ({"history": 0}, "refused: settings"),
     "round 0": ({"round": 0}, "refused: settings"),
 }
+
+
+def test_a_response_model_is_kept_beside_those_that_rank(shop: Merchant) -> None:
+    public, trained = public_and_trained(shop)
+    with_terms = {**trained, TERMS: np.zeros((2, 33), np.float32)}
+    said = {"objective": "response", "bias": -1.5, "negative_share": 0.02}
+    assert delivered(content(shop, public, with_terms, **said)).outcome == "kept"
+    assert delivered(content(shop, public, trained)).outcome == "kept"
+    for outcome, arrays, changes in (
+        ("known", with_terms, said),
+        ("refused: names or shapes", trained, said),
+        ("refused: names or shapes", with_terms, {}),
+        ("refused: settings", with_terms, {**said, "negative_share": 0.0}),
+        ("refused: settings", with_terms, {**said, "objective": "another"}),
+        ("refused: settings", with_terms, {**said, "bias": float("inf")}),
+    ):
+        assert delivered(content(shop, public, arrays, **changes)).outcome == outcome, changes
+    ranking, response = Versions.of_each_objective(shop.site.adapters)
+    [rank], [respond] = ranking.names(), response.names()
+    kept = response.read(respond)[1]
+    assert (kept["objective"], kept["negative_share"], kept["scoring"]["bias"]) == ("response", 0.02, -1.5)
+    assert not {"objective", "negative_share"} & set(ranking.read(rank)[1]), "as those from before there were others"
 
 
 @pytest.mark.parametrize(("change", "outcome"), HOSTILE.values(), ids=HOSTILE.keys())
@@ -522,7 +544,7 @@ def test_the_adapter_of_a_run_that_has_ended_is_pending_when_it_is_resumed(
 ) -> None:
     if not went_home:
         (ended.path / "delivered.json").unlink()
-    remember(server, RunFolder(server.runs / "earlier"), 8)
+    remember(server, RunFolder.create(server.runs / "earlier", RunConfig()), 8)
     os.utime(server.pending, (ended.saved_at() - 1,) * 2)
     go_on(server, ended)
     assert pending_of(server) == ("one", 3)
@@ -534,7 +556,7 @@ def test_the_adapter_of_a_run_that_has_ended_is_pending_when_it_is_resumed(
 def test_an_adapter_that_was_sent_later_stays_pending_when_an_ended_run_is_resumed(
     ended: RunFolder, server: ServerFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    remember(server, RunFolder(server.runs / "later"), 8)
+    remember(server, RunFolder.create(server.runs / "later", RunConfig()), 8)
     os.utime(server.pending, (ended.saved_at() + 1,) * 2)
     (ended.path / "delivered.json").unlink()
     told = f"fedrec server deliver {server.path} {ended.path}"
@@ -566,7 +588,7 @@ def test_nothing_half_trained_is_pending_and_what_is_trained_is_before_it_goes_h
     shutil.copytree(federation / "central", server.central, dirs_exist_ok=True)
     monkeypatch.setattr("server.deployed._serve", lambda _, serve: run_inline(serve, app, 3))
     monkeypatch.setattr("server.app.hand_over", interrupted)
-    remember(server, RunFolder(server.runs / "earlier"), 8)
+    remember(server, RunFolder.create(server.runs / "earlier", RunConfig()), 8)
     with watching(after(1)), pytest.raises(KeyboardInterrupt):
         go_on(server, run)
     assert (run.last_round(), pending_of(server)) == (1, ("earlier", 8))

@@ -86,8 +86,8 @@ def test_the_run_folder_is_that_of_a_simulation(shop: Deployed) -> None:
 
 
 def test_what_was_sent_is_what_may_be_sent(shop: Deployed) -> None:
-    shop.run(rounds=1, **NOISY)
-    allowed = {"histogram", "heads.history.B", "heads.candidate.B"}
+    run, _ = shop.run(rounds=1, objective="response", negative_share=0.5, positions=2, **NOISY)
+    allowed = {"histogram", "heads.history.B", "heads.candidate.B", "heads.terms"}
     for name in shop.names:
         shown = shop.fedrec("privacy", "wire", str(shop.merchant(name).path), "--json")
         lines = json.loads(shown.stdout)[name]
@@ -102,11 +102,29 @@ def test_what_was_sent_is_what_may_be_sent(shop: Deployed) -> None:
                     assert value["name"] != "outcome" or value["value"] in OUTCOMES
                 else:
                     assert value["name"] in allowed or "lora_B" in value["name"]
+    _predicts_at_home(shop, run)
     database = shop.server.database.read_bytes() + shop.server.log.read_bytes()
     secret = USER.split("{}")[1].encode()
     assert secret not in database
     events = pd.read_parquet(shop.deployment.path.parent / "federation" / "merchants" / "m0" / "events.parquet")
     assert secret in "".join(events["user_id"]).encode()
+
+
+def _predicts_at_home(shop: Deployed, run: RunFolder) -> None:
+    """What the response run delivered predicts at a merchant as it does at the server; what ranks there is another version."""
+    state, folder = run.load(), shop.merchant("m0")
+    assert state is not None
+    name = Versions(folder.model, "response").newest
+    assert name is not None and name.startswith(state.run) and name not in Versions(folder.model).names()
+    until(lambda: Versions(folder.model, "response").verdict(name) is not None, 180, "it is compared")
+    edit(folder.settings_file, recommender={"own_layer": False})  # nothing of its users is in a prediction then
+    used = shop.fedrec("merchant", "model", "use", str(folder.path), name)
+    assert used.returncode == 0, used.stderr
+    asked = ["--history", "i0,i1", "--items", "i3,i4", "--json"]
+    found = [shop.fedrec("predict", str(path), *asked, "--merchant", "m0") for path in (folder.path, run.path)]
+    edit(folder.settings_file, recommender={"own_layer": True})
+    here, there = ([one["probability"] for one in json.loads(one.stdout)["predictions"]] for one in found)
+    np.testing.assert_allclose(here, there, rtol=1e-4)
 
 
 def test_the_report_of_a_merchants_folder_alone(shop: Deployed, tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def folder(tmp_path: Path) -> ServerFolder:
     return create(tmp_path / "out", "localhost:8443", ["anna", "bert"]).server
 
 
-def a_run(path: Path, number: int = 3, **outcomes: str) -> RunFolder:
+def a_run(path: Path, number: int = 3, objective: Any = "next-item", **outcomes: str) -> RunFolder:
     """A run whose adapter went home after round `number`."""
-    run = RunFolder.create(path, RunConfig())
+    run = RunFolder.create(path, RunConfig(objective=objective))
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / f"round-{number:05d}.safetensors").touch()
     merchants = {name: answer(outcome) for name, outcome in outcomes.items()}
@@ -90,7 +90,7 @@ def test_what_is_pending_is_found_where_the_folder_was_moved_to(folder: ServerFo
     moved = ServerFolder.open(tmp_path / "moved")
     found = recall(moved)
     assert found is not None and found[0].path == moved.runs / "one" and found[1] == found[0].last_round() == 3
-    remember(moved, RunFolder(tmp_path / "elsewhere"), 4)
+    remember(moved, RunFolder.create(tmp_path / "elsewhere", RunConfig()), 4)
     found = recall(moved)
     assert found is not None and (found[0].path, found[1]) == (tmp_path / "elsewhere", 4)
 
@@ -158,6 +158,21 @@ def test_an_older_adapter_is_for_nobody_and_the_next_begins_anew(folder: ServerF
     assert started.names == [["one", "bert"], ["two", "anna", "bert"]]
 
 
+def test_each_objectives_adapter_waits_for_whoever_lacks_it(folder: ServerFolder, started: Started) -> None:
+    """One that ranks is not overtaken by one that predicts, and the next of its own kind overtakes that alone."""
+    for path, objective in (("rank", "next-item"), ("early", "response"), ("late", "response")):
+        remember(folder, a_run(folder.runs / path, objective=objective, anna="kept" if path == "rank" else "was away"), 3)
+    here = {"bert"}
+    redelivery = Redelivery(folder, lambda: here)
+    for _ in range(3):
+        redelivery.look()
+    assert started.names == [["rank", "bert"]], "one at a time"
+    started.end()
+    for _ in range(2):
+        redelivery.look()
+    assert started.names[1:] == [["late", "bert"]]
+
+
 def test_a_run_that_goes_on_sends_what_comes_of_it_itself(folder: ServerFolder, started: Started) -> None:
     run = a_run(folder.runs / "one")
     remember(folder, run, 3)
@@ -178,7 +193,7 @@ def test_nothing_starts_beside_a_run_and_it_is_not_an_attempt(folder: ServerFold
 
 @pytest.mark.parametrize("objective", ["next-item", "response"])
 @pytest.mark.parametrize("done", [False, True], ids=["as it ends", "gone on with afterwards"])
-def test_only_what_ranks_waits_for_merchants(
+def test_what_was_trained_waits_for_merchants_by_its_objective(
     folder: ServerFolder, monkeypatch: pytest.MonkeyPatch, objective: str, done: bool
 ) -> None:
     run = RunFolder.create(folder.runs / "one", RunConfig(objective=objective, rounds=1, encoder_rounds=0))
@@ -197,8 +212,8 @@ def test_only_what_ranks_waits_for_merchants(
     monkeypatch.setattr(server_app, "connected", lambda _: {})
     monkeypatch.setattr(server_app, "hand_over", lambda *_: {})
     deployed.go_on(folder, run)
-    assert (recall(folder) is not None) == (objective == "next-item")
-    assert len(sent) == (objective == "next-item" and not done)
+    waits = [one for one in ("next-item", "response") if recall(folder, one) is not None]  # type: ignore[arg-type]
+    assert waits == [objective] and len(sent) == (not done)
 
 
 def test_a_run_waits_for_a_delivery_and_not_for_a_run(folder: ServerFolder, started: Started) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
 from fedrec import wire
 from fedrec.cli.main import app
 from fedrec.cli.simulate import _settings_of_demo
 from fedrec.config import RunConfig, load_config
-from fedrec.data import Columns, load_central
+from fedrec.data import load_central
 from fedrec.data.demo_shown import SETTINGS
 from fedrec.data.split import split_source
 from fedrec.errors import InputError
 from fedrec.evaluation.protocol import is_calibration
 from fedrec.model.adapter import HEAD_B, TERMS
+from fedrec.model.versions import Versions
 from fedrec.recommender import Recommender
 from fedrec.report.run_report import write_report
 from server.delivery import parcel_of
@@ -32,7 +36,7 @@ from simulations.checks import check_federation
 from simulations.run import finish, resume, simulate
 
 from .conftest import write_source
-from .helpers import ledger_rounds, recorded, settings_of
+from .helpers import ledger_rounds, recorded, settings_of, with_impressions
 
 SHARE = 0.5
 
@@ -40,15 +44,7 @@ SHARE = 0.5
 def federation_of(folder: Path, trust: str, merchants: int = 3) -> Path:
     """Merchants with catalogues of their own, whose users respond to every third item, and to half of the others' neighbours."""
     source = write_source(folder / "source", merchants=merchants, users=120, own_catalogues=True)
-    events, rng = pd.read_parquet(source / "events.parquet"), np.random.default_rng(0)
-    shown = events.sample(frac=1.5, replace=True, random_state=0).reset_index(drop=True)
-    number = rng.integers(0, 30, len(shown))
-    chance = np.where(number % 3 == 0, 0.8, 0.1)
-    shown = shown.assign(
-        item_id=[f"i{one}" for one in number], event="impression", value=(rng.random(len(shown)) < chance).astype(int).astype(str)
-    )
-    events = pd.concat([events.assign(event="purchase"), shown], ignore_index=True)
-    events[Columns.TIME] = events[Columns.TIME] + pd.to_timedelta((events["event"] == "impression").astype(int), unit="h")
+    events = with_impressions(pd.read_parquet(source / "events.parquet"))
     events.to_parquet(source / "events.parquet", index=False)
     split_source(source, folder / "federation", 0.4, {"epsilon": 8.5, "delta": 1e-5, "trust": trust})
     return folder / "federation"
@@ -152,8 +148,29 @@ def test_the_command_line_predicts_and_refuses_to_rank(run: RunFolder) -> None:
         assert isinstance(result.exception, InputError) and reason in str(result.exception), wrong
     said = json.loads(CliRunner().invoke(app, ["evaluate", str(run.path), "--json"]).stdout)
     assert said["central"]["auc"] == pytest.approx(run.metrics()[-1]["central"]["auc"])
-    with pytest.raises(InputError, match="for ranking"):
-        parcel_of(run)
+
+
+@pytest.mark.slow
+def test_what_comes_home_predicts_as_the_run_does(
+    run: RunFolder, federation: Path, tmp_path: Path, tiny_bert_folder: Path
+) -> None:
+    """At a merchant to whom it was delivered, and who has calibrated nothing."""
+    delivered = json.loads((run.path / "delivered.json").read_text())
+    assert {one["outcome"] for one in delivered["merchants"].values()} == {"kept"}
+    assert delivered["digest"] == parcel_of(run).delivery.digest
+    shop = tmp_path / "m1"
+    shutil.copytree(federation / "merchants" / "m1", shop)
+    shutil.copytree(run.path / "models" / "m1", shop / "model")
+    settings = tomllib.loads((shop / "merchant.toml").read_text())
+    settings |= {"model": {"encoder": str(tiny_bert_folder), "device": "cpu"}}
+    (shop / "merchant.toml").write_text(tomli_w.dumps(settings))
+    [version] = Versions(shop / "model", "response").names()
+    asked = ["predict", str(shop), "--history", "i0,i1", "--items", "i3,i4,i7", "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert isinstance(result.exception, InputError) and "model use" in str(result.exception)
+    CliRunner().invoke(app, ["merchant", "model", "use", str(shop), version])
+    found = [one["probability"] for one in json.loads(CliRunner().invoke(app, asked).stdout)["predictions"]]
+    np.testing.assert_allclose(found, Recommender.load(run.path).predict(["i0", "i1"], ["i3", "i4", "i7"], "m1"), rtol=1e-4)
 
 
 @pytest.mark.slow

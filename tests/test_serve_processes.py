@@ -23,8 +23,9 @@ import httpx
 import pytest
 
 from fedrec.data.feedback import FEEDBACK, LOG
+from fedrec.model.versions import Versions
 
-from .stores import make_store, with_key
+from .stores import make_store, response_model, with_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,9 +197,11 @@ def test_what_cannot_be_served_is_said_in_a_line(store: Path, tmp_path: Path) ->
         assert "item_id 'i1' is there twice" in told and "Traceback" not in told, told
 
 
-def test_no_fuzzed_request_fails_the_service(store: Path, tmp_path: Path) -> None:
+def test_no_fuzzed_request_fails_the_service(store: Path, tmp_path: Path, tiny_bert_folder: Path) -> None:
     folder = tmp_path / "shop"
     shutil.copytree(store, folder)
+    predicts = Versions(folder / "model", "response")
+    predicts.use(predicts.keep(*response_model(folder, tiny_bert_folder))[0])
     with served(folder, tmp_path / "log") as service:
         command = [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json", "--max-examples", "25",

@@ -1,4 +1,4 @@
-"""`fedrec merchant model`: the adapters that came home, and which of them ranks."""
+"""`fedrec merchant model`: the adapters that came home, and which of them ranks, or predicts responses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="The adapters that the server delivered, and which of them ranks.", no_args_is_help=True)
+app = typer.Typer(
+    help="The adapters that the server delivered, and which of them ranks, or predicts responses.", no_args_is_help=True
+)
 
 Folder = Annotated[Path, typer.Argument(help="The merchant's folder; of a simulation RUN/models/<merchant>.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SHOWN = (
-    "run", "round", "arrived", "trust", "unit", "encoder_fingerprint", "encoder_layers", "encoder_rank", "max_tokens", "history",
-    "scoring", "floor", "digest",
+    "run", "round", "objective", "arrived", "trust", "unit", "encoder_fingerprint", "encoder_layers", "encoder_rank",
+    "max_tokens", "history", "scoring", "negative_share", "floor", "digest",
 )  # fmt: skip
 """What `model show` says of a version, in this order."""
 
@@ -29,23 +31,27 @@ SHOWN = (
 @app.command("list")
 def list_command(folder: Folder, json: Json = False) -> None:
     """List the versions that are here, the newest first."""
-    versions = _versions(folder)
-    current = versions.current
-    found = [_summary(versions, name, current) for name in reversed(versions.names())]
+    ranking, *others = _versions(folder)
+    current = ranking.current
+    found = [_summary(ranking, name, current) for name in reversed(ranking.names())]
+    for versions in others:
+        found += [_summary(versions, name, versions.current) for name in reversed(versions.names())]
     if json:
-        print_json({"current": current, "arrived": versions.arrived(), "versions": found})
+        known = {versions.objective: {"current": versions.current, "arrived": versions.arrived()} for versions in others}
+        print_json({"current": current, "arrived": ranking.arrived(), "versions": found, "others": known})
         return
     if not found:
         out.print("no adapter has arrived yet; one comes when a run has ended and the node is up", soft_wrap=True)
         return
     rows = [
         [
-            one["version"], "yes" if one["current"] else "", one.get("arrived", "?"), one.get("run", "?"), one.get("round", "?"),
+            one["version"], one["objective"], "yes" if one["current"] else "",
+            one.get("arrived", "?"), one.get("run", "?"), one.get("round", "?"),
             one.get("trust", "?"), one.get("damaged") or ("yes" if one["verdict"] is not None else "not yet"),
         ]
         for one in found
     ]  # fmt: skip
-    out.print(table(str(folder), ["version", "current", "arrived (UTC)", "run", "round", "trust", "compared"], rows))
+    out.print(table(str(folder), ["version", "objective", "current", "arrived (UTC)", "run", "round", "trust", "compared"], rows))
     if current is None:
         out.print("The untrained text ranks, with nothing of what was delivered.")
 
@@ -56,16 +62,18 @@ def use(
     version: Annotated[str, typer.Argument(help="A version of `model list`, or `untrained` for the text as it was before.")],
     json: Json = False,
 ) -> None:
-    """Have a version rank from now on. The next one that arrives is compared with it."""
-    from fedrec.model.versions import UNTRAINED
+    """Have a version rank, or predict responses, from now on. The next one of its kind that arrives is compared with it."""
+    from fedrec.model.versions import RANKS, UNTRAINED
 
-    versions = _versions(folder)
+    versions = _holding(_versions(folder), version)
     before = _current(versions)
     versions.use(None if version == UNTRAINED else version)
     if json:
         print_json({"current": versions.current, "before": before})
         return
-    out.print(f"{version} ranks now, before it {before or UNTRAINED}", soft_wrap=True)
+    does = "ranks" if versions.objective == RANKS else "predicts responses"
+    nothing = UNTRAINED if versions.objective == RANKS else "nothing"
+    out.print(f"{version} {does} now, before it {before or nothing}", soft_wrap=True)
 
 
 @app.command()
@@ -78,7 +86,10 @@ def show(
     json: Json = False,
 ) -> None:
     """Show what a version is, whether it is whole, and what its comparison on this merchant's own users found."""
-    versions = _versions(folder)
+    everything = _versions(folder)
+    versions = everything[0] if version is None else _holding(everything, version)
+    if version is None and versions.newest is None:
+        versions = next((one for one in everything if one.newest is not None), versions)
     current = _current(versions)
     name = version or current or versions.newest
     if name is None:
@@ -97,20 +108,26 @@ def show(
         out.print(f"{key.replace('_', ' '):<20} {'not compared yet' if value is None else shown}", soft_wrap=True)
 
 
-def _versions(folder: Path) -> Versions:
+def _versions(folder: Path) -> list[Versions]:
+    """Those that rank, and those of the other objectives."""
     quiet_models()
     from fedrec.deploy.layout import MerchantFolder
     from fedrec.model.versions import Versions
 
     merchant = MerchantFolder(folder.resolve())
     if merchant.settings_file.is_file():
-        return Versions(merchant.model)
-    found = Versions(folder)
-    if not found.names():
+        return Versions.of_each_objective(merchant.model)
+    found = Versions.of_each_objective(folder)
+    if not any(versions.names() for versions in found):
         raise InputError(
             "is no merchant's folder", where=str(folder), expected="one with merchant.toml, or a run's models/<merchant>"
         )
     return found
+
+
+def _holding(everything: list[Versions], version: str) -> Versions:
+    """Those among which a version is; where it is nowhere, those that rank."""
+    return next((versions for versions in everything if version in versions.names()), everything[0])
 
 
 def _encoder(folder: Path, settings: dict[str, Any]) -> str:
@@ -136,9 +153,10 @@ def _current(versions: Versions) -> str | None:
 
 
 def _summary(versions: Versions, name: str, current: str | None) -> dict[str, Any]:
+    about = {"version": name, "objective": versions.objective, "current": name == current}
     try:
         settings = versions.settings(name)
     except InputError as error:
-        return {"version": name, "current": name == current, "verdict": None, "damaged": error.found}
+        return {**about, "verdict": None, "damaged": error.found}
     known = {key: settings.get(key) for key in ("arrived", "run", "round", "trust", "unit", "digest")}
-    return {"version": name, "current": name == current, **known, "verdict": versions.verdict(name)}
+    return {**about, **known, "verdict": versions.verdict(name)}

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedrec.cli.console import progress_bars
+from fedrec.cli.merchant_responses import fit_responses_here, show_responses
 from fedrec.cli.terminal import err, merchants_table, out, print_json, quiet_models, repeats_table, table
 from fedrec.errors import InputError
 
@@ -30,10 +31,16 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="Also where nothing has changed since the last time.")] = False,
     json: Json = False,
 ) -> None:
-    """Fit the own layer on all events, choose how it is joined with the text, and which adapter ranks."""
+    """Fit the own layer on all events, choose how it is joined with the text, and which adapters rank and predict."""
     place = opened(folder)
     with place.fitting(another_fit):
-        _fit(place, place.data(), force, json)
+        data = place.data()
+        said = (
+            _fit(place, data, force, json) if place.settings.recommender.own_layer else _fit_text_alone(place, data, force, json)
+        )
+        responses = fit_responses_here(place, data, force, json)
+    if json:
+        print_json({**said, "changed": said["changed"] or bool(responses)} | ({"responses": responses} if responses else {}))
 
 
 def another_fit() -> None:
@@ -46,15 +53,12 @@ def not_written(error: OSError, folder: Path) -> InputError:
     return InputError(f"cannot be written ({error.strerror})", where=str(error.filename or folder))
 
 
-def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> None:
-    if not place.settings.recommender.own_layer:
-        _fit_text_alone(place, data, force, json)
-        return
+def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> dict[str, Any]:
+    """What is to be said in JSON; else it is said here."""
     from fedrec.recommender.fitting import fit_merchant, up_to_date
 
     if not force and up_to_date(place, data):
-        _say_unchanged({"changed": False}, "nothing has changed since the last fit; --force fits again", place, json)
-        return
+        return _unchanged({"changed": False}, "nothing has changed since the last fit; --force fits again", place, json)
     try:
         with _told("own layers") as tell:
             found = fit_merchant(place, data, tell)
@@ -63,8 +67,7 @@ def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> N
     _prune(place)
     said = found.to_json()
     if json:
-        print_json({"changed": True, **said})
-        return
+        return {"changed": True, **said}
     model = found.model
     out.print(f"own layer: {model.layer.kind}, smoothing {model.blend.strength:g}, from {len(data.histories):,} users' events")
     if model.blend.users:
@@ -82,6 +85,7 @@ def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> N
         out.print(table(f"NDCG on {on}, each with the own layer", ["version", "NDCG@10", ""], rows))
     kept = " (as `fedrec merchant model use` has it, until the next one arrives)" if model.facts["by_hand"] else ""
     out.print(f"ranks from now on: {said['version']}{kept}", soft_wrap=True)
+    return {}
 
 
 def evaluate(
@@ -94,10 +98,12 @@ def evaluate(
     data = place.data()
     from fedrec.recommender.contest import SERVED, TEXT
     from fedrec.recommender.measuring import measure_merchant
+    from fedrec.recommender.response_fit import measure_responses
     from fedrec.report.merchant_report import write_merchant_report
 
     with _told("own layers") as tell:
         found = measure_merchant(place, data, tell)
+    found["responses"] = measure_responses(place, data)
     if html is not None:
         write_merchant_report(html, found)
     found["own_layer"] = place.settings.recommender.own_layer
@@ -129,6 +135,8 @@ def evaluate(
             f"What personal frequency adds: NDCG@{found['k']} {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}], "
             "user by user", soft_wrap=True,
         )  # fmt: skip
+    if found["responses"] is not None:
+        show_responses(found["responses"])
     if not found["own_layer"]:
         row = TEXT if found["version"] is None else SERVED
         out.print(
@@ -148,18 +156,16 @@ def _of_frequency(found: PersonalFrequency) -> str:
     return f"with --repeats: personal frequency counts with weight {found.weight:g} and decay {found.decay:g} a basket ({on})"
 
 
-def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> None:
+def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> dict[str, Any]:
     from fedrec.recommender.text_alone import settle, settled
 
     if not force and settled(place):
         said = "the own layer is turned off, and nothing has arrived since; --force compares again"
-        _say_unchanged({"changed": False, "own_layer": False}, said, place, json)
-        return
+        return _unchanged({"changed": False, "own_layer": False}, said, place, json)
     found = settle(place, data)
     _prune(place)
     if json:
-        print_json({"changed": True, **found.to_json()})
-        return
+        return {"changed": True, **found.to_json()}
     out.print("the own layer is turned off in merchant.toml: there is none, and no weight was chosen", soft_wrap=True)
     tell_changed_roles(found.changed_roles)
     for name, why in found.refused.items():
@@ -168,16 +174,16 @@ def _fit_text_alone(place: MerchantPlace, data: MerchantData, force: bool, json:
         rows = [[name, f"{value:.4f}", "ranks" if name == found.version else ""] for name, value in found.compared.items()]
         out.print(table("NDCG on your choosing users", ["version", "NDCG@10", ""], rows))
     out.print(f"ranks from now on: {found.version}", soft_wrap=True)
+    return {}
 
 
-def _say_unchanged(found: dict[str, bool], said: str, place: MerchantPlace, json: bool) -> None:
+def _unchanged(found: dict[str, bool], said: str, place: MerchantPlace, json: bool) -> dict[str, Any]:
     # No fit is made from the record of earlier releases, so that may have changed, or been lost.
     changed = place.changed_roles()
-    if json:
-        print_json({**found, "changed_roles": changed})
-        return
-    out.print(said)
-    tell_changed_roles(changed)
+    if not json:
+        out.print(said)
+        tell_changed_roles(changed)
+    return {**found, "changed_roles": changed}
 
 
 def _prune(place: MerchantPlace) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedrec.cli.asking import Json, comma_separated
+from fedrec.cli.asking import Folder, History, Json, User, comma_separated
 from fedrec.cli.terminal import out, print_json, quiet_models, table
 from fedrec.errors import InputError
 from fedrec.text import visible
@@ -16,9 +15,10 @@ __all__ = ["predict"]
 
 
 def predict(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    history: Annotated[str, typer.Option("--history", help="Item ids, most recent last, separated by commas.")],
+    path: Folder,
     items: Annotated[str, typer.Option("--items", help="Item ids that are shown, separated by commas.")],
+    history: History = None,
+    user: User = None,
     merchant: Annotated[str | None, typer.Option("--merchant", help="Who shows them.")] = None,
     ratings: Annotated[
         str | None,
@@ -26,17 +26,24 @@ def predict(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Predict the probability of a response to each item, or its rating, from a run with that objective."""
+    """Predict the probability of a response to each item, or its rating, from a run with that objective or what it delivered."""
+    if (history is None) == (user is None):
+        raise InputError("neither a history nor a user, or both", where="--history, --user", expected="one of them")
     quiet_models()
-    from fedrec.recommender import Recommender
+    from fedrec.recommender import MerchantRecommender, Recommender
 
-    recommender = Recommender.load(path)
-    if not isinstance(recommender, Recommender):
-        raise InputError("is a merchant's folder", where=str(path), expected="a run folder: merchants rank")
-    shown = comma_separated(items)
+    recommender, shown = Recommender.load(path), comma_separated(items)
     said = None if ratings is None else _numbers(comma_separated(ratings))
-    found = recommender.predict(comma_separated(history), shown, merchant, said).tolist()
-    what = "probability" if recommender.settings["objective"] == "response" else "rating"
+    held, what = None if history is None else comma_separated(history), "probability"
+    if isinstance(recommender, MerchantRecommender):
+        if said is not None:
+            raise InputError("is a merchant's folder", where="--ratings", expected="a run with objective = 'rating'")
+        found = recommender.predict(held, shown, merchant, user).tolist()
+    elif held is None:
+        raise InputError("a run knows no user", where="--user", expected="a merchant's folder, or --history")
+    else:
+        found = recommender.predict(held, shown, merchant, said).tolist()
+        what = "probability" if recommender.settings["objective"] == "response" else "rating"
     if json:
         print_json({"predictions": [{"item_id": item, what: one} for item, one in zip(shown, found, strict=True)]})
         return

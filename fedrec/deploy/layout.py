@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from fedrec.config import read_toml
+from fedrec.config import HomeObjective, read_toml
 from fedrec.data.feedback import FEEDBACK
 from fedrec.deploy.certificates import check_private, read_public_key
 from fedrec.errors import InputError
@@ -234,8 +234,12 @@ class ServerFolder:
 
     @property
     def pending(self) -> Path:
-        """File that says which adapter goes home to whoever lacks it: a run and its round."""
-        return self.state / "pending.json"
+        """File that says which adapter goes home to whoever lacks it: a run that ranks, and its round."""
+        return self.pending_of("next-item")
+
+    def pending_of(self, objective: HomeObjective) -> Path:
+        """The same for runs with another objective: merchants may use an adapter of each."""
+        return self.state / ("pending.json" if objective == "next-item" else f"pending-{objective}.json")
 
     @property
     def log(self) -> Path:

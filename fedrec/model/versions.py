@@ -4,10 +4,11 @@
     model/<version>/fedrec.json          what it takes to rank with them, and a digest of all of it
     model/<version>/verdict.json         what the comparison on this merchant's own users found; it stays here
     model/current                        which version ranks; without it the untrained text does, with nothing of these
+    model/current-response               which version predicts responses; without it none does
 
-Nothing here says where the encoder lies: that is the merchant's own setting. What a delivery is answered must not
-depend on private data, and which version is the current one does. So `keep` does not look at that: only `tidy`
-does, which runs when the answer is gone.
+A version is of one objective, and each objective has its own current version. Nothing here says where the encoder
+lies: that is the merchant's own setting. What a delivery is answered must not depend on private data, and which version is the
+current one does. So `keep` does not look at that: only `tidy` does, which runs when the answer is gone.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from fedrec.config import flush_folder, make_private, write_atomically
+from fedrec.config import HomeObjective, flush_folder, make_private, write_atomically
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest, load_arrays, save_arrays
 
-__all__ = ["CURRENT", "FORMAT", "KEPT", "UNTRAINED", "Versions", "content_digest", "misfit"]
+__all__ = ["CURRENT", "FORMAT", "KEPT", "RANKS", "UNTRAINED", "Versions", "content_digest", "misfit"]
 
 FORMAT = 1
 """Of what `fedrec.json` says; another one is not understood."""
 KEPT = 3
-"""So many of the last arrivals are kept, and the current one besides."""
+"""So many of the last arrivals of an objective are kept, and its current one besides."""
+RANKS: HomeObjective = "next-item"
+"""The objective of a version whose settings name none: it ranks."""
 UNTRAINED = "untrained"
 """Stands for the untrained text where a version is asked for; no version's name, since those have a round in them."""
 ARRAYS, SETTINGS, VERDICT, CURRENT = "fedrec.safetensors", "fedrec.json", "verdict.json", "current"
@@ -64,18 +67,26 @@ def misfit(settings: Mapping[str, Any], encoder: str, device: str, texts_per_bat
 
 
 class Versions:
-    """`model/` of a merchant's folder."""
+    """The versions of one objective in `model/` of a merchant's folder, by default of those that rank."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, objective: HomeObjective = RANKS) -> None:
+        self.folder, self.objective = folder, objective
+
+    @classmethod
+    def of_each_objective(cls, folder: Path) -> list[Versions]:
+        """All that is here, those that rank first."""
+        return [cls(folder, name) for name in get_args(HomeObjective)]
+
+    @property
+    def current_file(self) -> Path:
+        """Where it is written down which version is the current one."""
+        return self.folder / (CURRENT if self.objective == RANKS else f"{CURRENT}-{self.objective}")
 
     def names(self) -> list[str]:
-        """The versions that are here, in the order of their arrival; those whose settings cannot be read come first."""
-        if not self.folder.is_dir():
-            return []
-        there = (path for path in self.folder.iterdir() if not path.name.startswith("."))
-        found = [path.name for path in there if (path / SETTINGS).is_file() or (path / ARRAYS).is_file()]
-        return sorted(found, key=lambda name: (self._number(name), name))
+        """The versions that are here, in the order of their arrival; those whose settings cannot be read come first, and count
+        among those that rank.
+        """
+        return [name for name in self._all() if self._said(name).get("objective", RANKS) == self.objective]
 
     @property
     def newest(self) -> str | None:
@@ -85,20 +96,20 @@ class Versions:
 
     @property
     def current(self) -> str | None:
-        """The version that ranks; None stands for the untrained text.
+        """The version that is in use; where it ranks, None stands for the untrained text.
 
         Raises:
             InputError: it is not here any more.
         """
         try:
-            name = (self.folder / CURRENT).read_text(encoding="utf-8").strip()
+            name = self.current_file.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise InputError(
-                f"cannot be read ({error})", where=str(self.folder / CURRENT), hint="choose one: `fedrec merchant model use`"
+                f"cannot be read ({error})", where=str(self.current_file), hint="choose one: `fedrec merchant model use`"
             ) from None
-        self._check(name, where=str(self.folder / CURRENT))
+        self._check(name, where=str(self.current_file))
         return name
 
     def settings(self, name: str) -> dict[str, Any]:
@@ -154,7 +165,7 @@ class Versions:
         same = next((name for name in names if self._recorded(name) == sent), None)
         if same in names[-KEPT:] and self._whole(same):
             return same, True
-        number = 1 + max([self._number(name) for name in names], default=0)
+        number = 1 + max([self._number(name) for name in self._all()], default=0)
         written = {**settings, "digest": sent, "number": number, "arrived": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
         make_private(self.folder)
         self._sweep()
@@ -189,16 +200,16 @@ class Versions:
         return name if name is not None and self.verdict(name) is None else None
 
     def use(self, name: str | None) -> None:
-        """Have a version rank from now on; None for the untrained text.
+        """Have a version be the current one from now on; None for none, which is to say the untrained text where it ranks.
 
         Raises:
             InputError: there is no such version, or it is damaged.
         """
         if name is not None:
             self.read(name)
-            write_atomically(self.folder / CURRENT, f"{name}\n".encode(), mode=0o600)
-        elif (self.folder / CURRENT).exists():
-            (self.folder / CURRENT).unlink()
+            write_atomically(self.current_file, f"{name}\n".encode(), mode=0o600)
+        elif self.current_file.exists():
+            self.current_file.unlink()
             flush_folder(self.folder)
 
     def judged(self, name: str, verdict: Mapping[str, Any]) -> None:
@@ -217,6 +228,14 @@ class Versions:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+    def _all(self) -> list[str]:
+        """The versions of all objectives, as `names` orders them."""
+        if not self.folder.is_dir():
+            return []
+        there = (path for path in self.folder.iterdir() if not path.name.startswith("."))
+        found = [path.name for path in there if (path / SETTINGS).is_file() or (path / ARRAYS).is_file()]
+        return sorted(found, key=lambda name: (self._number(name), name))
 
     def _check(self, name: str, where: str | None = None) -> None:
         names = self.names()

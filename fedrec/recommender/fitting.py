@@ -26,7 +26,7 @@ from fedrec.recommender.merchant_text import Adapter, MerchantPlace
 from fedrec.recommender.own_layer import bought_by, choose_kind
 from fedrec.recommender.own_model import OwnModel
 
-__all__ = ["UNTRAINED", "Fit", "fit_merchant", "up_to_date"]
+__all__ = ["UNTRAINED", "Fit", "fit_merchant", "made_from", "up_to_date"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def up_to_date(place: MerchantPlace, data: MerchantData) -> bool:
         model, current = OwnModel.read(place.own), versions.current
     except InputError:
         return False  # a layer that is damaged or a version that is gone: the fit puts another in its place
-    made_from = None if model is None else model.facts.get("made_from")
-    same = model is not None and made_from == _made_from(place, data) and model.version == current
+    before = None if model is None else model.facts.get("made_from")
+    same = model is not None and before == made_from(place, data) and model.version == current
     return same and versions.arrived() is None
 
 
@@ -115,7 +115,7 @@ def fit_merchant(
     of = [Baskets.of(some, items) for some in (histories, known, histories.take(roles.choose))]
     baskets = fit_baskets(of[0], of[1], of[2], entered[best].part, config.top_k, seed)
     facts = {
-        "made_from": _made_from(place, data), "users": len(histories), "training": len(roles.train),
+        "made_from": made_from(place, data), "users": len(histories), "training": len(roles.train),
         "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,
         "changed_roles": place.changed_roles(),
     }  # fmt: skip
@@ -182,7 +182,7 @@ def _ndcg(contender: Contender, blend: Blend, folds: Sequence[Fold], k: int) -> 
     return float(np.concatenate(found).mean())
 
 
-def _made_from(place: MerchantPlace, data: MerchantData) -> str:
+def made_from(place: MerchantPlace, data: MerchantData) -> str:
     """A digest of events, catalogue, users' roles and encoder; it has the users' ids in it and stays at the merchant."""
     state, settings = hashlib.blake2b(own_secret(place.own), digest_size=16), place.settings
     items = data.catalogue.digest, "\0".join(data.catalogue.item_ids)

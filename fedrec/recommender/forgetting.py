@@ -21,6 +21,8 @@ from fedrec.errors import InputError
 from fedrec.recommender.fitting import fit_merchant, up_to_date
 from fedrec.recommender.merchant_text import LOCK, MerchantPlace
 from fedrec.recommender.own_model import FILE
+from fedrec.recommender.responding import FILE as RESPONSES
+from fedrec.recommender.response_fit import fit_responses, responses_up_to_date
 
 __all__ = ["STAYS", "Layer", "Traces", "erase", "find_traces", "may_have_layer", "renew_layer"]
 
@@ -123,6 +125,7 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
     Raises:
         InputError: nothing was taken out, and the tables cannot be read.
     """
+    _renew_responses(place)
     if not (place.own / FILE).exists():
         return Layer("none")
     if not place.settings.recommender.own_layer:
@@ -139,6 +142,22 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
         return _removed(place, str(error))
     except Exception:
         _removed(place, "")  # whatever goes wrong, the layer that knows the person must not stay
+        raise
+
+
+def _renew_responses(place: MerchantPlace) -> None:
+    """Calibrate the response model on who is left; where that cannot be done, it predicts as it was delivered."""
+    if not (place.own / RESPONSES).exists():
+        return
+    try:
+        data = place.data()
+        if not responses_up_to_date(place, data):
+            fit_responses(place, data)
+    except InputError:
+        (place.own / RESPONSES).unlink(missing_ok=True)
+        flush_folder(place.own)
+    except Exception:
+        (place.own / RESPONSES).unlink(missing_ok=True)  # as of the layer
         raise
 
 

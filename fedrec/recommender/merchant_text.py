@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.config import RunConfig, make_private
+from fedrec.config import HomeObjective, RunConfig, make_private
 from fedrec.data import Catalogue, MerchantData, load_merchant
 from fedrec.data.role_record import RECORD, HeldBack, changed_roles
 from fedrec.data.roles import Roles, UserShares, own_secret, roles_of
@@ -86,8 +86,12 @@ class MerchantPlace:
 
     @property
     def versions(self) -> Versions:
-        """The adapters that came home."""
+        """The adapters that came home and rank."""
         return Versions(self.path / "model")
+
+    def versions_of(self, objective: HomeObjective) -> Versions:
+        """Those that came home with another objective."""
+        return Versions(self.path / "model", objective)
 
     def data(self) -> MerchantData:
         """Its tables as they are now.
@@ -165,9 +169,10 @@ class MerchantPlace:
         for layers in (0, RunConfig().encoder_layers):
             with suppress(InputError):  # the encoder here has no such shape, and so no cache of it
                 found.add(self._encoder(layers).fingerprint)
-        for name in self.versions.names():
-            with suppress(InputError):  # a damaged version can do without
-                found.add(str(self.versions.settings(name).get("encoder_fingerprint")))
+        for versions in Versions.of_each_objective(self.versions.folder):
+            for name in versions.names():
+                with suppress(InputError):  # a damaged version can do without
+                    found.add(str(versions.settings(name).get("encoder_fingerprint")))
         return found
 
     def _encoder(

@@ -51,6 +51,7 @@ from fedrec.recommender.reasons.shares import (
 )
 from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending, exported
+from fedrec.recommender.responding import ResponseModel
 from fedrec.recommender.shelf import Ranked
 
 __all__ = ["MerchantRanker", "MerchantRecommender"]
@@ -261,9 +262,44 @@ class MerchantRecommender(Recommending):
             raise InputError("there is an empty history", where=f"histories[{empty[0]}]")
         return listed(self._ranker(None), histories, k, None)
 
-    def _ranker(self, merchant: str | None) -> Asking:
+    def predict(
+        self, history: Sequence[str] | None, items: Sequence[str], merchant: str | None = None, user_id: str | None = None
+    ) -> np.ndarray:
+        """The probability that a user responds to each item when it is shown, (items,), by the response model in use here.
+
+        Args:
+            history: item ids, most recent last, each a basket of its own; where it is given, whoever the user is.
+            user_id: a user whose events the merchant has.
+
+        Raises:
+            InputError: no response model is in use, an item is unknown, or there is no history or no item.
+        """
+        self._check_name(merchant)
+        model = self._responses
+        past = model.past_of(history) if history is not None else self._ranks.past_of(user_id or "")
+        if past is None:
+            raise InputError("no events of this user are known here", expected="a known user, or a history")
+        return model.predict(past, items)
+
+    @property
+    def predicts(self) -> str:
+        """The version that predicts responses.
+
+        Raises:
+            InputError: none is in use, or it cannot be used here.
+        """
+        return self._responses.adapter.name
+
+    @cached_property
+    def _responses(self) -> ResponseModel:
+        return ResponseModel.open(self.place, self._data)
+
+    def _check_name(self, merchant: str | None) -> None:
         if merchant not in (None, self.settings.name):
             raise InputError(f"there is no merchant {merchant!r}", where=str(self.place.path), expected=self.settings.name)
+
+    def _ranker(self, merchant: str | None) -> Asking:
+        self._check_name(merchant)
         return Asking(self._ranks, lambda: self._searcher(self.language))
 
     def _basket_ranker(self, held: np.ndarray, merchant: str | None) -> BasketRanker:

@@ -9,7 +9,8 @@ import numpy as np
 
 from fedrec.data.rated import from_units, in_units, own_taste
 from fedrec.errors import InputError
-from fedrec.recommender.responses import scores
+from fedrec.model.towers import Scoring
+from fedrec.recommender.responses import Asked, ResponseScores
 
 __all__ = ["ratings"]
 
@@ -41,4 +42,6 @@ def ratings(
         sold = ~np.isnan(expected[held])
         off = in_units(value[sold], *ends) - expected[held[sold]]
         own = own_taste(texts[held[sold]], off, texts[asked])
-    return from_units(scores(held[-most:], asked, expected, e, roles, terms, settings) + own, *ends)
+    model = ResponseScores(e, *roles, expected, terms, Scoring(**settings["scoring"]), most)
+    latest = held[-most:]
+    return from_units(model.logits(Asked.of_one(latest, np.arange(len(latest)), asked)) + own, *ends)

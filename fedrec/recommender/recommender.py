@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from fedrec.data import Catalogue, Columns, ItemDetails
@@ -21,6 +22,7 @@ from fedrec.model.adapter import HEAD_A, TERMS, Arrays, digest
 from fedrec.model.embedded import embedding_key, read_embedded, write_embedded
 from fedrec.model.saved import COUNT, EXPECTED, catalogue_of, check_held, encoder_of, read_adapter, save_adapter
 from fedrec.model.towers import Scoring, centred, log_prior, role_table, user_vectors
+from fedrec.model.versions import RANKS
 from fedrec.recommender.asking import Asking, listed
 from fedrec.recommender.baskets import BasketRanker, substitutes
 from fedrec.recommender.index import ItemIndex
@@ -29,7 +31,7 @@ from fedrec.recommender.of_run import RunRanker
 from fedrec.recommender.ratings import ratings as predicted_ratings
 from fedrec.recommender.reasons.words import Reader
 from fedrec.recommender.recommending import Recommending, exported
-from fedrec.recommender.responses import responses
+from fedrec.recommender.responses import Asked, ResponseScores
 from fedrec.recommender.shelf import Ranked, Shelf, look_up, with_prior
 
 if TYPE_CHECKING:
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["Recommender"]
 
 INDEX = "items.faiss"
-RANKS = "next-item"
-"""The objective of a run that ranks, and of one from before there were others."""
 
 
 class Recommender(Recommending):
@@ -179,7 +179,7 @@ class Recommender(Recommending):
         Raises:
             InputError: the run ranks, an item or merchant is unknown, or there is no history or no item.
         """
-        if self.settings.get("objective", RANKS) == RANKS:
+        if not self.predicts:
             expected = "a run with objective = 'response' or 'rating'"
             raise InputError("the run was trained to rank", expected=expected, hint="recommend")
         rates = EXPECTED in self.table
@@ -201,8 +201,13 @@ class Recommender(Recommending):
             parts = (prior, text @ self.arrays[HEAD_A], text, self._own_tables(), self.arrays[TERMS], self.settings)
             return predicted_ratings(held, ratings, shown, *parts)
         prior[positions] = log_prior(self.table[COUNT].to_numpy()[positions], self.settings["floor"])
-        held = held[-self.settings["history"] :]
-        return responses(held, shown, prior, self._text(), self._own_tables(), self.arrays[TERMS], self.settings)
+        length = self.settings["history"]
+        held = held[-length:]
+        scoring = Scoring(**self.settings.get("response_scoring", self.settings["scoring"]))
+        model = ResponseScores(self._text(), *self._own_tables(), prior, self.arrays[TERMS], scoring, length)
+        logits = model.logits(Asked.of_one(held, np.arange(len(held)), shown))
+        found: np.ndarray = expit(logits + np.log(self.settings["negative_share"]))
+        return found
 
     def recall(self, histories: Sequence[Sequence[str]], k: int = 10) -> float:
         """Share of the exact `k` best items that the approximate index finds for these histories."""
@@ -284,10 +289,20 @@ class Recommender(Recommending):
         unknown = np.zeros(items, dtype=np.float32)
         return Shelf.stocked(catalogue, history, np.arange(items), candidate, unknown, self.scoring.temperature)
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it was trained to rank; a run may also have been trained to predict."""
+        return RANKS in self.settings.get("objective", RANKS)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it predicts responses or ratings: it has the linear terms of their scores."""
+        return TERMS in self.arrays
+
     def _check_it_ranks(self) -> None:
-        if RANKS not in (objective := self.settings.get("objective", RANKS)):
+        if not self.ranks:
             raise InputError(
-                f"the run was trained with objective = {objective!r} and does not rank",
+                f"the run was trained with objective = {self.settings['objective']!r} and does not rank",
                 expected=f"a run with objective = {RANKS!r}",
                 hint="Recommender.predict, or fedrec predict, says how likely a response is, or what a user would rate",
             )  # fmt: skip

@@ -14,7 +14,8 @@ from fedrec.errors import InputError
 __all__ = ["STATUS", "ErrorAnswer", "Fault", "errors", "fault_of", "without_paths"]
 
 ASKED = re.compile(
-    r"(k|query|times(\[\d+\])?|history|items|exclude|only|diversity|explore|category|brand|price_m(in|ax)|the filter on \w+)"
+    r"(k|query|merchant|times(\[\d+\])?|history|items|exclude|only|diversity|explore|category|brand|price_m(in|ax)"
+    r"|the filter on \w+)"
 )
 """Places of an `InputError` that are the request's own."""
 

@@ -16,9 +16,10 @@ from fedrec.errors import InputError
 from fedrec.merchant import MERCHANT_FILE, OWN, read_merchant_file
 from fedrec.model.adapter import digest
 from fedrec.model.encoder import encoders_apart
-from fedrec.model.versions import CURRENT, UNTRAINED, Versions
+from fedrec.model.versions import UNTRAINED, Versions
 from fedrec.recommender import Answer, MerchantRecommender, Person, Recommender, Wish
 from fedrec.recommender.own_model import FILE
+from fedrec.recommender.responding import FILE as RESPONSES
 
 __all__ = ["Model", "Stamp", "check_export", "load_model", "stamp_of", "versions_of"]
 
@@ -50,6 +51,7 @@ class Model:
     Attributes:
         recommender: what ranks.
         version: the adapter's name.
+        responses: the name of what predicts responses, None where nothing does.
         snapshot: tells loaded states of one folder apart, also where the adapter is the same.
         stamp: what was on disk.
         loaded: when, in seconds since 1970.
@@ -62,6 +64,7 @@ class Model:
     snapshot: str
     stamp: Stamp
     words: bool
+    responses: str | None = None
     export: bool | None = None
     loaded: float = field(default_factory=time.time)
 
@@ -109,12 +112,13 @@ def load_model(folder: Path, onnx: Path | None = None, version: str | None = Non
         for _ in range(SETTLED):
             before = stamp_of(folder)
             recommender, export = _open(folder, onnx, version)
+            responses = _responses(recommender)
             words = _warm(recommender)
             if stamp_of(folder) == before:
                 break
         name = _version(recommender)
     snapshot = blake2b(f"{name}{before}".encode(), digest_size=6).hexdigest()
-    model = Model(recommender, name, snapshot, before, words, None if onnx is None else export)
+    model = Model(recommender, name, snapshot, before, words, responses, None if onnx is None else export)
     _ = model.texts
     return model
 
@@ -138,10 +142,11 @@ def stamp_of(folder: Path) -> Stamp:
     with suppress(InputError):
         source = read_merchant_file(folder / MERCHANT_FILE).data
     tables = folder / ((source.path if source else None) or "")
-    current = folder / "model" / CURRENT
-    paths = [folder / MERCHANT_FILE, *(tables / name for name in TABLES), folder / OWN / FILE, current]
-    with suppress(OSError, ValueError):
-        paths.append(folder / "model" / current.read_text(encoding="utf-8").strip() / "fedrec.json")
+    paths = [folder / MERCHANT_FILE, *(tables / name for name in TABLES), folder / OWN / FILE, folder / OWN / RESPONSES]
+    for current in (versions.current_file for versions in Versions.of_each_objective(folder / "model")):
+        paths.append(current)
+        with suppress(OSError, ValueError):
+            paths.append(folder / "model" / current.read_text(encoding="utf-8").strip() / "fedrec.json")
     _, inode, written, size = _file(folder / FEEDBACK / LOG)
     # What is appended waits for its turn. Another file means that a person was taken out of it, and that does not.
     files = (*map(_file, paths), (LOG, inode, 0, 0))
@@ -162,8 +167,22 @@ def _version(recommender: Recommender | MerchantRecommender) -> str:
     return f"run-{digest(recommender.arrays)[:12]}"
 
 
+def _responses(recommender: Recommender | MerchantRecommender) -> str | None:
+    """What predicts responses, asked once; None where nothing does, or it cannot be used: ranking goes on without it."""
+    some = list(recommender.catalogue.item_ids[:1])
+    try:
+        if isinstance(recommender, MerchantRecommender):
+            recommender.predict(some, some)
+            return recommender.predicts
+        return _version(recommender) if "response" in recommender.settings.get("objective", "") else None
+    except InputError:
+        return None
+
+
 def _warm(recommender: Recommender | MerchantRecommender) -> bool:
     """Ask for one of everything; whether words can be read here."""
+    if isinstance(recommender, Recommender) and not recommender.ranks:
+        return True  # what does not rank says so itself, to whoever asks with words
     ask: dict[str, Any] = {"history": list(recommender.catalogue.item_ids[:3]), "k": 5}
     recommender.recommend([], k=1)
     recommender.recommend(**ask, diversity=0.1, explain=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from starlette.requests import Request
@@ -27,6 +27,8 @@ from fedrec.serve.tenants import Tenant, Tenants
 from fedrec.serve.worker import Worker
 
 __all__ = ["Call", "Service", "call_of"]
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -109,17 +111,16 @@ class Call:
         answer: Answer = await self._do(lambda asked: model.lists(asked, part), (person, wish), group)
         return answer
 
-    async def ask(self, question: Callable[[], Answer]) -> Answer:
+    async def ask(self, question: Callable[[], Found]) -> Found:
         """Any other question, alone."""
-        answer: Answer = await self._do(lambda asked: [question()], None, None)
+        answer: Found = await self._do(lambda asked: [question()], None, None)
         return answer
 
-    async def _do(self, batch: Callable[[list[Any]], Any], asked: Any, group: object) -> Answer:
+    async def _do(self, batch: Callable[[list[Any]], Any], asked: Any, group: object) -> Any:
         try:
-            answer: Answer = await self.service.worker.do(batch, asked, self.left, group)
+            return await self.service.worker.do(batch, asked, self.left, group)
         except InputError as error:
             raise fault_of(error) from None
-        return answer
 
     def check_words(self, model: Model, query: str | None) -> None:
         """Whether words can be read.

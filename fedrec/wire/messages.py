@@ -118,7 +118,10 @@ def decode_delivery(message: Message) -> Delivery:
     record = message.content.get(TASK)
     if not isinstance(record, ConfigRecord) or set(message.content) != {ARRAYS, PUBLIC, TASK}:
         raise WireError(f"expected the records {ARRAYS}, {PUBLIC} and {TASK}")
-    return validated(Delivery, dict(record))
+    delivery: Delivery = validated(Delivery, dict(record))
+    if delivery.objective == "next-item" and not delivery.temperature:
+        raise WireError("Delivery.temperature: 0, by which nothing is ranked")
+    return delivery
 
 
 def delivered_arrays(message: Message) -> tuple[Arrays, Arrays]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from fedrec.config import MOST_NOISE, Trust, Unit
+from fedrec.config import MOST_NOISE, HomeObjective, Trust, Unit
 from fedrec.model.adapter import Arrays, digest
 from fedrec.privacy.events import Mechanism
 from fedrec.secure.terms import hashed
@@ -137,7 +137,7 @@ HERE: tuple[Outcome, ...] = ("kept", "known")
 
 @dataclass(frozen=True)
 class Delivery:
-    """What is said of an adapter that comes home, besides its arrays: all that ranking needs to know, and of which run it is.
+    """What is said of an adapter that comes home, besides its arrays: all that it takes to use it, and of which run it is.
 
     It names no file, and no encoder but by the fingerprint: where the encoder lies is the merchant's own setting. The
     range of each number is that of the setting of a run.
@@ -153,10 +153,13 @@ class Delivery:
     encoder_rank: Annotated[int, Field(ge=1, le=1000)]
     max_tokens: Annotated[int, Field(ge=4, le=512)]
     history: Annotated[int, Field(ge=1, le=1000)]
-    temperature: Annotated[float, Field(gt=0, le=1000)]
+    temperature: Annotated[float, Field(ge=0, le=1000)]
     decay: Annotated[float, Field(ge=0, le=1000)]
     prior_weight: Annotated[float, Field(ge=0, le=100)]
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    objective: HomeObjective = "next-item"
+    bias: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    negative_share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def kept(self, floor: float) -> dict[str, Any]:
         """What a merchant keeps of it beside the arrays; with them it has this digest.
@@ -166,7 +169,9 @@ class Delivery:
         """
         said = asdict(self)
         del said["digest"]
-        scoring = {name: float(said.pop(name)) for name in ("temperature", "decay", "prior_weight")}
+        scoring = {name: float(said.pop(name)) for name in ("temperature", "decay", "prior_weight", "bias")}
+        if self.objective == "next-item":  # as versions have it from before there were other objectives
+            del said["objective"], said["negative_share"], scoring["bias"]
         return {**said, "scoring": scoring, "floor": float(floor)}
 
 

@@ -8,7 +8,7 @@ the released heads only and asks which real users they were trained on.
 Only a simulation can run them: the auditor knows everything but the coins, the sampling and the noise.
 """
 
-from simulations.audit.canaries import disjoint_canaries, make_canaries
+from simulations.audit.canaries import disjoint_canaries, make_canaries, shown_canaries
 from simulations.audit.canary_audit import CanaryAudit, canary_audit
 from simulations.audit.mechanisms import MECHANISMS, audit_config, forced_settings
 from simulations.audit.membership import Membership, membership_attack
@@ -16,5 +16,5 @@ from simulations.audit.target import NO_NOISE, Target, open_target, pick_merchan
 
 __all__ = [
     "MECHANISMS", "NO_NOISE", "CanaryAudit", "Membership", "Target", "audit_config", "canary_audit", "disjoint_canaries",
-    "forced_settings", "make_canaries", "membership_attack", "open_target", "pick_merchant",
+    "forced_settings", "make_canaries", "membership_attack", "open_target", "pick_merchant", "shown_canaries",
 ]  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from fedrec.data import Catalogue, Histories
+from fedrec.data.shown import Shown
 from fedrec.errors import InputError
 
-__all__ = ["disjoint_canaries", "joined", "make_canaries"]
+__all__ = ["disjoint_canaries", "joined", "make_canaries", "shown_canaries"]
 
 FEWEST = 8
 CANARY_STREAM = 0xCA9A
@@ -39,6 +40,27 @@ def make_canaries(catalogue: Catalogue, count: int, seed: int, positions: int = 
     return _users(np.concatenate([bought, np.array(rest).reshape(count, -1)], axis=1))
 
 
+def shown_canaries(catalogue: Catalogue, count: int, seed: int, impressions: int) -> Histories:
+    """Made-up users who bought one random item of the public catalogue and were then shown others, with random answers.
+
+    No two begin with the same pair of what was bought and what was shown first.
+
+    Args:
+        impressions: shown to each, all different.
+
+    Raises:
+        InputError: see `make_canaries`.
+    """
+    planted = make_canaries(catalogue, count, seed, impressions)
+    items, rng = planted.items.reshape(count, -1), np.random.default_rng([seed, CANARY_STREAM, impressions])
+    offsets = impressions * np.arange(count + 1, dtype=np.int64)
+    answer = rng.random(count * impressions) < 0.5
+    shown = Shown(offsets, items[:, 1:].reshape(-1), np.ones(count * impressions, dtype=np.int64), answer)
+    return Histories(
+        _names(count), np.arange(count + 1, dtype=np.int64), items[:, 0].copy(), np.zeros(count, np.int64), shown=shown
+    )
+
+
 def disjoint_canaries(catalogue: Catalogue, count: int, seed: int) -> Histories:
     """Made-up users who share no text: each bought all items of as many texts as there are for each.
 
@@ -64,7 +86,24 @@ def joined(first: Histories, second: Histories) -> Histories:
         np.concatenate([first.baskets, second.baskets]),
         None if first.target is None and second.target is None else np.concatenate([first.is_target, second.is_target]),
         queries=first.queries or second.queries,
+        shown=_both(first, second),
     )
+
+
+def _both(first: Histories, second: Histories) -> Shown | None:
+    """What the users of both were shown; None where nothing is known of either."""
+    if first.shown is None and second.shown is None:
+        return None
+    one, other = (histories.shown or _nothing(len(histories)) for histories in (first, second))
+    return Shown(
+        np.concatenate([one.offsets, one.offsets[-1] + other.offsets[1:]]),
+        *(np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("items", "before", "answer")),
+    )
+
+
+def _nothing(users: int) -> Shown:
+    none = np.zeros(0, dtype=np.int64)
+    return Shown(np.zeros(users + 1, dtype=np.int64), none, none, none.astype(bool))
 
 
 def _users(bought: np.ndarray) -> Histories:

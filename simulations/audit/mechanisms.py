@@ -22,7 +22,7 @@ from fedrec.privacy.discrete import LARGEST_SHARE, LEAST_SHARE
 from fedrec.privacy.noise_plan import gaussian_mu
 from fedrec.training import Examples, Records, RoundTask, expected_lot, round_sum
 from server.progress import notify
-from simulations.audit.canaries import disjoint_canaries, joined, make_canaries
+from simulations.audit.canaries import disjoint_canaries, joined, make_canaries, shown_canaries
 from simulations.audit.rounds import examples_of, noisy_update, of_all, of_each, records_of, rounds
 from simulations.audit.target import NO_NOISE, Attacked
 
@@ -85,7 +85,9 @@ class Training:
         return {"heads": True, "histogram_share": 0.0, "unit": "user", "trust": self.trust, **only}
 
     def canaries(self, config: RunConfig, catalogue: Catalogue, count: int, seed: int) -> Histories:
-        """See `Mechanism`: with as many positions as a round reads of a user."""
+        """See `Mechanism`: with as many positions, or impressions, as a round reads of a user."""
+        if config.objective == "response":
+            return shown_canaries(catalogue, count, seed, min(config.impressions, len(catalogue) - 1))
         return make_canaries(catalogue, count, seed, config.positions)
 
     def plan(self, config: RunConfig, noise: bool) -> tuple[float, float]:
@@ -222,10 +224,7 @@ def audit_config(config: RunConfig, mechanism: str = "heads") -> RunConfig:
     Raises:
         InputError: no such mechanism, or an objective that the attacks know nothing of.
     """
-    if config.objective != "next-item":
-        raise InputError(
-            f"objective = {config.objective!r}",
-            where="settings",
-            expected="objective = 'next-item', which the attacks are made for",
-        )
+    if config.objective not in ("next-item", "response"):
+        expected = "objective = 'next-item' or 'response', which the attacks are made for"
+        raise InputError(f"objective = {config.objective!r}", where="settings", expected=expected)
     return RunConfig.model_validate({**config.model_dump(), **forced_settings(mechanism, config.rounds)})

@@ -13,8 +13,9 @@ from fedrec.aggregation import apply_update, noise_in_update
 from fedrec.config import Part, RunConfig
 from fedrec.data import Histories
 from fedrec.model import Arrays, centred
+from fedrec.objectives import OBJECTIVES, Asked
 from fedrec.privacy import Gradients, NoiseSource, PerRecord, clipped_sum
-from fedrec.training import Examples, Records, RoundTask, build_examples, build_records, expected_lot, train_round
+from fedrec.training import Examples, Records, RoundTask, expected_lot, train_round
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.factors import RecordGradients
 from fedrec.training.heads import HeadsTrainer
@@ -115,18 +116,24 @@ def heads_trainer(target: Target, trained: Arrays, task: RoundTask) -> HeadsTrai
     e = centred(target.encoder.embed(data.catalogue), target.base)
     asked = [centred(one[None], target.base) for one in target.encoder.embed_private(data.histories.queries)]
     return HeadsTrainer(
-        e, target.prior, target.base, trained, task.scoring, events=2 * task.history, queries=torch.cat([e[:0], *asked])
-    )
+        e, target.prior, target.base, trained, task.scoring, events=2 * task.history, queries=torch.cat([e[:0], *asked]),
+        objective=OBJECTIVES[task.objective],
+    )  # fmt: skip
 
 
 def examples_of(config: RunConfig, histories: Histories) -> Examples:
     """One record a user."""
-    return build_examples(histories, history=config.history, positions=config.positions, decay=config.decay, unit="user")
+    records = OBJECTIVES[config.objective].records(histories, _asked(config, merge=False))
+    return records if isinstance(records, Examples) else records.padded()
 
 
 def records_of(config: RunConfig, histories: Histories, part: Part) -> Examples | Records:
     """The same as a merchant trains on them."""
-    return build_records(histories, history=config.history, positions=config.positions, decay=config.decay, merge=part == "heads")
+    return OBJECTIVES[config.objective].records(histories, _asked(config, merge=part == "heads"))
+
+
+def _asked(config: RunConfig, merge: bool) -> Asked:
+    return Asked(config.history, config.positions, config.decay, "user", config.impressions, merge)
 
 
 def _passes(run: Attacked, one: Round, records: Examples) -> Iterator[Iterator[Gradients]]:
@@ -138,8 +145,11 @@ def _passes(run: Attacked, one: Round, records: Examples) -> Iterator[Iterator[G
     data = target.merchant.data
     states = target.encoder.states(data.catalogue).followed_by(target.encoder.private_states(data.histories.queries))
     trainer = EncoderTrainer(
-        target.encoder, states, target.prior, target.base, one.before, task.scoring, history=task.encoder_history
-    )
+        target.encoder, states, target.prior, target.base, one.before, task.scoring, history=task.encoder_history,
+        objective=OBJECTIVES[task.objective],
+    )  # fmt: skip
+    if not trainer.objective.negatives:
+        yield trainer.gradients(records)
     for negatives in one.negatives:
         trainer.negatives = negatives
         yield trainer.gradients(records)
