@@ -17,9 +17,10 @@ from starlette.types import Message, Scope
 from fedrec.serve import tenants as module
 from fedrec.serve.app import create_app
 from fedrec.serve.faults import Fault
+from fedrec.serve.feedback_schemas import FeedbackRequest
 from fedrec.serve.metrics import Metrics
 from fedrec.serve.models import Stamp
-from fedrec.serve.schemas import ExplainRequest, FeedbackRequest, RankRequest, RecommendRequest
+from fedrec.serve.schemas import ExplainRequest, RankRequest, RecommendRequest
 from fedrec.serve.settings import ServeSettings
 from fedrec.serve.tenants import Tenant, Tenants
 

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Response
 
 from fedrec.errors import InputError
 from fedrec.serve.faults import Fault, errors, fault_of
+from fedrec.serve.feedback_schemas import FeedbackAnswer, FeedbackRequest
 from fedrec.serve.replies import JSON, reply
-from fedrec.serve.schemas import FeedbackAnswer, FeedbackRequest
 from fedrec.serve.service import Call, call_of
 
 __all__ = ["router"]
