@@ -3,9 +3,9 @@
     python -m benchmarks.baskets OUT online_retail=FOLDER demo=FOLDER [--most 60]
 
 FOLDER is a federation folder; each of its merchants is alone: untrained text, own baskets, nothing received. Customers are
-split by a hash: some choose (smoothing and weights of ours, smoothing of item-kNN, support of the rules), others are measured, all
-others are fitted on. Who is measured here had no part in anything that the model's form and constants were found on. A tenth of the
-items that were sold are *new*: taken out of every basket but those that hide one of them.
+split by a hash: some choose (smoothing and weights of ours, smoothing of item-kNN, support of the rules), others are
+measured, all others are fitted on. Who is measured here had no part in anything that the model's form and constants were
+found on. A tenth of the items that were sold are *new*: taken out of every basket but those that hide one of them.
 
     warm, one     one item hidden that others bought; all items ranked
     warm, half    half of the basket hidden, as far as others bought it
