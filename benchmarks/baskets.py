@@ -3,9 +3,9 @@
     python -m benchmarks.baskets OUT online_retail=FOLDER demo=FOLDER [--most 60]
 
 FOLDER is a federation folder; each of its merchants is alone: untrained text, own baskets, nothing received. Customers are
-split by a hash: some choose (smoothing and weights of ours, smoothing of item-kNN, support of the rules), others are measured, all
-others are fitted on. Who is measured here had no part in anything that the model's form and constants were found on. A tenth of the
-items that were sold are *new*: taken out of every basket but those that hide one of them.
+split by a hash: some choose (smoothing and weights of ours, smoothing of item-kNN, support of the rules), others are
+measured, all others are fitted on. Who is measured here had no part in anything that the model's form and constants were
+found on. A tenth of the items that were sold are *new*: taken out of every basket but those that hide one of them.
 
     warm, one     one item hidden that others bought; all items ranked
     warm, half    half of the basket hidden, as far as others bought it
@@ -155,7 +155,7 @@ def ways(shop: Shop, model: BasketModel, parts: BasketParts) -> tuple[dict[str, 
     counts = fitted.counts()
 
     def own(block: Group, held_back: bool) -> np.ndarray:
-        found = parts.scores(model.weights, text.cosines(block, 0.0), held_items(block))
+        found = parts.scores(model.weights, held_items(block))
         if held_back:
             held = held_items(block)
             for row, (start, stop) in enumerate(zip(held.indptr[:-1], held.indptr[1:], strict=True)):
@@ -237,7 +237,7 @@ def next_baskets(shop: Shop, model: BasketModel, parts: BasketParts) -> dict[str
         ones = np.ones(len(last[0]), dtype=np.float32)
         held = csr_array((ones, (last[0], block.items[last])), shape=(len(block.items), len(counts)))
         held.data[:] = 1.0
-        return parts.scores(model.weights, shop.text.cosines(block, 100.0), held)
+        return parts.scores(model.weights, held)
 
     def frequency(block: Group) -> np.ndarray:
         assert block.past is not None
@@ -283,7 +283,7 @@ def main() -> None:
             model = fit_baskets(shop.fitted, shop.fitted, shop.choosing, shop.text, K)
             if model is None:
                 continue
-            parts = BasketParts.of(model.layer, model.lifts, shop.fitted.counts(), shop.text.candidate)
+            parts = BasketParts.of(shop.text, model.layer, model.lifts, shop.fitted.counts())
             merchants.append(measure(shop, model, parts))
             again.append(next_baskets(shop, model, parts))
             pairs.append(rule_pairs(shop.fitted, shop.choosing, shop.text.candidate))

@@ -161,9 +161,9 @@ def test_what_is_planted_is_found_and_the_weights_are_chosen_on_it() -> None:
     assert weights.baskets > 30 and min(weights.values) >= 0 and weights.strength in (10.0, 100.0, 1000.0)
     model = fit_baskets(known, known, choosing, text, 3)
     assert model is not None and model.weights == weights
-    parts = BasketParts.of(model.layer, model.lifts, known.counts(), text.candidate)
+    parts = BasketParts.of(text, model.layer, model.lifts, known.counts())
     first = csr_array(np.eye(16, dtype=np.float32)[::2])
-    scores = parts.scores(weights, text.candidate[::2] @ text.candidate.T, first)
+    scores = parts.scores(weights, first)
     scores[np.arange(8), np.arange(0, 16, 2)] = -np.inf
     assert (scores.argmax(axis=1) == np.arange(1, 16, 2)).mean() >= 0.8
     few = choosing.take(np.arange(20))
@@ -180,7 +180,7 @@ def test_a_new_item_is_known_by_its_nearest() -> None:
     old = Baskets(csr_array(dense), baskets.owner)
     model = fit_baskets(old, old, old, text, 3)
     assert model is not None
-    parts, weights = BasketParts.of(model.layer, model.lifts, old.counts(), text.candidate), BasketWeights()
+    parts, weights = BasketParts.of(text, model.layer, model.lifts, old.counts()), BasketWeights()
     held = csr_array(np.eye(12, dtype=np.float32)[[0]])
     cosines = text.candidate[[0]] @ text.candidate.T
     like = np.maximum(text.candidate[5] @ text.candidate.T, 1e-3) ** 4
@@ -188,8 +188,12 @@ def test_a_new_item_is_known_by_its_nearest() -> None:
     like[5] = 0
     like /= like.sum()
     lifts = model.lifts.lifts.toarray()[0]
-    wanted = weights.text * (cosines[0, 5] + NEW * like @ lifts) + weights.popularity * np.delete(parts.prior, 5).mean()
-    found = parts.scores(weights, cosines, held)[0, 5]
+    wanted = (
+        weights.text * (cosines[0, 5] + NEW * like @ lifts)
+        + weights.nearest * cosines[0, 5]
+        + weights.popularity * np.delete(parts.prior, 5).mean()
+    )
+    found = parts.scores(weights, held)[0, 5]
     layer = weights.layer * model.layer.scores(held)[0, 5]
     assert layer == 0 and found == pytest.approx(wanted, abs=2e-3)
 

@@ -118,6 +118,20 @@ def test_the_other_questions_have_the_recommenders_answers(client: TestClient, r
         assert total == pytest.approx(item["score"], abs=1e-4)
 
 
+def test_a_basket_is_completed_for_the_shop_without_a_number(
+    client: TestClient, keys: dict[str, str], recommender: Recommending
+) -> None:
+    asked = {"items": ["i1", "i5", "gone"], "k": 4, "filter": {"price_max": 20}, "explain": True}
+    wanted = recommender.basket(["i1", "i5", "gone"], 4, filter=Filter(price_max=20), explain=True)
+    staff, shop = (client.post("/v1/basket", json=asked, headers=with_key(keys[key])).json() for key in ("staff", "shop"))
+    for said in (staff, shop):
+        assert [item["item_id"] for item in said["items"]] == [item for item, _ in wanted.items]
+        assert said["notes"] == list(wanted.notes) and said["source"] == wanted.source
+    assert [item["score"] for item in staff["items"]] == pytest.approx([score for _, score in wanted.items], abs=1e-5)
+    assert [item["reasons"] for item in shop["items"]] == [{**why.for_shopper(), "words": None} for why in wanted.reasons]
+    assert not list(numbers_in(shop["items"]))
+
+
 def test_what_explores_says_how_each_place_was_given(client: TestClient, keys: dict[str, str], recommender: Recommending) -> None:
     def ask(explore: float, key: str, k: int = 5) -> list[dict[str, Any]]:
         asked = {"history": HISTORY, "k": k, "explore": explore}
@@ -389,6 +403,8 @@ def test_a_page_from_elsewhere_cannot_ask(client: TestClient, headers: dict[str,
         ("/v1/search", '{"query": " "}', 422, "query"),
         ("/v1/search", "{}", 422, "query"),
         ("/v1/rank", '{"candidates": []}', 422, "candidates"),
+        ("/v1/basket", '{"items": []}', 422, "items"),
+        ("/v1/basket", '{"items": ["i1"], "user_id": "4711"}', 422, "user_id"),
         ("/v1/explain", '{"items": "i1"}', 422, "items"),
         ("/v1/feedback", '{"events": [{"event_id": "a,b", "user_id": "u", "item_id": "i1"}]}', 422, "events.0.event_id"),
         ("/v1/feedback", '{"events": [{"event_id": "a", "user_id": "u\\n", "item_id": "i1"}]}', 422, "events.0.user_id"),

@@ -317,9 +317,9 @@ class MerchantRecommender(Recommending):
         if own is None or own.baskets is None:
             return None
         layer, lifts = (own.placed(self.catalogue, one) for one in (own.baskets.layer, own.baskets.lifts))
-        parts = BasketParts.of(layer, lifts, self._baskets.counts(), self.part.candidate)
+        parts = BasketParts.of(self.part, layer, lifts, self._baskets.counts())
         text = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
-        return OwnBaskets(self._baskets, parts, own.baskets.weights, self.part, f"{text} + own baskets")
+        return OwnBaskets(self._baskets, parts, own.baskets.weights, f"{text} + own baskets")
 
     @property
     def _federations(self) -> np.ndarray:

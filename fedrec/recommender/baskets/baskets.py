@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self
 
 import numpy as np
@@ -58,18 +59,23 @@ class Baskets:
 
     def together(self, held: np.ndarray) -> np.ndarray:
         """(held, items) float64: in how many baskets each of some items is beside each of all."""
-        found: np.ndarray = (self.bought[:, held].T @ self.bought).toarray()
+        found: np.ndarray = (self._by_item[held] @ self.bought).toarray()
         return found.astype(np.float64)
 
     def customers(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(held, items) int64: how many customers had both in one basket, each counted once."""
         found = np.zeros((len(held), len(items)), dtype=np.int64)
         for row, item in enumerate(held.tolist()):
-            having = np.flatnonzero(self.bought[:, [item]].toarray()[:, 0])
+            having = self._by_item.indices[self._by_item.indptr[item] : self._by_item.indptr[item + 1]]
             beside = self.bought[having][:, items].tocoo()
             pairs = np.unique(np.stack([self.owner[having][beside.row], beside.col], axis=1), axis=0)
             found[row] = np.bincount(pairs[:, 1], minlength=len(items))
         return found
+
+    @cached_property
+    def _by_item(self) -> csr_array:
+        """(items, baskets)."""
+        return self.bought.T.tocsr()
 
 
 def cases_of(

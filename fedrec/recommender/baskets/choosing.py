@@ -7,11 +7,9 @@ the defaults the better on the same baskets is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from fedrec.evaluation.protocol import Group, metrics_of
 from fedrec.recommender.baskets.baskets import Baskets, cases_of
@@ -60,13 +58,13 @@ def choose_basket_weights(known: Baskets, choosing: Baskets, part: TextPart, k: 
     lifts: dict[float, OwnLayer] = {strength: Lifts.fit(known.bought, strength) for strength in Lifts.strengths}
     counts, nothing = known.counts(), np.zeros(len(part.candidate), dtype=np.float32)
     strength = _best(layers, cases, nothing, k)
-    shrinkage = _best(lifts, cases, BasketParts.of(layers[strength], lifts[30.0], counts, part.candidate).prior, k)
-    parts = BasketParts.of(layers[strength], lifts[shrinkage], counts, part.candidate)
+    shrinkage = _best(lifts, cases, BasketParts.of(part, layers[strength], lifts[30.0], counts).prior, k)
+    parts = BasketParts.of(part, layers[strength], lifts[shrinkage], counts)
     default = replace(default, strength=strength, shrinkage=shrinkage, baskets=len(cases.items))
-    found = fit_logit([_choices(parts, block, part, rng) for block in cases.blocks()], default.values)
-    text, popularity, lift, layer = np.maximum(found, 0.0).tolist()
-    fitted = replace(default, text=text, popularity=popularity, lifts=lift, layer=layer)
-    return max((fitted, default), key=lambda weights: _ndcg(parts, weights, cases, part, k))
+    found = fit_logit([_choices(parts, block, rng) for block in cases.blocks()], default.values)
+    text, nearest, popularity, lift, layer = np.maximum(found, 0.0).tolist()
+    fitted = replace(default, text=text, nearest=nearest, popularity=popularity, lifts=lift, layer=layer)
+    return max((fitted, default), key=lambda weights: _ndcg(parts, weights, cases, k))
 
 
 def _best(layers: dict[float, OwnLayer], cases: Group, beside: np.ndarray, k: int) -> float:
@@ -79,19 +77,11 @@ def _best(layers: dict[float, OwnLayer], cases: Group, beside: np.ndarray, k: in
     return max(layers, key=lambda strength: ndcg(layers[strength]))
 
 
-def _features(parts: BasketParts, block: Group, part: TextPart) -> np.ndarray:
-    held: csr_array = held_items(block)
-    return parts.features(part.cosines(block, 0.0), held)
-
-
-def _choices(parts: BasketParts, block: Group, part: TextPart, rng: np.random.Generator) -> Choices:
-    sample, found = Choices.among(block, rng), _features(parts, block, part)
+def _choices(parts: BasketParts, block: Group, rng: np.random.Generator) -> Choices:
+    sample, found = Choices.among(block, rng), parts.features(held_items(block))
     return replace(sample, features=np.stack([np.take_along_axis(one, sample.items, axis=1) for one in found]))
 
 
-def _ndcg(parts: BasketParts, weights: BasketWeights, cases: Group, part: TextPart, k: int) -> float:
-    by = weights.values.astype(np.float32)
-    found: Sequence[np.ndarray] = [
-        metrics_of(block, np.tensordot(by, _features(parts, block, part), 1), k).ndcg for block in cases.blocks()
-    ]
+def _ndcg(parts: BasketParts, weights: BasketWeights, cases: Group, k: int) -> float:
+    found = [metrics_of(block, parts.scores(weights, held_items(block)), k).ndcg for block in cases.blocks()]
     return float(np.concatenate(found).mean())

@@ -1,9 +1,10 @@
 """What goes with a basket, from a merchant's own baskets: its parts, their weights, and what `fedrec merchant fit` keeps of them.
 
-    score(j) = t (<u, c_j> + new_j) + b log p_j + l sum_i lift_ij / sqrt(n) + v layer_j / s
+    score(j) = t (<u, c_j> + new_j) + m max_i <h_i, c_j> + b log p_j + l sum_i lift_ij / sqrt(n) + v layer_j / s
 
 `u` is the mean text of the basket's `n` items and `p_j` the share of baskets with j. `lift` is `Lifts`; `layer` an item-item
-model of `OWN_LAYERS` fitted on baskets in place of customers, over its standard deviation `s`. Both are linear in the basket.
+model of `OWN_LAYERS` fitted on baskets in place of customers, over its standard deviation `s`. Both are linear in the basket;
+the nearest text is one item's alone.
 Items in no basket yet have neither: for them stands what is nearest by text, `new_j = NEW sum_w W_jw sum_i lift_iw / sqrt(n)`,
 and the mean of `log p`.
 """
@@ -12,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from fedrec.model.adapter import Arrays
-from fedrec.model.ranking import best_items
+from fedrec.model.ranking import best_items, products
 from fedrec.model.towers import log_prior
 from fedrec.recommender.baskets.lifts import Lifts
-from fedrec.recommender.blend import own_scores
+from fedrec.recommender.blend import TextPart, own_scores
 from fedrec.recommender.own_layer import OWN_LAYERS, OwnLayer, Scores
 
 __all__ = ["BasketModel", "BasketParts", "BasketWeights"]
@@ -38,13 +40,14 @@ class BasketWeights:
     """The weights of the formula above.
 
     Attributes:
-        text: t; popularity: b; lifts: l; layer: v.
+        text: t; nearest: m; popularity: b; lifts: l; layer: v.
         strength: of the layer's smoothing.
         shrinkage: c of `Lifts`.
         baskets: how many the choice was made on; 0 for shared defaults.
     """
 
     text: float = 2.0
+    nearest: float = 0.5
     popularity: float = 0.8
     lifts: float = 0.6
     layer: float = 0.15
@@ -54,8 +57,8 @@ class BasketWeights:
 
     @property
     def values(self) -> np.ndarray:
-        """(4,) in the order of `BasketParts.features`."""
-        return np.array([self.text, self.popularity, self.lifts, self.layer])
+        """(5,) in the order of `BasketParts.features`."""
+        return np.array([self.text, self.nearest, self.popularity, self.lifts, self.layer])
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,14 @@ class BasketParts:
     """What is joined, over a catalogue as it is now.
 
     Attributes:
+        text: over this catalogue; its popularities have no part.
         layer, lifts: over this catalogue.
         prior: (items,) float32 log p.
         new: (items,) bool, in no basket yet.
         like: (items, items) W, rows of sum one for new items and empty for others.
     """
 
+    text: TextPart
     layer: Scores
     lifts: Scores
     prior: np.ndarray
@@ -111,29 +116,47 @@ class BasketParts:
     like: csr_array
 
     @classmethod
-    def of(cls, layer: Scores, lifts: Scores, counts: np.ndarray, candidate: np.ndarray) -> Self:
-        """From the number of baskets of each item (items,) and the items as candidates (items, hidden)."""
+    def of(cls, text: TextPart, layer: Scores, lifts: Scores, counts: np.ndarray) -> Self:
+        """From the number of baskets of each item, (items,)."""
         prior, new = log_prior(counts, 1.0), counts == 0
         if not new.all():
             prior[new] = prior[~new].mean()
-        return cls(layer, lifts, prior, new, _likeness(candidate, new))
+        return cls(text, layer, lifts, prior, new, _likeness(text.candidate, new))
 
-    def features(self, cosines: np.ndarray, held: csr_array) -> np.ndarray:
-        """(4, baskets, items) float32: text, popularity, lifts, layer.
+    def features(self, held: csr_array) -> np.ndarray:
+        """(5, baskets, items) float32: text, nearest text, popularity, lifts, layer.
 
         Args:
-            cosines: (baskets, items) `<u, c>`.
             held: (baskets, items) of ones, what each basket holds.
         """
         lifts = self.lifts.scores(held) / root_of(held)
-        text = cosines + np.float32(NEW) * (csr_array(lifts) @ self.like.T).toarray() if self.like.nnz else cosines
-        prior = np.broadcast_to(self.prior, cosines.shape)
-        return np.stack([text, prior, lifts, own_scores(self.layer, held)]).astype(np.float32, copy=False)
+        text, nearest = self._cosines(held)
+        if self.like.nnz:
+            text += np.float32(NEW) * (csr_array(lifts) @ self.like.T).toarray()
+        prior = np.broadcast_to(self.prior, text.shape)
+        return np.stack([text, nearest, prior, lifts, own_scores(self.layer, held)]).astype(np.float32, copy=False)
 
-    def scores(self, weights: BasketWeights, cosines: np.ndarray, held: csr_array) -> np.ndarray:
+    def scores(self, weights: BasketWeights, held: csr_array) -> np.ndarray:
         """(baskets, items) float32 of the formula."""
-        found: np.ndarray = np.tensordot(weights.values.astype(np.float32), self.features(cosines, held), 1)
+        found: np.ndarray = np.tensordot(weights.values.astype(np.float32), self.features(held), 1)
         return found
+
+    def _cosines(self, held: csr_array) -> tuple[np.ndarray, np.ndarray]:
+        """(baskets, items) twice: with the mean of a basket, and with the nearest of its items."""
+        history, candidate = self.text.history, self.text.candidate
+        mean = held @ history[: held.shape[1]]
+        mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        nearest = np.zeros(held.shape, dtype=np.float32)
+        for row, (start, stop) in enumerate(pairwise(held.indptr.tolist())):
+            if stop > start:
+                nearest[row] = products(history[held.indices[start:stop]], candidate).max(axis=0)
+        return products(mean.astype(np.float32), candidate), nearest
+
+    def nearest(self, held: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(items,) which of the held items is the nearest to each of some, and its cosine."""
+        cosines = self.text.history[held].astype(np.float64) @ self.text.candidate[items].T.astype(np.float64)
+        place = cosines.argmax(axis=0)
+        return place, cosines[place, np.arange(len(items))]
 
     def lifts_between(self, weights: BasketWeights, held: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(held, items) what each item of one basket adds through lifts, those of the nearest texts included."""

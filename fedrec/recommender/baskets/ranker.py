@@ -9,15 +9,12 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from fedrec.data import Catalogue, ItemDetails
-from fedrec.model.ranking import products
 from fedrec.recommender.asking import HistoryRanker
 from fedrec.recommender.baskets.baskets import Baskets
 from fedrec.recommender.baskets.model import BasketParts, BasketWeights
-from fedrec.recommender.blend import TextPart
 from fedrec.recommender.contest import HERE
 from fedrec.recommender.frequency import PersonalFrequency
 from fedrec.recommender.past import Past
-from fedrec.recommender.pooled import Pooled
 from fedrec.recommender.reasons.shares import Customers, Shares, held_items_of, own_shares, prior_shares, text_shares
 
 __all__ = ["BasketRanker", "OwnBaskets"]
@@ -30,35 +27,33 @@ class OwnBaskets:
     Attributes:
         baskets: what was bought here.
         parts, weights: of the formula.
-        part: the text.
         source: what it is called in an answer.
     """
 
     baskets: Baskets
     parts: BasketParts
     weights: BasketWeights
-    part: TextPart
     source: str
 
     def scores(self, pasts: Sequence[Past]) -> np.ndarray:
         """(baskets, items) float32."""
-        users = Pooled.of(pasts, self.part.history, max(len(past.items) for past in pasts)).users(0.0)
         held = [past.bought for past in pasts]
         offsets = np.append(0, np.cumsum([len(one) for one in held]))
-        shape = (len(pasts), len(self.part.candidate))
+        shape = (len(pasts), len(self.parts.prior))
         row = csr_array((np.ones(offsets[-1], dtype=np.float32), np.concatenate(held), offsets), shape=shape)
-        return self.parts.scores(self.weights, products(users, self.part.candidate), row)
+        return self.parts.scores(self.weights, row)
 
     def shares(self, past: Past, items: np.ndarray) -> Shares:
-        """See `HistoryRanker.shares`; a pair counts the customers who had both in one basket."""
-        held, weights = held_items_of(past), self.weights
-        text = text_shares(
-            past, held, self.part.history, self.part.candidate[items], len(past.items), {0.0: weights.text}
-        )  # fmt: skip
+        """See `HistoryRanker.shares`."""
+        held, weights, part = held_items_of(past), self.weights, self.parts.text
+        text = text_shares(past, held, part.history, part.candidate[items], len(past.items), {0.0: weights.text})
+        place, cosine = self.parts.nearest(held, items)
+        text.text[0.0][place, np.arange(len(items))] += weights.nearest * cosine
+        direction = text.direction + weights.nearest * part.history[held[place]]
         own = self.parts.lifts_between(weights, held, items)
-        own += own_shares(self.parts.layer, past, held, items, weights.layer, len(self.part.candidate))
+        own += own_shares(self.parts.layer, past, held, items, weights.layer, len(self.parts.prior))
         popularity, base = prior_shares({HERE: self.parts.prior}, {HERE: weights.popularity}, items)
-        return Shares(held, text.text, own, np.zeros_like(own), {}, popularity, base, text.direction)
+        return Shares(held, text.text, own, np.zeros_like(own), {}, popularity, base, direction)
 
     def customers(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(held, items) how many customers had both in one basket."""
