@@ -183,6 +183,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a pair alone": (["--batch", "1"], "--batch"),
     "no temperature": (["--temperature", "0"], "--temperature"),
     "not a rate": (["--learning-rate", "nan"], "--learning-rate"),
+    "wider than the encoder": (["--set", "rank=33"], "rank"),
     "no LoRA": (["--set", "encoder_layers=0"], "encoder_layers"),
     "too few items": (["--batch", "90"], "too few pairs"),
     "nothing to go on with": (["--batch", "16", "--resume"], "nothing to go on with"),

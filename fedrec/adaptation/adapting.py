@@ -25,7 +25,6 @@ from fedrec.config import RunConfig, write_atomically
 from fedrec.data import Columns
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, digest, load_arrays, save_arrays
-from fedrec.model.cache import States
 from fedrec.model.encoder import TextEncoder, load_encoder
 from fedrec.model.saved import COUNT, TEXT, save_adapter, settings_of_run
 from fedrec.model.towers import Scoring, embedding_base, init_base, init_trained
@@ -65,30 +64,41 @@ def adapt(
     encoder = load_encoder(
         config.encoder, config.encoder_layers, config.encoder_rank, config.max_tokens, config.device, config.texts_per_batch
     )
-    made_of = {**asdict(schedule), "items": items.catalogue.digest, "encoder_fingerprint": encoder.fingerprint}
-    made_of |= {name: getattr(config, name) for name in ("encoder_layers", "encoder_rank", "lora_init", "heads", "rank")}
-    made_of["kinds"] = list(schedule.kinds)
+    if config.heads and config.rank > encoder.hidden:
+        raise InputError(f"found {config.rank}", where="rank", expected=f"at most {encoder.hidden}, the encoder's width")
     pairs = Pairs.make(items, schedule.kinds, schedule.seed)
     if not schedule.steps(pairs):
         raise InputError(
             f"there are too few pairs of the kind {' or '.join(schedule.kinds)}", where=str(source),
             expected=f"{(schedule.batch + 1) // 2} or more of one kind", hint="a smaller --batch, or other --pairs",
         )  # fmt: skip
-    record = _open(out, made_of, resume)
+    record = _open(out, _settings(config, schedule, items, encoder), resume)
     if "digest" in record:
         return record  # it was done already
     states = encoder.states(items.catalogue)
-    base = init_base(encoder, states, config.heads, config.rank, config.lora_init, config.seed)
+    base = init_base(encoder, states, config.heads, config.rank, config.lora_init, schedule.seed)
     encoder.load(base)
     training = Contrast(encoder, pairs, pairs.states(encoder, out / VIEWS), base, schedule)
     record |= {"pairs": {kind: sides.shape[1] for kind, sides in zip(schedule.kinds, pairs.sides, strict=True)}}
     record |= {"texts": len(items.catalogue), "steps": training.total}
     _train(training, record, out, progress)
-    record["digest"] = _write(out, encoder, items, states, base, config)
+    moved = embedding_base(
+        encoder.pooled(states), config.heads, config.rank, config.lora_init, torch.Generator().manual_seed(schedule.seed)
+    )
+    arrays = {**base, **init_trained(encoder, config.heads, config.rank), **encoder.trained(), **moved}
+    _write(out / "adapter", encoder, items, arrays, config)
+    record["digest"] = digest(arrays)
     _save_record(out, record)
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / VIEWS, ignore_errors=True)
     return record
+
+
+def _settings(config: RunConfig, schedule: Schedule, items: PublicItems, encoder: TextEncoder) -> dict[str, Any]:
+    """What the result is a function of, as JSON has it."""
+    of_run = {name: getattr(config, name) for name in ("encoder_layers", "encoder_rank", "lora_init", "heads", "rank")}
+    read = {"items": items.catalogue.digest, "encoder_fingerprint": encoder.fingerprint}
+    return {**asdict(schedule), "kinds": list(schedule.kinds), **read, **of_run}
 
 
 def _check(config: RunConfig, schedule: Schedule) -> None:
@@ -152,16 +162,11 @@ def _save_record(out: Path, record: dict[str, Any]) -> None:
     write_atomically(out / RECORD, json.dumps(record, indent=2).encode())
 
 
-def _write(out: Path, encoder: TextEncoder, items: PublicItems, states: States, base: Arrays, config: RunConfig) -> str:
-    """The adapter's folder; nothing is known of popularity. Returns the digest of its arrays."""
-    generator = torch.Generator().manual_seed(config.seed)
-    moved = embedding_base(encoder.pooled(states), config.heads, config.rank, config.lora_init, generator)
-    arrays = {**base, **init_trained(encoder, config.heads, config.rank), **encoder.trained(), **moved}
+def _write(folder: Path, encoder: TextEncoder, items: PublicItems, arrays: Arrays, config: RunConfig) -> None:
+    """An adapter's folder as a run's; nothing is known of popularity."""
     scoring = Scoring(config.temperature, config.decay, config.prior_weight)
     floor = {"prior.floor": np.ones(1, dtype=np.float32)}
-    table = pd.DataFrame(
-        {Columns.ITEM: items.catalogue.item_ids, TEXT: items.catalogue.texts, COUNT: np.zeros(len(items.catalogue))}
-    )
+    unknown = np.zeros(len(items.catalogue))
+    table = pd.DataFrame({Columns.ITEM: items.catalogue.item_ids, TEXT: items.catalogue.texts, COUNT: unknown})
     table = table.assign(**items.details.columns())
-    save_adapter(out / "adapter", encoder, arrays, settings_of_run(config, encoder, floor, scoring.by_name()), table)
-    return digest(arrays)
+    save_adapter(folder, encoder, arrays, settings_of_run(config, encoder, floor, scoring.by_name()), table)
