@@ -13,7 +13,7 @@ from fedrec.aggregation import apply_update, noise_in_update
 from fedrec.config import Part, RunConfig
 from fedrec.data import Histories
 from fedrec.model import Arrays, centred
-from fedrec.objectives import OBJECTIVES, Asked
+from fedrec.objectives import OBJECTIVES, Asked, Lot
 from fedrec.privacy import Gradients, NoiseSource, PerRecord, clipped_sum
 from fedrec.training import Examples, Records, RoundTask, expected_lot, train_round
 from fedrec.training.encoder import EncoderTrainer
@@ -127,7 +127,7 @@ def examples_of(config: RunConfig, histories: Histories) -> Examples:
     return records if isinstance(records, Examples) else records.padded()
 
 
-def records_of(config: RunConfig, histories: Histories, part: Part) -> Examples | Records:
+def records_of(config: RunConfig, histories: Histories, part: Part) -> Lot:
     """The same as a merchant trains on them."""
     return OBJECTIVES[config.objective].records(histories, _asked(config, merge=part == "heads"))
 
