@@ -235,6 +235,9 @@ def test_it_asks_with_the_key_and_shows_a_list_with_reasons_as_text(
     page.evaluate(set_("version", "untrained") + "document.querySelector('#ask > :last-child button').click(); 1")
     until(page, "document.querySelectorAll('#answers section').length == 3")
     assert page.evaluate("[...document.querySelectorAll('#answers h2')].map((one) => one.textContent)[1]") == "By untrained"
+    page.evaluate("document.querySelector('#answers section:nth-child(2) summary').click(); 1")
+    assert not page.evaluate("/was|new|not there/.test(document.querySelector('#answers section:nth-child(2)').textContent)")
+    assert page.evaluate("document.querySelector('#answers section:nth-child(2) mark') === null"), "words are the other one's"
     page.evaluate(set_("find", "red lamp") + "document.getElementById('search').click(); 1")
     until(page, "document.querySelectorAll('#found li').length")
     page.evaluate("document.querySelector('#found button').click(); 1")

@@ -85,7 +85,7 @@ async function rank() {
   await nameAll(asked.history ?? []);
   last = { asked, found };
   const shown = [listed("Now", last, before)];
-  if (other) shown.push(listed(`By ${other.model}`, { asked, found: other }, last));
+  if (other) shown.push(listed(`By ${other.model}`, { asked, found: other }, last, true));
   if (before && $("beside").checked) shown.push(listed("Before", before, null));
   $("answers").replaceChildren(...shown);
 }
@@ -100,10 +100,12 @@ async function nameAll(history) {
   if (unknown.length) remember(await fetched("/v1/rank", { history, candidates: [...new Set(unknown)], repeats: true }));
 }
 
-function listed(title, { asked, found }, before) {
+// Of another version places are held against those now, and no words are marked: the service explains words by the one that answers.
+function listed(title, { asked, found }, before, other = false) {
   const places = new Map((before?.found.items ?? []).map((item, place) => [item.item_id, place + 1]));
   const list = make("ol");
-  found.items.forEach((item, place) => list.append(row(item, place + 1, asked, before && (places.get(item.item_id) ?? "new"))));
+  found.items.forEach((item, place) => list.append(row(item, place + 1, other ? null : asked,
+    before ? moved(place + 1, places.get(item.item_id), other) : null)));
   return make("section", {}, make("h2", { textContent: title }),
     make("p", { className: "soft", textContent: `${settings(asked)}. Source: ${found.source}. ${found.notes.join(". ")}` }),
     found.items.length ? list : make("p", { textContent: "No item." }));
@@ -116,10 +118,16 @@ function settings(asked) {
   return [...rest, ...some].map(([name, value]) => `${name} ${Array.isArray(value) ? value.join(", ") : value}`).join("; ");
 }
 
-function row(item, place, asked, was) {
+// What became of an item that had the place `was` in the list that this one is held against, undefined where it was not there.
+function moved(place, was, other) {
+  if (was === undefined) return other ? "not there now" : "new";
+  return was === place ? null : `${other ? "now" : "was"} ${was}`;
+}
+
+function row(item, place, asked, change) {
   const figures = [
     item.item_id, item.score !== null && `score ${item.score.toFixed(3)}`,
-    item.propensity !== null && `chance ${item.propensity.toPrecision(2)}`, was !== null && was !== place && (was === "new" ? "new" : `was ${was}`),
+    item.propensity !== null && `chance ${item.propensity.toPrecision(2)}`, change,
   ];
   const text = make("span", { className: "text", textContent: `${place}. ${item.text}` });
   const found = make("li", {}, make("div", { className: "item" }, text, adder(item)),
@@ -128,7 +136,7 @@ function row(item, place, asked, was) {
     const bars = make("div", { className: "bars" }), said = make("p", { className: "soft", hidden: true });
     bars.append(...item.reasons.shares.flatMap(barOf(item.reasons.shares)));
     const why = make("details", {}, make("summary", { textContent: "Why" }), bars, said);
-    why.addEventListener("toggle", () => words(item, asked, text, place, said), { once: true });
+    if (asked) why.addEventListener("toggle", () => words(item, asked, text, place, said), { once: true });
     if (item.reasons.because) found.append(make("p", { className: "because", textContent: item.reasons.because }));
     found.append(why);
   }
