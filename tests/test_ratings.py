@@ -94,7 +94,7 @@ def test_split_and_check_carry_ratings(tmp_path: Path) -> None:
 def test_own_ratings_are_those_before_the_block_and_shrunk(texts: bool) -> None:
     """Against a plain loop over each user's ratings."""
     histories, rng = histories_of(4, users=25), np.random.default_rng(1)
-    known = Known(rng.uniform(-1, 1, ITEMS), rng.normal(0, 0.5, (ITEMS, 3)) if texts else np.zeros((ITEMS, 0)))
+    known = Known(rng.uniform(-1, 1, ITEMS), rng.uniform(-0.9, 0.9, (ITEMS, 3)) if texts else np.zeros((ITEMS, 0)))
     asked = Asked(50, 3, 0.0, "user", 100, False, 0.0, 5.0)
     records, plain = OBJECTIVES["rating"].records(histories, asked, known).padded(), rating_records(histories, asked).padded()
     assert np.abs(plain.answer).max() == 1  # ratings of 6 are clamped
