@@ -15,7 +15,7 @@ from fedrec.data import Histories
 from fedrec.model import Arrays, centred
 from fedrec.objectives import OBJECTIVES, Asked, Lot
 from fedrec.privacy import Gradients, NoiseSource, PerRecord, clipped_sum
-from fedrec.training import Examples, Records, RoundTask, expected_lot, train_round
+from fedrec.training import Examples, RoundTask, expected_lot, train_round
 from fedrec.training.encoder import EncoderTrainer
 from fedrec.training.factors import RecordGradients
 from fedrec.training.heads import HeadsTrainer
@@ -27,7 +27,7 @@ __all__ = [
     "rounds",
 ]  # fmt: skip
 
-Answer = Callable[[Attacked, RoundTask, Examples | Records, Arrays, NoiseSource], Arrays]
+Answer = Callable[[Attacked, RoundTask, Lot, Arrays, NoiseSource], Arrays]
 """What comes of a round on a merchant's records from an adapter, as a change of it."""
 
 
@@ -57,7 +57,7 @@ class _Watched:
         return self.drawn[-1]
 
 
-def rounds(run: Attacked, part: Part, examples: Examples | Records, answer: Answer) -> Iterator[Round]:
+def rounds(run: Attacked, part: Part, examples: Lot, answer: Answer) -> Iterator[Round]:
     """The rounds of a federation with the server's optimizer between them."""
     config, trained, state = run.config, run.target.trained, {}  # type: RunConfig, Arrays, Arrays
     rate = config.server_learning_rate if part == "heads" else config.encoder_learning_rate
@@ -75,7 +75,7 @@ def rounds(run: Attacked, part: Part, examples: Examples | Records, answer: Answ
         trained = after
 
 
-def noisy_update(run: Attacked, task: RoundTask, examples: Examples | Records, trained: Arrays, noise: NoiseSource) -> Arrays:
+def noisy_update(run: Attacked, task: RoundTask, examples: Lot, trained: Arrays, noise: NoiseSource) -> Arrays:
     """An `Answer`: that of the one merchant under attack, with all of the noise."""
     target = run.target
     return train_round(
