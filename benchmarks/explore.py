@@ -25,7 +25,7 @@ from benchmarks.measure import environment
 from fedrec.cli.terminal import quiet_libraries, quiet_models
 from fedrec.explore.beliefs import Prior
 from fedrec.explore.feedback import Feedback, Learned, learn
-from fedrec.explore.places import FLOOR
+from fedrec.explore.places import FLOOR, shares_of
 from fedrec.recommender.selection import intra_list_distance
 
 __all__ = ["main"]
@@ -79,8 +79,8 @@ class Beliefs:
 def fill(policy: Policy, plain: np.ndarray, mean: np.ndarray, sd: np.ndarray, rng: np.random.Generator) -> list[int]:
     """A list by `fedrec.explore.places`, without its propensities, which nobody asks for here."""
     left, found = np.ones(len(mean), dtype=bool), list[int]()
-    for _ in range(PLACES):
-        if rng.random() >= policy.share:
+    for share in shares_of(policy.share, PLACES):
+        if rng.random() >= share:
             item = next(one for one in plain.tolist() if left[one])
         elif policy.kind == "epsilon" or rng.random() < FLOOR:
             item = int(rng.choice(np.flatnonzero(left)))

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from fedrec.errors import InputError
 from fedrec.explore.beliefs import Prior
-from fedrec.explore.feedback import APART, FIRM, KIND, LEAST, LOOSE, Feedback, learn
+from fedrec.explore.feedback import APART, FIRM, KIND, LEAST, LOOSE, UNKNOWN, Feedback, learn
 from fedrec.recommender import Recommender
 
 from .test_answers import HISTORY, ids, recommender  # noqa: F401
@@ -29,13 +29,14 @@ def test_the_posterior_is_that_of_a_dense_one() -> None:
     prior = Prior(rng.normal(size=(items, 3)), np.array([0, 0, 5, 10, 50, 100, 500, 0]))
     found = Feedback(rng.integers(0, 7, rows), rng.integers(0, 3, rows), rng.normal(size=rows), (rng.random(rows) < 0.2) * 1.0)
     width = prior.features.shape[1]
-    design = np.zeros((rows, 4 + width + items))
+    design = np.zeros((rows, 5 + width + items))
     design[np.arange(rows), found.place] = 1
     design[:, 3] = found.believed
-    design[:, 4 : 4 + width] = prior.features[found.item]
-    design[np.arange(rows), 4 + width + found.item] = 1
+    design[:, 4] = 1 - prior.known[found.item]
+    design[:, 5 : 5 + width] = prior.features[found.item]
+    design[np.arange(rows), 5 + width + found.item] = 1
     own = prior.spread**2 * (1 - prior.known + LEAST**2)
-    precision = np.concatenate([[LOOSE] * 3, [FIRM], [width / (KIND * prior.spread) ** 2] * width, 1 / own])
+    precision = np.concatenate([[LOOSE] * 3, [FIRM, UNKNOWN], [width / (KIND * prior.spread) ** 2] * width, 1 / own])
     centre = np.zeros(len(precision))
     centre[3] = 1.0
 
@@ -47,7 +48,7 @@ def test_the_posterior_is_that_of_a_dense_one() -> None:
     theta = minimize(loss, centre, jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 1e-15, "maxiter": 5000}).x
     chance = 1 / (1 + np.exp(-design @ theta))
     covariance = np.linalg.inv((design * (chance * (1 - chance))[:, None]).T @ design + np.diag(precision))
-    pick = np.concatenate([np.zeros((items, 4)), prior.features, np.eye(items)], axis=1)
+    pick = np.concatenate([np.zeros((items, 4)), 1 - prior.known[:, None], prior.features, np.eye(items)], axis=1)
     learned = learn(prior, found)
     assert learned.slope == pytest.approx(theta[3], abs=1e-3)
     np.testing.assert_allclose(learned.effect, pick @ theta, atol=2e-3)

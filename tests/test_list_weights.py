@@ -12,7 +12,7 @@ from fedrec.errors import InputError
 from fedrec.explore.estimators import doubly_robust, ips, snips
 from fedrec.explore.evaluating import evaluate
 from fedrec.explore.log import LogTable
-from fedrec.explore.places import FLOOR, Thompson, draw_places
+from fedrec.explore.places import FLOOR, Thompson, draw_places, shares_of
 from fedrec.explore.steps import product_above
 
 ITEMS, PLACES = 6, 3
@@ -24,6 +24,7 @@ def chances(above: tuple[int, ...], share: float) -> np.ndarray:
     """(items,) of what comes next, as `draw_places` documents it."""
     found = np.zeros(ITEMS)
     left = [item for item in range(ITEMS) if item not in above]
+    share = shares_of(share, PLACES)[len(above)]
     for item in left:
         values = Thompson(MEAN, SD, PLACES)
         for gone in above:

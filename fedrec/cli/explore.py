@@ -1,4 +1,4 @@
-"""`fedrec explore`: what trying things out was worth."""
+"""`fedrec explore`: learn from what was tried out, and what that was worth."""
 
 from __future__ import annotations
 
@@ -9,24 +9,47 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedrec.cli.asking import Json
+from fedrec.cli.merchant_own import Folder, another_fit, not_written, opened, say_learned
 from fedrec.cli.terminal import out, print_json, table
+from fedrec.errors import InputError
 
 if TYPE_CHECKING:
     from fedrec.explore.evaluating import Evaluation
+    from fedrec.explore.log import LogTable
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Judge what was tried out.", no_args_is_help=True)
+app = typer.Typer(help="Learn from what was tried out, and judge it.", no_args_is_help=True)
 
 
 @app.callback()
 def explore() -> None:
-    """Judge what was tried out, from a log of what was shown."""
+    """Learn from what was tried out, and judge it, from a log of what was shown."""
+
+
+@app.command()
+def learn(folder: Folder, json: Json = False) -> None:
+    """Learn from all lists that explored in a merchant's folder, and the feedback to them: lists that explore go by it."""
+    place = opened(folder)
+    from fedrec.recommender.learning import learn_bandit
+
+    with place.fitting(another_fit):
+        try:
+            found = learn_bandit(place)
+        except OSError as error:
+            raise not_written(error, place.path) from None
+    if json:
+        print_json({"version": found.version, **found.facts})
+    else:
+        say_learned(found)
 
 
 @app.command()
 def evaluate(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="A .csv, .parquet or .jsonl file; see docs/exploration.md.")],
+    log: Annotated[
+        Path,
+        typer.Argument(metavar="LOG", help="A .csv, .parquet or .jsonl file, or a merchant's folder; see docs/exploration.md."),
+    ],
     logged: Annotated[str | None, typer.Option(help="Use only the rows that this policy chose.")] = None,
     target: Annotated[
         str | None, typer.Option(help="The policy to evaluate, where the log has rows of it; else its column `target` counts.")
@@ -39,13 +62,26 @@ def evaluate(
 ) -> None:
     """Estimate what another policy would have earned: IPS, self-normalised IPS, direct method and doubly robust."""
     from fedrec.explore.evaluating import evaluate
-    from fedrec.explore.log import read_log
 
-    found = evaluate(read_log(log), logged, target, by or (), confidence)
+    folder = log.is_dir()
+    found = evaluate(_log_of(log), logged, target, by or (), confidence)
     if json:
         print_json(asdict(found))
         return
-    _show(found, logged or "the log", target or "column target", confidence)
+    _show(found, logged or "the log", target or ("the same lists without exploring" if folder else "column target"), confidence)
+
+
+def _log_of(path: Path) -> LogTable:
+    from fedrec.explore.log import read_log
+    from fedrec.merchant import MERCHANT_FILE
+
+    if not path.is_dir():
+        return read_log(path)
+    if not (path / MERCHANT_FILE).is_file():
+        raise InputError(f"there is no {MERCHANT_FILE}", where=str(path), expected="a merchant's folder, or a log")
+    from fedrec.recommender.impressions import read_shown
+
+    return read_shown(path)
 
 
 def _show(found: Evaluation, logged: str, target: str, confidence: float) -> None:

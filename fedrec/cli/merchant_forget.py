@@ -28,6 +28,13 @@ LAYER = {
 }
 
 
+BANDIT = {
+    "none": None,
+    "fitted": "what lists that explored taught: learned anew from those that are left",
+    "removed": "what lists that explored taught: removed",
+}
+
+
 def forget(
     folder: Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")],
     user: Annotated[str, typer.Argument(help="The person's user_id, as it is in the events.")],
@@ -43,7 +50,7 @@ def forget(
     if merchant.state.is_dir():
         os.environ.setdefault("FEDREC_CACHE", str(merchant.cache))
     quiet_models()
-    from fedrec.recommender.forgetting import Layer, erase, find_traces, may_have_layer, renew_layer
+    from fedrec.recommender.forgetting import Layer, erase, find_traces, may_have_layer, renew_bandit, renew_layer
     from fedrec.recommender.merchant_text import MerchantPlace
 
     place = MerchantPlace(merchant.path)
@@ -54,33 +61,38 @@ def forget(
     if files and not yes and not typer.confirm("Remove these rows? There is no way back", err=json):
         raise typer.Abort
     erase(traces, user)
-    layer, fault = Layer("none"), None
+    layer, bandit, fault = Layer("none"), Layer("none"), None
     try:
         if may_have_layer(place):
             # A fit that read the person before may write a layer that knows them until it ends.
             with place.fitting(another_fit), progress_bars(left=True) as progress:
                 task = progress.add_task("own layers", total=None)
-                layer = renew_layer(place, bool(files), lambda done, of: progress.update(task, completed=done, total=of))
+                try:
+                    layer = renew_layer(place, bool(files), lambda done, of: progress.update(task, completed=done, total=of))
+                finally:
+                    bandit = renew_bandit(place)
     except (InputError, OSError) as error:
         fault = error if isinstance(error, InputError) else not_written(error, place.own)
         layer = Layer("not renewed", str(fault))
-    _say_done(traces, files, layer, json)
+    _say_done(traces, files, layer, bandit, json)
     if fault is not None:
         raise fault
 
 
-def _say_done(traces: Traces, files: dict[str, int], layer: Layer, json: bool) -> None:
+def _say_done(traces: Traces, files: dict[str, int], layer: Layer, bandit: Layer, json: bool) -> None:
     from fedrec.recommender.forgetting import STAYS
 
     if json:
         print_json({
             "found": traces.found, "removed": files, "in_database": traces.in_database,
-            "own_layer": layer.state, "why": layer.why, "stays": list(STAYS),
+            "own_layer": layer.state, "why": layer.why, "bandit": bandit.state, "stays": list(STAYS),
         })  # fmt: skip
         return
     if files:
         out.print("removed", style="bold")
     out.print(LAYER[layer.state], soft_wrap=True)
+    if said := BANDIT[bandit.state]:
+        out.print(said, soft_wrap=True)
     if layer.why and layer.state != "not renewed":
         out.print(layer.why, style="yellow", soft_wrap=True)
     if traces.in_database:

@@ -17,10 +17,11 @@ from fedrec.errors import InputError
 
 if TYPE_CHECKING:
     from fedrec.data import MerchantData
+    from fedrec.recommender.bandit import Bandit
     from fedrec.recommender.frequency import PersonalFrequency
     from fedrec.recommender.merchant_text import MerchantPlace
 
-__all__ = ["Folder", "Json", "another_fit", "evaluate", "fit", "not_written", "opened", "tell_changed_roles"]
+__all__ = ["Folder", "Json", "another_fit", "evaluate", "fit", "not_written", "opened", "say_learned", "tell_changed_roles"]
 
 Folder = Annotated[Path, typer.Argument(help="The merchant's folder, with merchant.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -39,6 +40,7 @@ def fit(
             _fit(place, data, force, json) if place.settings.recommender.own_layer else _fit_text_alone(place, data, force, json)
         )
         responses = fit_responses_here(place, data, force, json)
+        _learn(place, json)
     if json:
         print_json({**said, "changed": said["changed"] or bool(responses)} | ({"responses": responses} if responses else {}))
 
@@ -86,6 +88,29 @@ def _fit(place: MerchantPlace, data: MerchantData, force: bool, json: bool) -> d
     kept = " (as `fedrec merchant model use` has it, until the next one arrives)" if model.facts["by_hand"] else ""
     out.print(f"ranks from now on: {said['version']}{kept}", soft_wrap=True)
     return {}
+
+
+def _learn(place: MerchantPlace, json: bool) -> None:
+    """What lists that explored taught, beside what ranks now. It is no reason for a fit to fail."""
+    from fedrec.recommender.learning import learn_again, remove_bandit
+
+    try:
+        found = learn_again(place)
+    except InputError as error:
+        remove_bandit(place)
+        err.print(f"nothing was learned from lists that explored: {error}", style="yellow", soft_wrap=True)
+        return
+    if found is not None and not json:
+        say_learned(found)
+
+
+def say_learned(found: Bandit) -> None:
+    """How much lists that explored had to teach, for people."""
+    facts = found.facts
+    out.print(
+        f"learned from {facts['lists']:,} lists that explored: {facts['places']:,} places with {facts['items']:,} items, "
+        f"of which {facts['rewarded']:,} were clicked or bought", soft_wrap=True,
+    )  # fmt: skip
 
 
 def evaluate(

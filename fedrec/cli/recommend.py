@@ -193,7 +193,7 @@ def _table(names: Sequence[str], answers: Sequence[Answer]) -> pd.DataFrame:
         ids = [uuid4().hex for _ in answers]
         frame["request_id"] = [name for name, answer in zip(ids, answers, strict=True) for _ in answer.items]
         frame["position"] = frame["rank"]
-        frame[["propensity", "value"]] = [place for answer in answers for place in answer.places]
+        frame[["propensity", "value", "target"]] = [place for answer in answers for place in answer.places]
     return frame
 
 

@@ -38,8 +38,12 @@ __all__ = [
     "Appended",
     "FeedbackEvent",
     "FeedbackLog",
+    "csv_lines",
+    "feedback_frame",
+    "locked",
     "mended",
     "read_feedback",
+    "whole_lines",
     "with_feedback",
 ]
 
@@ -116,14 +120,14 @@ class FeedbackLog:
             InputError: a value is longer than `LONGEST` or holds a control character, or the log is damaged.
             OSError: it cannot be written; it is then as it was.
         """
-        with _locked(self.folder), _opened(self.folder / LOG) as file:
+        with locked(self.folder), _opened(self.folder / LOG) as file:
             end = self._catch_up(file)
             new: dict[bytes, FeedbackEvent] = {}
             for event in events:
                 if (key := _key(event.event_id)) not in self._known:
                     new.setdefault(key, event)
             if new:
-                lines = _lines(([] if end else [HEADER]) + [astuple(event) for event in new.values()])
+                lines = csv_lines(([] if end else [HEADER]) + [astuple(event) for event in new.values()])
                 _write(file, end, lines)
                 flush_folder(self.folder)
                 self._known |= new.keys()
@@ -137,7 +141,7 @@ class FeedbackLog:
             self._known, self._read, self._last = set(), 0, b""
         file.seek(self._read)
         data = file.read()
-        whole = _whole(data)
+        whole = whole_lines(data)
         if len(whole) < len(data):
             file.truncate(self._read + len(whole))
         if data:  # whoever wrote it may have died before it was on disk, and a repetition of it is acknowledged
@@ -153,15 +157,15 @@ class FeedbackLog:
         self._last = lines[lines[:-1].rfind(b"\n") + 1 :] or self._last
 
 
-def read_feedback(folder: Path) -> Table | None:
-    """The log of a merchant's folder as a table of events, None where there is none.
+def feedback_frame(folder: Path) -> pd.DataFrame | None:
+    """The log of a merchant's folder, all columns in text, empty where nothing was given; None where there is none.
 
     Raises:
         InputError: it is damaged, by its line.
     """
     path = folder / FEEDBACK / LOG
     try:
-        text = _whole(path.read_bytes()).decode()
+        text = whole_lines(path.read_bytes()).decode()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -173,7 +177,19 @@ def read_feedback(folder: Path) -> Table | None:
     wrong = next((line for line, row in enumerate(rows, 2) if len(row) != len(header)), None)
     if tuple(header) not in (HEADER, WORDLESS) or wrong:
         raise InputError("it is not what was written", where=f"{path}, line {wrong or 1}", hint="put it back from a backup")
-    frame = pd.DataFrame(rows, columns=header, dtype=object)
+    return pd.DataFrame(rows, columns=header, dtype=object)
+
+
+def read_feedback(folder: Path) -> Table | None:
+    """The same as a table of events.
+
+    Raises:
+        InputError: see `feedback_frame`.
+    """
+    frame = feedback_frame(folder)
+    if frame is None:
+        return None
+    header = frame.columns.tolist()
     known = [name for name in header if name in C.ALL]
     name, given = f"{FEEDBACK}/{LOG}", frame[known].where(frame[known] != "", None)
     return Table(given, name, tuple(header), lambda row: f"line {row + 2} of {name}")
@@ -207,17 +223,18 @@ def mended(folder: Path) -> Iterator[None]:
     if not path.is_file():
         yield
         return
-    with _locked(path.parent):
+    with locked(path.parent):
         data = path.read_bytes()
-        if len(whole := _whole(data)) < len(data):
+        if len(whole := whole_lines(data)) < len(data):
             os.truncate(path, len(whole))
         yield
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
+    """Hold a file of the folder against every other process; the folder is made where it is not there."""
     make_private(folder)
-    with open(os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+    with open(os.open(folder / lock, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the file, and with the process
         yield
 
@@ -247,9 +264,14 @@ def _write(file: io.BufferedRandom, end: int, data: bytes) -> None:
         raise
 
 
-def _lines(rows: Sequence[Sequence[str]]) -> bytes:
+def csv_lines(rows: Sequence[Sequence[str]], names: Sequence[str] = HEADER) -> bytes:
+    """Rows of these columns as lines of CSV.
+
+    Raises:
+        InputError: a value is longer than `LONGEST` or holds a control character.
+    """
     for row in rows:
-        for name, value in zip(HEADER, row, strict=True):
+        for name, value in zip(names, row, strict=True):
             if len(value) > (most := LONGEST_WORDS if name == C.QUERY else LONGEST):
                 raise InputError(f"{len(value):,} characters", where="an event", expected=f"at most {most}")
         if strange := next((value for value in row if value != visible(value)), None):
@@ -259,8 +281,8 @@ def _lines(rows: Sequence[Sequence[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _whole(data: bytes) -> bytes:
-    """The whole lines: a killed process leaves a part of one, and a power cut zeros."""
+def whole_lines(data: bytes) -> bytes:
+    """The whole lines of a log: a killed process leaves a part of one, and a power cut zeros."""
     zero = data.find(b"\0")
     data = data if zero < 0 else data[:zero]
     return data[: data.rfind(b"\n") + 1]

@@ -34,6 +34,7 @@ class Prior:
 
     Attributes:
         known: (items,) r.
+        centre, axes: (width,) and (width, WIDTH): `(vector - centre) @ axes` are an item's components.
         features: (items, 1 + WIDTH) a constant and the leading components, each of standard deviation 1.
         spread: of the popularity list, whose values are the logarithms of the counts.
     """
@@ -41,11 +42,12 @@ class Prior:
     def __init__(self, vectors: np.ndarray, counts: np.ndarray) -> None:
         bought = np.maximum(counts, 0.0).astype(np.float64)
         self.known = bought / (bought + HALF)
-        centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+        self.centre = vectors.mean(axis=0, dtype=np.float64)
+        centred = vectors.astype(np.float64) - self.centre
         _, axes = np.linalg.eigh(centred.T @ centred)
-        leading = centred @ axes[:, ::-1][:, :WIDTH]
-        leading /= np.maximum(leading.std(axis=0), 1e-12)
-        self.features = np.concatenate([np.ones((len(vectors), 1)), leading], axis=1)  # (items, 1 + WIDTH)
+        leading = axes[:, ::-1][:, :WIDTH]
+        self.axes = leading / np.maximum((centred @ leading).std(axis=0), 1e-12)
+        self.features = np.concatenate([np.ones((len(vectors), 1)), centred @ self.axes], axis=1)  # (items, 1 + WIDTH)
         self.sold = bought / (bought + 1)
         gram = self.features.T @ (self.sold[:, None] * self.features)
         self.solver = np.linalg.solve(gram + RIDGE * np.eye(len(gram)), self.features.T * self.sold)  # (1 + WIDTH, items)

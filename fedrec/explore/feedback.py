@@ -1,11 +1,13 @@
 """What was learned of items by showing them: a Bayesian logistic regression of rewards, with an effect for each item.
 
-    logit P(reward) = place effect + slope m_j + f_j,     f_j = b_j + x_j . beta
+    logit P(reward) = place effect + slope m_j + f_j,     f_j = b_j + (1 - r_j) gamma + x_j . beta
 
-`m_j` is what was believed of the item for this person (`beliefs`), `x_j` its leading components, and b_j ~ N(0, D_j) what is
-its own, D_j being large for an item that is hardly known. So a new item learns from its own showings and from its kind's. The
-posterior is Laplace's normal approximation at the mode (Chapelle and Li, NeurIPS 2011), found by Newton's steps; the items'
-own effects are eliminated from each step by their Schur complement, so a step costs rows x shared^2.
+`m_j` is what was believed of the item for this person and `r_j` how far it was known (`beliefs`), `x_j` its leading components,
+and b_j ~ N(0, D_j) what is its own, D_j being large for an item that is hardly known. `gamma` is what unknown items differ by,
+all together: most of a catalogue that nobody bought is not worth trying, and a few tries of some say so of the others. So a new
+item learns from its own showings and from its kind's. The posterior is Laplace's normal approximation at the mode (Chapelle and
+Li, NeurIPS 2011), found by Newton's steps; the items' own effects are eliminated from each step by their Schur complement, so a
+step costs rows x shared^2.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ LEAST = 0.25
 """The same of the best known item: that it is bought often does not say all of what happens when it is shown."""
 LOOSE = 0.01
 """Precision of the place effects, which the data have to tell."""
+UNKNOWN = 0.25
+"""Precision of what unknown items differ by."""
 FIRM = 16.0
 """Precision of the slope around 1: a few clicks must not turn a recommender's order around."""
 APART = 50
@@ -57,13 +61,15 @@ class Learned:
     Attributes:
         slope: of what was believed before.
         effect, sd: (items,) of f.
-        told: (items,) how much of an item's uncertainty is gone, 0 to 1.
+        told: (items,) how much of an item's own uncertainty is gone, 0 to 1.
+        kind: (2 + WIDTH,) gamma and beta.
     """
 
     slope: float
     effect: np.ndarray
     sd: np.ndarray
     told: np.ndarray
+    kind: np.ndarray
 
     def ranked(self, scores: np.ndarray, mean: np.ndarray) -> np.ndarray:
         """(items,) what the places go by that do not explore.
@@ -85,15 +91,16 @@ def learn(prior: Prior, feedback: Feedback) -> Learned:
     place = np.minimum(feedback.place, APART - 1)
     items, places = len(prior.known), int(place.max(initial=-1)) + 1
     own = spread**2 * (1 - prior.known + LEAST**2)  # D
+    features = np.concatenate([1 - prior.known[:, None], prior.features], axis=1)  # (items, 2 + WIDTH)
     width = prior.features.shape[1]
-    # The columns that all items share: places, what was believed, and the item's components.
-    shared = np.zeros((len(feedback.item), places + 1 + width))
+    # The columns that all items share: places, what was believed, how unknown the item is, and its components.
+    shared = np.zeros((len(feedback.item), places + 1 + features.shape[1]))
     shared[np.arange(len(feedback.item)), place] = 1.0
     shared[:, places] = feedback.believed
-    shared[:, places + 1 :] = prior.features[feedback.item]
+    shared[:, places + 1 :] = features[feedback.item]
     centre = np.zeros(shared.shape[1])
     centre[places] = 1.0
-    kind = np.full(width, width / (KIND * spread) ** 2)
+    kind = np.append(UNKNOWN, np.full(width, width / (KIND * spread) ** 2))
     precision = np.concatenate([np.full(places, LOOSE), [FIRM], kind])
     weights, effects = centre.copy(), np.zeros(items)
     weights[:places] = -2.0
@@ -122,12 +129,13 @@ def learn(prior: Prior, feedback: Feedback) -> Learned:
         if now - reached < ENOUGH:
             break
         reached = now
-    directions = np.concatenate([np.zeros((items, places + 1)), prior.features], axis=1)
+    directions = np.concatenate([np.zeros((items, places + 1)), features], axis=1)
     moved = directions - cross / steep[:, None]
     variance = 1 / steep + np.einsum("is,st,it->i", moved, np.linalg.inv(schur), moved)
-    before = own + (prior.features**2).sum(axis=1) * (KIND * spread) ** 2 / width
-    effect = effects + prior.features @ weights[places + 1 :]
-    return Learned(float(weights[places]), effect, np.sqrt(np.minimum(variance, before)), np.clip(1 - variance / before, 0, 1))
+    before = own + features[:, 1:] ** 2 @ (1 / kind[1:])  # of the item itself, and not of all unknown ones
+    kinds = weights[places + 1 :]
+    sd, told = np.sqrt(np.minimum(variance, before + features[:, 0] ** 2 / UNKNOWN)), np.clip(1 - variance / before, 0, 1)
+    return Learned(float(weights[places]), effects + features @ kinds, sd, told, kinds)
 
 
 def _sums(key: np.ndarray, rows: np.ndarray, keys: int) -> np.ndarray:

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from fedrec.errors import InputError
 
-__all__ = ["FORMATS", "LogTable", "read_log"]
+__all__ = ["FORMATS", "LogTable", "check_log", "read_log"]
 
 FORMATS = (".csv", ".parquet", ".jsonl")
 MOST_WHOLE = 2.0**53
@@ -127,11 +127,20 @@ def read_log(path: Path) -> LogTable:
         raise InputError("is not UTF-8 text", where=str(path)) from None
     except pa.ArrowException as error:
         raise InputError(f"cannot be read ({error})", where=str(path), expected="a parquet table") from None
+    return check_log(table)
+
+
+def check_log(table: LogTable) -> LogTable:
+    """A log whose columns are what every log has to have, as numbers where they are that.
+
+    Raises:
+        InputError: a column is missing, or a value is none that it may hold, by column and line.
+    """
     if REWARD not in table.frame and CLICK in table.frame:
         table.frame.rename(columns={CLICK: REWARD}, inplace=True)
     table.require((ITEM, PROPENSITY, REWARD))
     if table.frame.empty:
-        raise InputError("there is no row", where=str(path))
+        raise InputError("there is no row", where=table.name)
     table.filled(ITEM, "an item")
     table.frame[ITEM] = table.frame[ITEM].map(str)
     table.frame[PROPENSITY] = table.numbers(PROPENSITY, 0.0, 1.0, above=True)

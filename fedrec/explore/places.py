@@ -1,10 +1,13 @@
 """Lists of which some places are given by chance, with the exact probability of each place given the places above it.
 
-At each place the next item of the plain list is shown with probability `1 - share`; else the place explores: with probability
+At the place t the next item of the plain list is shown with probability `1 - s_t`; else the place explores: with probability
 `FLOOR` it goes to any item that is left, all alike, and otherwise to the item with the largest value, each value drawn
 from what is believed of it (Thompson 1933). So of the items that are left,
 
-    P(j) = (1 - share) [j is next] + share (FLOOR / left + (1 - FLOOR) T(j)),    T(j) = P(V_j > V_i for all i)
+    P(j) = (1 - s_t) [j is next] + s_t (FLOOR / left + (1 - FLOOR) T(j)),    T(j) = P(V_j > V_i for all i)
+
+The `s_t` grow in a straight line from share^2 at the first place to share (2 - share) at the last, and their mean is the share:
+what is tried at the top pushes the best items down, and at the bottom only those that are worth least.
 
 Values are drawn independently and anew for each place, V_j ~ N(mean_j, sd_j^2), because then
 
@@ -21,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import log_ndtr
 
-__all__ = ["FLOOR", "Thompson", "draw_places"]
+__all__ = ["FLOOR", "Thompson", "draw_places", "shares_of"]
 
 FLOOR = 0.1
 """Share of the exploring places that go to any item."""
@@ -79,6 +82,17 @@ class Thompson:
         return height / (self.sd[item] * np.sqrt(2 * np.pi))
 
 
+def shares_of(share: float, places: int) -> np.ndarray:
+    """(places,) how likely each place explores, of a list in which a share of them does.
+
+    >>> shares_of(0.5, 3).tolist()
+    [0.25, 0.5, 0.75]
+    """
+    slope = np.linspace(-1.0, 1.0, places) if places > 1 else np.zeros(places)
+    found: np.ndarray = share * (1 + slope * (1 - share))
+    return found
+
+
 def draw_places(
     plain: Sequence[int], mean: np.ndarray, sd: np.ndarray, share: float, rng: np.random.Generator
 ) -> list[tuple[int, float]]:
@@ -91,15 +105,15 @@ def draw_places(
         share: of the places that explore, 0 to 1.
     """
     values, found = Thompson(mean, sd, len(plain)), list[tuple[int, float]]()
-    for _ in plain:
+    for share_here in shares_of(share, len(plain)).tolist():
         following = next(item for item in plain if values.left[item])
         left = np.flatnonzero(values.left)
-        if rng.random() >= share:
+        if rng.random() >= share_here:
             item = following
         elif rng.random() < FLOOR:
             item = int(left[rng.integers(len(left))])
         else:
             item = values.draw(rng)
         tried = FLOOR / len(left) + (1 - FLOOR) * values.take(item)
-        found.append((item, min(float((1 - share) * (item == following) + share * tried), 1.0)))
+        found.append((item, min(float((1 - share_here) * (item == following) + share_here * tried), 1.0)))
     return found

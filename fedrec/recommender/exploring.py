@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
@@ -17,7 +16,7 @@ from fedrec.data import Catalogue
 from fedrec.errors import InputError
 from fedrec.explore.beliefs import Prior
 from fedrec.explore.feedback import Feedback, Learned, learn
-from fedrec.explore.log import read_log
+from fedrec.explore.log import LogTable
 from fedrec.explore.places import draw_places
 
 __all__ = ["Explorer", "Place", "Shown", "check_explore", "generator_for"]
@@ -92,7 +91,8 @@ class Explorer:
         order = np.searchsorted(candidates, [item for item, _ in plain])
         drawn = draw_places(order.tolist(), drawn_mean[kept], drawn_sd[kept], share, rng)
         items = [int(candidates[place]) for place, _ in drawn]
-        given = tuple(Place(chance, float(mean[kept[place]])) for place, chance in drawn)
+        stands = _without_exploring([item for item, _ in plain], items)
+        given = tuple(Place(chance, float(mean[kept[place]]), one) for (place, chance), one in zip(drawn, stands, strict=True))
         return [(item, float(scores[item])) for item in items], given
 
 
@@ -102,10 +102,12 @@ class Place(NamedTuple):
     Attributes:
         propensity: P(this item at this place, given the places above it).
         value: what was believed of the item for this person before anything was learned: with it a log can be learned from.
+        target: the same probability in a list that does not explore, 1 or 0: with it a log can say what exploring costs.
     """
 
     propensity: float
     value: float
+    target: float
 
 
 @dataclass(frozen=True)
@@ -119,20 +121,19 @@ class Shown:
     feedback: Feedback
 
     @classmethod
-    def read(cls, path: Path, catalogue: Catalogue) -> Shown:
-        """Read the rows of a log whose items are in the catalogue; it needs `position` and `value`.
+    def of(cls, table: LogTable, catalogue: Catalogue) -> Shown:
+        """The rows of a log whose items are in the catalogue; it needs `position` and `value`.
 
         Raises:
-            InputError: see `read_log`; a reward is not in 0..1, or no row is of an item of this catalogue.
+            InputError: a column is missing, a reward is not in 0..1, or no row is of an item of this catalogue.
         """
-        table = read_log(path)
         table.require(("position", "value"))
         place, value = table.whole("position", 1, MOST_PLACES), table.numbers("value", -np.inf, np.inf)
         reward = table.numbers("reward", 0.0, 1.0)
         item = catalogue.index.get_indexer(table.frame["item_id"].tolist())
         kept = item >= 0
         if not kept.any():
-            raise InputError("none of its items is in the catalogue", where=str(path))
+            raise InputError("none of its items is in the catalogue", where=table.name)
         return cls(Feedback(item[kept], place[kept] - 1, value[kept], reward[kept]))
 
     def among(self, offered: np.ndarray) -> Feedback:
@@ -140,6 +141,16 @@ class Shown:
         found, kept = self.feedback, np.isin(self.feedback.item, offered)
         item = np.searchsorted(offered, found.item[kept])
         return Feedback(item, found.place[kept], found.believed[kept], found.reward[kept])
+
+
+def _without_exploring(plain: Sequence[int], items: Sequence[int]) -> list[float]:
+    """Whether each item is what the plain list has next, given those above it."""
+    left, found = list(plain), list[float]()
+    for item in items:
+        found.append(float(item == left[0]))
+        # What the plain list does not have pushes its last one out.
+        left.remove(item) if item in left else left.pop()
+    return found
 
 
 def _values(scores: np.ndarray, counts: bool) -> np.ndarray:

@@ -18,14 +18,18 @@ from fedrec.data.kinds import MISSING, counts_as_history, counts_as_target
 from fedrec.data.schema import Columns as C
 from fedrec.data.tables import Table, find_table, read_table
 from fedrec.errors import InputError
+from fedrec.recommender.bandit import BANDIT
 from fedrec.recommender.fitting import fit_merchant, up_to_date
+from fedrec.recommender.impressions import BEFORE, IMPRESSIONS, erase_impressions, find_impressions
+from fedrec.recommender.learning import learn_again, remove_bandit
 from fedrec.recommender.merchant_text import LOCK, MerchantPlace
 from fedrec.recommender.own_model import FILE
 from fedrec.recommender.responding import FILE as RESPONSES
 from fedrec.recommender.response_fit import fit_responses, responses_up_to_date
 
-__all__ = ["STAYS", "Layer", "Traces", "erase", "find_traces", "may_have_layer", "renew_layer"]
+__all__ = ["STAYS", "Layer", "Traces", "erase", "find_traces", "may_have_layer", "renew_bandit", "renew_layer"]
 
+SHOWN = (IMPRESSIONS, BEFORE)
 STAYS = (
     "the privacy ledger: it says what was released, and of no one in particular",
     "stored replies: they were released with noise, and a repeated request must get the same bytes",
@@ -83,7 +87,8 @@ def find_traces(place: MerchantPlace, user_id: str) -> Traces:
         events.require((C.USER,))
         in_database = int(events.frame[C.USER].eq(user_id).sum())
     with mended(place.path):
-        rows = {path: rows_of_user(path, user_id) for path in tables}
+        # What was shown goes first: the feedback says which of the lists that were for nobody by name were this person's.
+        rows = find_impressions(place.path, user_id) | {path: rows_of_user(path, user_id) for path in tables}
     return Traces({path: count for path, count in rows.items() if count}, in_database)
 
 
@@ -94,18 +99,21 @@ def erase(traces: Traces, user_id: str) -> None:
         InputError: a file cannot be written or has changed meanwhile.
     """
     for path in traces.files:
+        if path.parent.name == FEEDBACK and path.name in SHOWN:
+            erase_impressions(path, user_id)
+            continue
         with mended(path.parents[1]) if path.parts[-2:] == (FEEDBACK, LOG) else nullcontext():  # a service may be appending
             erase_user(path, user_id)
 
 
 def may_have_layer(place: MerchantPlace) -> bool:
-    """Whether there is an own layer, or a fit that has begun may yet write one.
+    """Whether there is an own layer or a bandit, or a fit that has begun may yet write one.
 
     Raises:
         InputError: `own/` cannot be read.
     """
     try:
-        return any(path.name in (FILE, LOCK) for path in place.own.iterdir())
+        return any(path.name in (FILE, BANDIT, LOCK) for path in place.own.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -161,6 +169,16 @@ def _renew_responses(place: MerchantPlace) -> None:
         raise
 
 
+def renew_bandit(place: MerchantPlace) -> Layer:
+    """Learn anew from the lists that are left, wherever something was learned; see `renew_layer`, after which this comes."""
+    if not remove_bandit(place):
+        return Layer("none")
+    try:
+        return Layer("removed" if learn_again(place) is None else "fitted")
+    except InputError as error:
+        return Layer("removed", str(error))
+
+
 def _removed(place: MerchantPlace, why: str) -> Layer:
     (place.own / FILE).unlink(missing_ok=True)
     flush_folder(place.own)
@@ -169,7 +187,7 @@ def _removed(place: MerchantPlace, why: str) -> Layer:
 
 def _feedback(place: MerchantPlace) -> list[Path]:
     found = sorted(path for suffix in ("csv", "parquet", "jsonl") for path in (place.path / FEEDBACK).rglob(f"*.{suffix}"))
-    return [path for path in found if path.is_file() and not path.name.startswith(".")]
+    return [path for path in found if path.is_file() and not path.name.startswith(".") and path.name not in SHOWN]
 
 
 def _events(place: MerchantPlace) -> Table:

@@ -20,6 +20,7 @@ from fedrec.model.ranking import products
 from fedrec.model.towers import centred, role_table
 from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.asking import Asking, listed
+from fedrec.recommender.bandit import Bandit
 from fedrec.recommender.baskets import BasketParts, BasketRanker, Baskets, OwnBaskets, substitutes
 from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import (
@@ -184,7 +185,8 @@ class MerchantRanker:
 class MerchantRecommender(Recommending):
     """Ranks a merchant's catalogue as it is now: new items at once, and events as they come.
 
-    The own layer is the last that `fedrec merchant fit` wrote; where there is none, the text ranks under shared defaults.
+    The own layer is the last that `fedrec merchant fit` wrote; where there is none, the text ranks under shared defaults. Lists
+    that explore go by what `fedrec explore learn` wrote, as long as the adapter is the one that it was learned beside.
     Where it is turned off, nothing ranks that was computed from customers without noise.
     """
 
@@ -195,6 +197,8 @@ class MerchantRecommender(Recommending):
         on = self.settings.recommender.own_layer
         version = place.versions.current if version is None else None if version == UNTRAINED else version
         own = OwnModel.read(place.own) if on else None
+        learned = Bandit.read(place.own) if on else None
+        self._bandit = learned if learned is not None and learned.version == version else None
         self.adapter = place.adapter(version)
         here = popularity_here(self._data.histories, len(self.catalogue))
         received = None if self.adapter is None else place.received(self.catalogue, self.adapter, here)

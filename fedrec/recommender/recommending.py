@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fedrec.data import Catalogue
 from fedrec.errors import InputError
+from fedrec.explore.log import read_log
 from fedrec.model.adapter import Arrays
 from fedrec.recommender.answers import Answer, Person, Ranker, Wish, answer_each, answer_many, answer_search, first_few
 from fedrec.recommender.asking import Asking
+from fedrec.recommender.bandit import Bandit
 from fedrec.recommender.baskets import BasketRanker
 from fedrec.recommender.exploring import Explorer, Shown
 from fedrec.recommender.reasons.words import Reader, words_of
@@ -55,6 +57,8 @@ class Recommending(ABC):
     _onnx: OnnxEncoder | None = None
     """What reads words in place of the encoder."""
     _shown: Shown | None = None
+    _bandit: Bandit | None = None
+    """What was learned before and is kept; a log that is given counts in its place."""
 
     @abstractmethod
     def _ranker(self, merchant: str | None) -> Ranker:
@@ -155,7 +159,7 @@ class Recommending(ABC):
         Raises:
             InputError: the log cannot be read, lacks a column, or is of other items.
         """
-        self._shown = Shown.read(log, self.catalogue)
+        self._shown = Shown.of(read_log(log), self.catalogue)
         self._explorers.clear()
 
     def recommend_each(self, asked: Sequence[tuple[Person, Wish]], merchant: str | None = None) -> list[Answer | InputError]:
@@ -255,7 +259,11 @@ class Recommending(ABC):
 
     def _explorer(self, merchant: str | None, ranker: Ranker) -> Explorer:
         if merchant not in self._explorers:
-            self._explorers[merchant] = Explorer.of(ranker.vectors, ranker.popularity(), self._shown)
+            explorer = Explorer.of(ranker.vectors, ranker.popularity(), self._shown)
+            if self._shown is None and self._bandit is not None:
+                names = [ranker.catalogue.item_ids[item] for item in explorer.offered]
+                explorer = replace(explorer, learned=self._bandit.over(names, ranker.vectors[explorer.offered]))
+            self._explorers[merchant] = explorer
         return self._explorers[merchant]
 
     @cached_property

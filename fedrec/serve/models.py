@@ -18,6 +18,7 @@ from fedrec.model.adapter import digest
 from fedrec.model.encoder import encoders_apart
 from fedrec.model.versions import UNTRAINED, Versions
 from fedrec.recommender import Answer, MerchantRecommender, Person, Recommender, Wish
+from fedrec.recommender.bandit import BANDIT
 from fedrec.recommender.own_model import FILE
 from fedrec.recommender.responding import FILE as RESPONSES
 
@@ -142,7 +143,8 @@ def stamp_of(folder: Path) -> Stamp:
     with suppress(InputError):
         source = read_merchant_file(folder / MERCHANT_FILE).data
     tables = folder / ((source.path if source else None) or "")
-    paths = [folder / MERCHANT_FILE, *(tables / name for name in TABLES), folder / OWN / FILE, folder / OWN / RESPONSES]
+    paths = [folder / MERCHANT_FILE, *(tables / name for name in TABLES)]
+    paths += [folder / OWN / name for name in (FILE, RESPONSES, BANDIT)]
     for current in (versions.current_file for versions in Versions.of_each_objective(folder / "model")):
         paths.append(current)
         with suppress(OSError, ValueError):

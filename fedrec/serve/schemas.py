@@ -246,6 +246,10 @@ class Item(BaseModel):
     value: float | None = Field(
         None, description="With `explore`, what the item was believed to be worth; a score, so for the staff's key alone."
     )
+    target: float | None = Field(
+        None, description="With `explore`, whether (1 or 0) a list that does not explore has it here too, below the same places; "
+        "it compares scores, so it is for the staff's key alone.",
+    )  # fmt: skip
     reasons: StaffReasons | ShopperReasons | None = None
 
 

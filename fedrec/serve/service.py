@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -15,6 +17,7 @@ from starlette.requests import Request
 from fedrec.errors import InputError
 from fedrec.recommender import Answer, Person, Wish
 from fedrec.recommender.exploring import Place
+from fedrec.recommender.impressions import Impression, ImpressionLog
 from fedrec.serve.background import Background
 from fedrec.serve.drift import DriftWatch
 from fedrec.serve.faults import Fault, fault_of
@@ -29,6 +32,7 @@ from fedrec.serve.worker import Worker
 __all__ = ["Call", "Service", "call_of"]
 
 Found = TypeVar("Found")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,6 +135,23 @@ class Call:
         if query is not None and not model.words:
             raise Fault(503, "no_encoder", "words cannot be read here: the encoder is not there", "query")
 
+    async def remember(self, tenant: Tenant, person: Person, model: Model, explore: float, answer: Answer) -> None:
+        """Keep what a list that explored shows in the merchant's folder. A list is answered also where that cannot be written."""
+        most = self.service.settings.impression_bytes
+        if tenant.is_run or not most or not answer.places:
+            return
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        policy = f"{model.version} {explore:g}"
+        rows = [
+            Impression(self.id, person.user_id or "", now, item, str(at), policy, *(repr(value) for value in place))
+            for at, ((item, _), place) in enumerate(zip(answer.items, answer.places, strict=True), 1)
+        ]
+        log = ImpressionLog(tenant.folder, most)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self.service.impressions, log.append, rows)
+        except (InputError, OSError) as error:
+            logger.warning("%s: what a list showed is not kept (%s)", tenant.name, type(error).__name__)
+
     def listed(self, tenant: Tenant, person: Person, model: Model, answer: Answer) -> ListAnswer:
         """An answer to a person's question as this caller may have it."""
         staff, reasons = self.caller.staff, {one.item_id: one for one in answer.reasons}
@@ -164,6 +185,7 @@ class Service:
         self.tenants = Tenants(tenants, several, settings, self.metrics)
         self.worker = Worker(settings.queue, settings.batch)
         self.writer = ThreadPoolExecutor(1, "feedback")
+        self.impressions = ThreadPoolExecutor(1, "impressions")
         self.drift: Background[dict[str, Any]] = Background("measuring")
         self.reports: Background[dict[str, Any]] = Background("computing")
         self.versions: Background[Model] = Background("loading", settings.idle)
@@ -195,6 +217,7 @@ class Service:
         self.ready = False
         await asyncio.to_thread(self.worker.close)
         self.writer.shutdown()
+        self.impressions.shutdown()
         for background in (self.drift, self.reports, self.versions):
             await asyncio.to_thread(background.close)
 

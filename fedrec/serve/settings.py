@@ -82,6 +82,8 @@ class ServeSettings(BaseModel):
     requests: int = Field(256, ge=1, le=100_000)
     """Most requests in progress, those included whose body is still arriving, and without the pages that need no key; one more is
     answered by 429."""
+    impression_bytes: int = Field(20_000_000, ge=0, le=10**12)
+    """Most bytes of what lists that explored showed, in each merchant's own folder: the older half leaves. 0 keeps nothing."""
     poll: float = Field(2, gt=0, le=3_600)
     """Seconds between two looks at whether a folder has changed."""
     refresh: float = Field(600, gt=0)

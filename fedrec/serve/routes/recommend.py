@@ -23,4 +23,6 @@ async def recommend(asked: RecommendRequest, call: Annotated[Call, Depends(call_
     if asked.explain:
         call.may_ask(person, "reasons")
     diversity = asked.diversity if call.caller.staff else round(asked.diversity, 1)  # the value that swaps two items is a score
-    return reply(call.listed(tenant, person, *await call.lists(tenant, asked.merchant, person, asked.wish(diversity))))
+    model, answer = await call.lists(tenant, asked.merchant, person, asked.wish(diversity))
+    await call.remember(tenant, person, model, asked.explore, answer)
+    return reply(call.listed(tenant, person, model, answer))
