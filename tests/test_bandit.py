@@ -36,8 +36,12 @@ from fedrec.recommender.impressions import (
 from .stores import client_of, make_store
 from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
 
-USER, OTHER, BEST = "customer-3-secret", "customer-4-secret", "i20"
-LISTS = 40
+USER, OTHER = "customer-3-secret", "customer-4-secret"
+LISTS, PLACES, SHARE = 40, 4, 0.2
+
+
+def liked(item: str) -> bool:
+    return int(item[1:]) % 2 == 0
 
 
 def places(request: str, user: str = "", items: tuple[str, ...] = ("i0", "i1")) -> list[Impression]:
@@ -163,12 +167,12 @@ def show(client: TestClient, lists: int) -> None:
     people: list[dict[str, Any]] = [{"user_id": USER}, {"user_id": OTHER}, {"history": ["i1", "i5"]}]
     for number in range(lists):
         person = people[number % 3]
-        said = client.post("/v1/recommend", json={**person, "k": 8, "explore": 0.7}).json()
-        clicked = [item["item_id"] for item in said["items"] if item["item_id"] == BEST]
+        said = client.post("/v1/recommend", json={**person, "k": PLACES, "explore": SHARE}).json()
+        clicked = [item["item_id"] for item in said["items"] if liked(item["item_id"])]
         name = person.get("user_id", "passer-by")
         events += [
             {
-                "event_id": f"{said['request_id']}",
+                "event_id": f"{said['request_id']}-{one}",
                 "user_id": name,
                 "item_id": one,
                 "event": "click",
@@ -187,11 +191,11 @@ def shop(used: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_the_service_keeps_what_lists_that_explore_show(used: Path) -> None:
     frame = read_shown(used).frame
-    assert frame["request_id"].nunique() == LISTS and len(frame) == 8 * LISTS, "and of the others nothing"
-    assert set(frame["user_id"]) == {USER, OTHER, ""} and frame["policy"].unique().tolist() == ["untrained 0.7"]
+    assert frame["request_id"].nunique() == LISTS and len(frame) == PLACES * LISTS, "and of the others nothing"
+    assert set(frame["user_id"]) == {USER, OTHER, ""} and frame["policy"].unique().tolist() == [f"untrained {SHARE}"]
     assert frame["propensity"].between(0, 1, inclusive="right").all() and set(frame["target"]) == {"0.0", "1.0"}
-    assert (frame["propensity"][frame["target"] == "1.0"] >= 1 - 0.7 * 1.3).all()
-    assert frame["reward"][frame["item_id"] == BEST].eq(1).all() and not frame["reward"][frame["item_id"] != BEST].any()
+    assert (frame["propensity"][frame["target"] == "1.0"] >= 1 - SHARE * (2 - SHARE)).all()
+    assert frame["reward"].astype(bool).tolist() == frame["item_id"].map(liked).tolist()
     assert stat.S_IMODE((used / FEEDBACK / IMPRESSIONS).stat().st_mode) == 0o600
 
 
@@ -202,9 +206,10 @@ def test_lists_that_explore_go_by_what_was_learned_in_the_folder(shop: Path, fed
 
     before = ask()
     said = json.loads(fedrec("explore", "learn", shop, "--json").out)
-    assert said["lists"] == LISTS and said["places"] == 8 * LISTS and said["rewarded"] > 5 and said["version"] is None
+    assert said["lists"] == LISTS and said["places"] == PLACES * LISTS and said["rewarded"] > 5 and said["version"] is None
     after, first = ask(), (shop / "own" / BANDIT).read_bytes()
-    assert after.index(BEST) < before.index(BEST)
+    ranks = [np.mean([place for place, item in enumerate(items) if liked(item)]) for items in (before, after)]
+    assert ranks[1] < ranks[0] - 1
     assert [item for item, _ in Recommender.load(shop).recommend(["i1", "i5"], k=24).items] == before, "and no others"
     with client_of(shop, impression_bytes=0) as client:  # the service too
         answer = client.post("/v1/recommend", json={"history": ["i1", "i5"], "k": 24, "explore": 1e-9}).json()
@@ -234,7 +239,7 @@ def test_the_folders_log_says_what_exploring_costs(shop: Path, fedrec: Fedrec) -
 def test_who_is_forgotten_is_out_of_the_log_and_of_what_was_learned(shop: Path, fedrec: Fedrec) -> None:
     assert fedrec("explore", "learn", shop).status == 0
     said = json.loads(fedrec("merchant", "forget", shop, USER, "--yes", "--json").out)
-    assert said["bandit"] == "fitted" and said["removed"][str(shop / FEEDBACK / IMPRESSIONS)] == 8 * len(range(0, LISTS, 3))
+    assert said["bandit"] == "fitted" and said["removed"][str(shop / FEEDBACK / IMPRESSIONS)] == PLACES * len(range(0, LISTS, 3))
     assert all(USER.encode() not in path.read_bytes() for path in (shop / FEEDBACK).iterdir())
     left = (shop / "own" / BANDIT).read_bytes()
     assert fedrec("explore", "learn", shop).status == 0
