@@ -16,7 +16,11 @@ from flwr.common.serde import recorddict_to_proto
 
 from clients.merchant import forget_merchants
 from fedrec.data import load_merchant
+from fedrec.data.feedback import FEEDBACK, FeedbackEvent, FeedbackLog
+from fedrec.recommender.bandit import BANDIT
 from fedrec.recommender.fitting import fit_merchant
+from fedrec.recommender.impressions import IMPRESSIONS, Impression, ImpressionLog
+from fedrec.recommender.learning import learn_bandit
 from fedrec.recommender.measuring import measure_merchant
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.own_model import FILE, OwnModel
@@ -48,6 +52,21 @@ def run_of(federation: Path, bert: Path, out: Path) -> tuple[RunFolder, Crossed]
     return run, crossed
 
 
+def lists_that_explored(shop: Path) -> None:
+    """What a service would have kept, with marks that are nowhere else, and a click for every third list."""
+    log, items = ImpressionLog(shop, 10**6), load_merchant(shop).catalogue.item_ids
+    for number in range(30):
+        request = f"shown-secret-{number}"
+        log.append([
+            Impression(request, "shown-secret-user", "2026-02-01T10:00:00.000000Z", items[(number + at) % len(items)],
+                       str(at + 1), "untrained 0.1", "0.123456789", "0.5", "1.0")
+            for at in range(4)
+        ])  # fmt: skip
+        event = FeedbackEvent(f"click-{number}", "shown-secret-user", items[number % len(items)], "2026-02-01T11:00:00Z", "click",
+                              request_id=request)  # fmt: skip
+        FeedbackLog(shop).append([event] if number % 3 == 0 else [])
+
+
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> dict[str, Any]:
     """One run before the merchants fitted anything, and the same one after."""
@@ -63,16 +82,25 @@ def twice(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> d
     before, crossed = run_of(federation, tiny_bert_folder, folder / "run")
     shutil.copytree(before.path / "models", folder / "models")
     before.path.rename(folder / "first")
-    models, measured = {}, {}
+    models, measured, bandits = {}, {}, {}
     for name in MERCHANTS:
         shop = federation / "merchants" / name
         shutil.copytree(folder / "models" / name, shop / "model")
         place = MerchantPlace(shop)
         fit_merchant(place, place.data())
         measured[name] = measure_merchant(place, place.data())
+        lists_that_explored(shop)
+        bandits[name] = learn_bandit(place)
         models[name] = OwnModel.read(shop / "own")
     _, again = run_of(federation, tiny_bert_folder, folder / "run")
-    found = {"federation": federation, "before": crossed, "after": again, "models": models, "measured": measured}
+    found = {
+        "federation": federation,
+        "before": crossed,
+        "after": again,
+        "models": models,
+        "measured": measured,
+        "bandits": bandits,
+    }
     return {**found, "first": folder / "first", "second": folder / "run"}
 
 
@@ -80,6 +108,8 @@ def test_there_is_something_that_could_leave(twice: dict[str, Any]) -> None:
     for name in MERCHANTS:
         shop, model = twice["federation"] / "merchants" / name, twice["models"][name]
         assert load_merchant(shop).searches.events > 100
+        assert (shop / "own" / BANDIT).exists() and (shop / FEEDBACK / IMPRESSIONS).stat().st_size > 1000
+        assert twice["bandits"][name].facts["rewarded"] == 10
         assert (shop / "own" / FILE).stat().st_size > 1000 and model.blend.users >= 30 and list((shop / "model").iterdir())
 
     assert len(twice["before"]) == len(MERCHANTS) * (1 + 3 + 1)
@@ -102,6 +132,8 @@ def test_nothing_of_the_layer_or_its_figures_is_in_a_reply_or_a_servers_file(twi
         for value in model.layer.arrays().values():
             if value.dtype == np.float32:
                 private += value[np.abs(value) > 1e-6].tolist()
+        learned = twice["bandits"][name].learned
+        private += [*learned.effect.tolist(), *learned.sd.tolist(), learned.slope, 0.123456789]
         private += [model.blend.own, *model.blend.pooling.values(), *model.blend.priors.values()]
         private += [row[key] for row in measured["rows"] for key in ("ndcg@10", "mrr") if 0 < row[key] < 1]
     secret = np.array([value for value in private if value not in (0.0, 0.5, 1.0, 3.0)], dtype=np.float32)
@@ -116,12 +148,13 @@ def test_nothing_of_the_layer_or_its_figures_is_in_a_reply_or_a_servers_file(twi
             made_from = twice["models"][name].facts["made_from"].encode()
             key = (twice["federation"] / "merchants" / name / "own" / "users.key").read_bytes()
             assert made_from not in raw and key not in raw and b"customer-" not in raw and b"searched" not in raw
+            assert b"shown-secret" not in raw
     for path in twice["second"].rglob("*"):
         if path.is_file():
             held = path.read_bytes()
             assert not [name for name in MERCHANTS if twice["models"][name].facts["made_from"].encode() in held], path
-            assert b"searched-secret" not in held, path
-            assert path.name not in (FILE, "users.key", "verdict.json")
+            assert b"searched-secret" not in held and b"shown-secret" not in held, path
+            assert path.name not in (FILE, BANDIT, IMPRESSIONS, "users.key", "verdict.json")
 
 
 def test_those_who_choose_and_are_measured_change_no_reply(twice: dict[str, Any], tiny_bert_folder: Path, tmp_path: Path) -> None:
