@@ -1,6 +1,6 @@
 """Exploring in a simulated shop: what trying things costs at first, and what it is worth after.
 
-    python -m benchmarks.explore OUT --merchant FOLDER [--seeds 3] [--lists 6000] [--curves FILE.svg]
+    python -m benchmarks.explore OUT --merchant FOLDER [--seeds 3] [--first 0] [--lists 6000] [--curves FILE.svg]
 
 Every list of ten goes to a shopper drawn at random (`benchmarks.explore_world`), who looks at a place with a known chance and
 clicks by a known model. All policies but `fixed` learn from the clicks by `fedrec.explore.feedback`, at first every `REFIT`
@@ -13,12 +13,17 @@ OUT/explore.md and OUT/explore.json after each seed.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
+from scipy.stats import t
 
 from benchmarks.explore_world import EXAMINED, PLACES, World, make_world
 from benchmarks.measure import environment
@@ -31,6 +36,8 @@ from fedrec.recommender.selection import intra_list_distance
 __all__ = ["main"]
 
 REFIT = 200
+POINTS = 25
+"""Of each curve that is drawn."""
 EVERY = 20
 """Of so many lists one is measured for its diversity."""
 
@@ -135,22 +142,43 @@ def simulate(policy: Policy, world: World, lists: int, seed: int) -> dict[str, A
     }
 
 
+def limits(world: World) -> dict[str, float]:
+    """Expected clicks of a list, the mean over the shoppers: of the ten best items, of the ten best that are not new, and of the
+    ten best by what can be learned here, an effect for each item and a slope for what was believed of it.
+    """
+
+    def worth(values: np.ndarray) -> float:
+        best = np.argsort(-values, axis=1, kind="stable")[:, :PLACES]
+        return float((np.take_along_axis(world.chance, best, axis=1) * EXAMINED).sum(axis=1).mean())
+
+    wanted, believed = logit(world.chance), Beliefs(world).mean
+    learnt = [worth((wanted - slope * believed).mean(axis=0) + slope * believed) for slope in np.linspace(0, 1, 11)]
+    return {"best": worth(wanted), "without_new": worth(np.where(world.new, -np.inf, wanted)), "learnable": max(learnt)}
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean over the draws, and its interval of 95% by Student's t where there are several."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    reach = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return f"{mean:.2f} [{mean - reach:.2f}, {mean + reach:.2f}]"
+
+
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """The figures as Markdown, means over the seeds."""
     rows = [
-        "| policy | regret at the end | of greedy's | exponent, last half | clicks, first tenth, of greedy's "
-        "| clicks a list, last tenth | new items found | items shown | distance |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| policy | regret at the end | of greedy's, all draws | of greedy's, each draw | exponent, last half "
+        "| clicks, first tenth, of greedy's | clicks a list, last tenth | new items found | items shown | distance |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     greedy = found["greedy"]
     for name, runs in found.items():
         mine, theirs = (np.array([run["regret"][-1] for run in one]) for one in (runs, greedy))
-        ratio, firsts = mine / theirs, [run["first"] for run in greedy]
-        exponents = [run["exponent"] for run in runs]
+        firsts = [run["first"] / one["first"] for run, one in zip(runs, greedy, strict=True)]
         rows.append(
-            f"| {name} | {mine.mean():,.0f} | {ratio.mean():.2f} ({ratio.min():.2f} to {ratio.max():.2f}) "
-            f"| {np.mean(exponents):.2f} ({min(exponents):.2f} to {max(exponents):.2f}) "
-            f"| {np.mean([run['first'] / one for run, one in zip(runs, firsts, strict=True)]):.3f} "
+            f"| {name} | {mine.mean():,.0f} | {mine.sum() / theirs.sum():.2f} | {interval((mine / theirs).tolist())} "
+            f"| {interval([run['exponent'] for run in runs])} | {interval(firsts)} "
             f"| {np.mean([run['last'] for run in runs]):.3f} | {np.mean([run['new'][-1] for run in runs]):.2f} "
             f"| {np.mean([run['coverage'] for run in runs]):.2f} | {np.mean([run['distance'] for run in runs]):.2f} |"
         )
@@ -165,29 +193,35 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "explore"
+    plt.rcParams |= {"svg.hashsalt": "explore", "svg.fonttype": "none"}  # text as text takes a tenth of its outlines
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for name, runs in found.items():
         regret = np.mean([run["regret"] for run in runs], axis=0)
-        steps = np.arange(0, len(regret), max(len(regret) // 200, 1))
-        left.plot(steps, regret[steps], label=name)
+        steps = np.linspace(0, len(regret) - 1, POINTS).astype(np.int64)
+        left.plot(steps, regret[steps].round(), label=name)
         new = np.mean([run["new"] for run in runs], axis=0)
         right.plot((np.arange(len(new)) + 1) * len(regret) / len(new), new, label=name)
     left.set(xlabel="lists", ylabel="regret, clicks", title="Regret")
     right.set(xlabel="lists", ylabel="share", title="New items that belong in the list and are in it", ylim=(0, 1))
     left.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    # Tenths of a point are finer than any screen, and nobody reads the indentation.
+    found = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", text.getvalue())
+    path.write_text(re.sub(r"\n\s+", "\n", found), encoding="utf-8")
 
 
-def write(found: dict[str, list[dict[str, Any]]], out: Path, curves: Path | None) -> None:
+def write(found: dict[str, list[dict[str, Any]]], bounds: Sequence[dict[str, float]], out: Path, curves: Path | None) -> None:
     """What there is so far."""
-    (out / "explore.md").write_text(table(found) + "\n", encoding="utf-8")
+    rows = ["| draw | ten best | without new items | learnable |", "|---|---|---|---|"]
+    rows += [f"| {number} | {' | '.join(f'{one:.3f}' for one in each.values())} |" for number, each in enumerate(bounds)]
+    (out / "explore.md").write_text("\n".join([table(found), "", *rows, ""]), encoding="utf-8")
     told = {
         name: [{**run, "regret": run["regret"][::100].tolist(), "new": run["new"].tolist()} for run in runs]
         for name, runs in found.items()
     }
-    text = json.dumps({"policies": told, "environment": environment()}, indent=2)
+    text = json.dumps({"policies": told, "limits": bounds, "environment": environment()}, indent=2)
     (out / "explore.json").write_text(text, encoding="utf-8")
     if curves is not None:
         draw(found, curves)
@@ -198,7 +232,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--merchant", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many draws of shoppers and new items")
+    parser.add_argument("--first", type=int, default=0, help="the first of them: what was tuned on some is measured on others")
     parser.add_argument("--lists", type=int, default=6000, help="a multiple of ten")
     parser.add_argument("--curves", type=Path)
     arguments = parser.parse_args()
@@ -206,11 +241,13 @@ def main() -> None:
     quiet_models()
     arguments.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {policy.name: [] for policy in POLICIES}
-    for seed in range(arguments.seeds):
+    bounds = list[dict[str, float]]()
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         world = make_world(arguments.merchant, arguments.out / "merchant", seed)
         for policy in POLICIES:
             found[policy.name].append(simulate(policy, world, arguments.lists, seed))
-        write(found, arguments.out, arguments.curves)
+        bounds.append(limits(world))
+        write(found, bounds, arguments.out, arguments.curves)
 
 
 if __name__ == "__main__":

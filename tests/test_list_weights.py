@@ -11,6 +11,7 @@ import pytest
 from fedrec.errors import InputError
 from fedrec.explore.estimators import doubly_robust, ips, snips
 from fedrec.explore.evaluating import evaluate
+from fedrec.explore.intervals import positive
 from fedrec.explore.log import LogTable
 from fedrec.explore.places import FLOOR, Thompson, draw_places, shares_of
 from fedrec.explore.steps import product_above
@@ -118,3 +119,37 @@ def test_lists_that_cannot_be_judged_are_refused(change: object, said: str) -> N
     assert callable(change)
     with pytest.raises(InputError, match=said):
         evaluate(as_table(change(frame)))
+
+
+@pytest.mark.slow
+def test_intervals_over_lists_cover_at_their_rate(every_list: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs of 600 lists each, of a policy whose worth is known; a place's own weight is for comparison."""
+    monkeypatch.setattr("fedrec.explore.evaluating.DRAWS", 2)  # of the bootstrap, whose interval is not counted here
+    rng, logs, lists = np.random.default_rng(0), 200, 600
+    worth = float(np.average(CLICKS[every_list["item"]], weights=every_list["pi_list"]))
+    of_list = every_list.groupby("request")["p_list"].first().to_numpy()
+    tables = every_list.sort_values(["request", "place"])
+    places = {name: tables[name].to_numpy().reshape(-1, PLACES) for name in ("item", "p", "pi")}
+    known = {above: {str(i): float(one) for i, one in enumerate(chances(above, 0.05)) if i not in above}
+             for length in range(PLACES) for above in permutations(range(ITEMS), length)}  # fmt: skip
+    target = np.array(
+        [[known[tuple(items[:place])] for place in range(PLACES)] for items in places["item"].tolist()], dtype=object
+    )
+    covered, alone = {"IPS": 0, "SNIPS": 0, "DR": 0}, 0
+    for _ in range(logs):
+        drawn = rng.choice(len(of_list), lists, p=of_list / of_list.sum())
+        item = places["item"][drawn].ravel()
+        frame = pd.DataFrame({
+            "request_id": np.repeat(np.arange(lists), PLACES).astype(str), "position": np.tile(np.arange(PLACES) + 1, lists),
+            "item_id": item.astype(str), "propensity": places["p"][drawn].ravel(), "target": target[drawn].ravel(),
+            "reward": (rng.random(len(item)) < CLICKS[item]).astype(float),
+        })  # fmt: skip
+        found = {one.name: one for one in evaluate(as_table(frame)).estimates}
+        for name in covered:
+            covered[name] += found[name].low <= worth <= found[name].high
+        steps = (places["pi"] / places["p"])[drawn].ravel()
+        value = ips(steps, frame["reward"].to_numpy())
+        low, high = positive(value, steps * frame["reward"].to_numpy() - value, np.repeat(np.arange(lists), PLACES), 0.95)
+        alone += low <= worth <= high
+    assert all(0.91 * logs <= count <= 0.99 * logs for count in covered.values()), covered
+    assert alone < 0.8 * logs
