@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 
 from clients import secure
 from clients.delivery import answer_delivery
-from clients.merchant import answer_histogram, answer_train
+from clients.merchant import answer_statistic, answer_train
 from clients.recorder import record_replies
 from fedrec import wire
 
@@ -17,7 +17,13 @@ app = ClientApp(mods=[record_replies])
 @app.train("histogram")
 def histogram(message: Message, context: Context) -> Message:
     """The noisy popularity histogram, once a run."""
-    return Message(wire.encode_reply(answer_histogram(message, context)), reply_to=message)
+    return Message(wire.encode_reply(answer_statistic("histogram", message, context)), reply_to=message)
+
+
+@app.train("complements")
+def complements(message: Message, context: Context) -> Message:
+    """Which kinds of item share a basket, with noise, once a run."""
+    return Message(wire.encode_reply(answer_statistic("complements", message, context)), reply_to=message)
 
 
 @app.train()
@@ -47,7 +53,13 @@ def mask(message: Message, context: Context) -> Message:
 @app.train("mask_histogram")
 def mask_histogram(message: Message, context: Context) -> Message:
     """Secure sum, step 3, for the popularity histogram."""
-    return Message(wire.encode_reply(secure.answer_mask_histogram(message, context)), reply_to=message)
+    return Message(wire.encode_reply(secure.answer_mask_statistic("histogram", message, context)), reply_to=message)
+
+
+@app.train("mask_complements")
+def mask_complements(message: Message, context: Context) -> Message:
+    """Secure sum, step 3, for which kinds of item share a basket."""
+    return Message(wire.encode_reply(secure.answer_mask_statistic("complements", message, context)), reply_to=message)
 
 
 @app.train("confirm")

@@ -19,10 +19,10 @@ from clients.losses import SUFFIX, open_ledger, refusal
 from clients.memory import advice, is_out_of_memory, paid, release
 from clients.public_part import FLOOR, PRIOR_COUNTS, PRIOR_KEYS, PRIOR_RATINGS, check_adapter
 from clients.site import Site, site_of
+from clients.statistics import STATISTICS, Statistic, popularity
 from fedrec import wire
 from fedrec.config import make_folder, write_atomically
 from fedrec.data import MerchantData, load_merchant
-from fedrec.data.rated import in_units
 from fedrec.data.role_record import NOBODY, RECORD, HeldBack, record_roles
 from fedrec.data.roles import UserShares, own_secret, roles_of
 from fedrec.errors import InputError
@@ -40,25 +40,14 @@ from fedrec.privacy import (
     SystemNoise,
     head_folder,
     noisy,
-    noisy_histogram,
     over_budget,
-    rated_votes,
-    votes,
 )
+from fedrec.privacy.events import Mechanism
 from fedrec.text import line
 from fedrec.training import RoundTask, encode_update, round_sum, train_round
-from fedrec.wire import HistogramTask, Reply, Statement
+from fedrec.wire import ComplementTask, HistogramTask, Reply, Statement
 
-__all__ = [
-    "Merchant",
-    "answer_histogram",
-    "answer_train",
-    "forget_merchants",
-    "open_merchant",
-    "purchases",
-    "ratings_of",
-    "safely",
-]
+__all__ = ["Merchant", "answer_statistic", "answer_train", "forget_merchants", "open_merchant", "safely"]
 
 log = logging.getLogger("fedrec.merchant")
 
@@ -68,13 +57,9 @@ came first: a simulation asks them in turn, and would find the last ones always 
 PUBLIC = "public.part"
 
 
-def answer_histogram(message: Message, context: Context) -> Reply:
-    """Answer a request for the popularity histogram; whatever fails is a decline without data."""
-
-    def answer(merchant: Merchant) -> Reply:
-        return merchant.histogram(*wire.decode_histogram_task(message))
-
-    return safely(context, answer)
+def answer_statistic(name: Mechanism, message: Message, context: Context) -> Reply:
+    """Answer a request for a statistic; whatever fails is a decline without data."""
+    return safely(context, lambda merchant: merchant.statistic(STATISTICS[name](merchant, message)))
 
 
 def answer_train(message: Message, context: Context) -> Reply:
@@ -170,36 +155,6 @@ def _check_name(site: Site, name: str) -> None:
         )
 
 
-def purchases(data: MerchantData, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who bought what: user and position in `keys` of each target, and the positions of all that is sold here.
-
-    Items with one text are one position, so that a user's vote has norm 1 however they are listed.
-    """
-    position = _places(data, keys)
-    histories = data.histories.targets()
-    users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-    bought = position[histories.items]
-    return users[bought >= 0], bought[bought >= 0], np.unique(position[position >= 0])
-
-
-def _places(data: MerchantData, keys: np.ndarray) -> np.ndarray:
-    """(items,) the position in `keys` of each item's text, the last where there are several; -1 where there is none."""
-    place = {int(key): i for i, key in enumerate(keys)}
-    return np.array([place.get(int(key), -1) for key in data.catalogue.keys], dtype=np.int64)
-
-
-def ratings_of(data: MerchantData, keys: np.ndarray, lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who rated what and how: user, position in `keys`, and the rating clamped to its range, in units."""
-    rated = data.histories.rated
-    if rated is None:
-        none = np.zeros(0, dtype=np.int64)
-        return none, none, none.astype(np.float64)
-    place = _places(data, keys)[rated.items]
-    users = np.repeat(np.arange(len(data.histories)), np.diff(rated.offsets))
-    known = place >= 0
-    return users[known], place[known], in_units(rated.answer[known], lowest, highest)
-
-
 @dataclass
 class Merchant:
     """A merchant who answers requests as far as its policy and budget allow.
@@ -250,29 +205,22 @@ class Merchant:
             return f"policy: {reason}"
         return None if self.encoder(task).fingerprint == task.trunk else "the encoder here is not the server's"
 
-    def histogram(self, task: HistogramTask, keys: np.ndarray) -> Reply:
-        """How popular the texts with these keys are here, with noise on those in the catalogue."""
-        release = Release(task.run, 0, "histogram", task.noise_multiplier, 1.0, 1, 1.0, task.unit, self.policy.delta)
+    def statistic(self, asked: Statistic) -> Reply:
+        """A statistic with noise on every number that users can move."""
+        if asked.refusal:
+            return self.declined(asked.refusal)
 
         def compute(noise: NoiseSource) -> Arrays:
-            # Which texts a merchant sells is public, so a text it does not sell is a plain zero.
-            users, bought, sold = purchases(self.data, keys)
-            out = np.zeros(task.size(len(keys)), dtype=np.float32)
-            if task.ratings:
-                both = np.concatenate([sold, sold + len(keys)])
-                out[both] = noisy(self.votes(keys, task)[both], task.noise_multiplier, 1.0, noise)
-            else:
-                out[sold] = noisy_histogram(users, np.searchsorted(sold, bought), len(sold), task.noise_multiplier, noise)
-            return {wire.HISTOGRAM: out}
+            release, where = asked.release, np.arange(asked.size) if asked.noisy is None else asked.noisy
+            out = np.zeros(asked.size, dtype=np.float32)
+            out[where] = noisy(asked.total()[where], release.noise_multiplier, release.clip_norm, noise)
+            return {asked.array: out}
 
-        return self._release(release, task.delta, compute)
+        return self._release(asked.release, asked.delta, compute)
 
-    def votes(self, keys: np.ndarray, task: HistogramTask | None = None) -> np.ndarray:
-        """How popular the texts with these keys are here, and how rated if that is asked, WITHOUT noise: (numbers,) float64."""
-        if task is not None and task.ratings:
-            return rated_votes(*ratings_of(self.data, keys, task.rating_min, task.rating_max), len(keys))
-        users, bought, _ = purchases(self.data, keys)
-        return votes(users, bought, len(keys))
+    def histogram(self, task: HistogramTask, keys: np.ndarray) -> Reply:
+        """How popular the texts with these keys are here, with noise on those in the catalogue."""
+        return self.statistic(popularity(self, task, keys))
 
     def train(self, task: RoundTask, trained: Arrays, public: Arrays) -> Reply:
         """One round of private training."""
@@ -315,7 +263,7 @@ class Merchant:
             queries=self.data.histories.queries,
         )
 
-    def encoder(self, task: RoundTask) -> TextEncoder:
+    def encoder(self, task: RoundTask | ComplementTask) -> TextEncoder:
         """The encoder of this site, in the shape that a task asks for; one a process."""
         model = self.site.model
         return load_encoder(
@@ -445,4 +393,4 @@ class Merchant:
 
 
 def _base(public: Arrays) -> Arrays:
-    return {name: value for name, value in public.items() if not name.startswith("prior.")}
+    return {name: value for name, value in public.items() if not name.startswith(("prior.", "complements."))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedrec.model.adapter import CENTRE, HEAD_A, HEAD_B, TERMS, Arrays
+from fedrec.model.complements import KINDS, LIFT, MOST_KINDS
 from fedrec.model.encoder import TextEncoder
 from fedrec.training.heads import MOST_RANK
 from fedrec.wire import MOST_TEXTS, WireError
@@ -30,7 +31,13 @@ def check_ceilings(public: Arrays) -> tuple[int, int]:
     texts = public[PRIOR_KEYS].size if PRIOR_KEYS in public else 0
     if rank > MOST_RANK or texts > MOST_TEXTS:
         raise WireError(f"the adapter is of rank {rank} and knows {texts} texts: at most {MOST_RANK} and {MOST_TEXTS}")
+    if (kinds := _kinds(public)) > MOST_KINDS:
+        raise WireError(f"the adapter knows {kinds} kinds of item: at most {MOST_KINDS}")
     return rank, texts
+
+
+def _kinds(public: Arrays) -> int:
+    return len(public[KINDS]) if KINDS in public and public[KINDS].ndim else 0
 
 
 def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays, terms: bool = False, rates: bool = False) -> None:
@@ -50,6 +57,9 @@ def check_adapter(encoder: TextEncoder, public: Arrays, trained: Arrays, terms: 
     if rates:
         frozen[PRIOR_RATINGS] = (texts,)
     frozen |= {name: value.shape for name, value in encoder.frozen().items()}
+    if KINDS in public or LIFT in public:
+        kinds = _kinds(public)
+        frozen |= {KINDS: (kinds, encoder.hidden), LIFT: (kinds, kinds)}
     moved: dict[str, tuple[int, ...]] = {name: value.shape for name, value in encoder.trained().items()}
     if HEAD_A in public or set(trained) & set(HEAD_B.values()):
         frozen[HEAD_A] = (encoder.hidden, rank)

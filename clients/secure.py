@@ -25,16 +25,18 @@ from clients.interrupts import put_off
 from clients.losses import SECURE
 from clients.memory import paid
 from clients.merchant import Merchant, safely
+from clients.statistics import STATISTICS
 from fedrec import secure, wire
 from fedrec.config import Trust, make_folder, write_atomically
 from fedrec.errors import InputError
 from fedrec.model.adapter import Arrays, flat, of_part
 from fedrec.privacy import NoiseSource, Release, discrete_gaussian, multiplier, noise_share, over_budget
+from fedrec.privacy.events import Mechanism
 from fedrec.secure.terms import hashed
 from fedrec.wire import Announce, Reply, Statement, Step
 
 __all__ = [
-    "answer_announce", "answer_confirm", "answer_mask", "answer_mask_histogram", "answer_reveal", "answer_share",
+    "answer_announce", "answer_confirm", "answer_mask", "answer_mask_statistic", "answer_reveal", "answer_share",
     "noisy_integers",
 ]  # fmt: skip
 
@@ -86,20 +88,18 @@ def answer_mask(message: Message, context: Context) -> Reply:
     return safely(context, answer)
 
 
-def answer_mask_histogram(message: Message, context: Context) -> Reply:
-    """The popularity of texts here, with a share of the noise and under masks."""
+def answer_mask_statistic(name: Mechanism, message: Message, context: Context) -> Reply:
+    """A statistic, with a share of the noise and under masks."""
 
     def answer(merchant: Merchant) -> Reply:
-        task, keys = wire.decode_histogram_task(message)
-        release = Release(task.run, 0, "histogram", task.noise_multiplier, 1.0, 1, 1.0, task.unit, merchant.policy.delta)
-        content = wire.content_of_histogram(task, keys)
+        asked = STATISTICS[name](merchant, message)
+        if asked.refusal:
+            return merchant.declined(asked.refusal)
 
-        def compute(_: NoiseSource) -> np.ndarray:
-            return merchant.votes(keys, task)
+        def work(one: _Sum, step: Step) -> Reply:
+            return one.mask(step, asked.release, asked.content, asked.size, lambda _: asked.total())
 
-        return _Sum.go_on(
-            merchant, "mask", message, lambda one, step: one.mask(step, release, content, task.size(len(keys)), compute)
-        )
+        return _Sum.go_on(merchant, "mask", message, work)
 
     return safely(context, answer)
 

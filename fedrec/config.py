@@ -108,8 +108,12 @@ class RunConfig(BaseModel):
     """The same for a step on the encoder."""
     histogram_noise_multiplier: float | None = Field(None, gt=0, le=MOST_NOISE)
     """The same for the popularity histogram, whose norm per user is 1."""
+    complement_noise_multiplier: float | None = Field(None, gt=0, le=MOST_NOISE)
+    """The same for which kinds of item share a basket, whose norm per user is 1; only where `complement_share` is over 0."""
     histogram_share: float = Field(0.1, ge=0, lt=1)
     """Share of the budget (of squared Gaussian mu) for the popularity histogram; 0 sends none."""
+    complement_share: float = Field(0, ge=0, lt=1)
+    """Share of the budget for one release of which kinds of item share a basket; 0 sends none."""
     encoder_share: float = Field(0.15, gt=0, lt=1)
     """Share of the budget for the encoder's rounds, where there are both kinds of round."""
 
@@ -207,6 +211,13 @@ class RunConfig(BaseModel):
             raise ValueError(f"objective_weights = {list(self.objective_weights)}: expected each over 0 and at most 1000")
         if self.patience and not self.calibrate:
             raise ValueError(f"patience = {self.patience}: calibrate = false leaves no public users who judge")
+        if self.histogram_share + self.complement_share >= 1:
+            raise ValueError(
+                f"histogram_share ({self.histogram_share:g}) and complement_share ({self.complement_share:g}) "
+                "leave the rounds nothing"
+            )
+        if self.complement_share and self.unit != "user":
+            raise ValueError("complement_share needs unit = 'user': who takes an event out of a user's part may move all of it")
         if self.trust == "secure-aggregation":
             self._one_sum_a_round()
         self._enough_for_the_rule()

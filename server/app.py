@@ -24,6 +24,7 @@ from server.rating_evaluation import with_expected
 from server.run_folder import RunFolder
 from server.secure import STRATEGIES
 from server.start import first_state, load_encoder_for, round_line
+from server.statistics import ask_for_pairs, with_complements
 from server.strategy import NobodyLeft, connected
 
 __all__ = ["app", "send_home", "train"]
@@ -64,8 +65,12 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
 
     if "prior.counts" not in state.public:
         folder.save(state)  # the run's id, before anything is paid for under it
+        if pairs := ask_for_pairs(grid, folder, strategy, central.catalogue, encoder):
+            strategy.state = state = replace(state, public={**state.public, **pairs})
+            folder.save(state)  # merchants keep their last reply alone, and the next request replaces this one
         prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
-        public = with_expected({**state.public, **prior}, encoder, central, strategy.prior_noise)
+        public = with_complements({**state.public, **prior}, central.catalogue, encoder)
+        public = with_expected(public, encoder, central, strategy.prior_noise)
         under = evaluator.trains_under(public, state.trained)
         state, found = after_round(config, evaluator, start, replace(state, public=public, scoring=under), moved=True)
         strategy.state = state

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fedrec import wire
 from fedrec.aggregation import SLACK, apply_update, honest_norm, noise_in_update, update_fault
 from fedrec.config import RunConfig, Trust
-from fedrec.model import Arrays, digest, of_part
+from fedrec.model import digest, of_part
 from fedrec.model.adapter import unflat
 from fedrec.privacy import NoisePlan
 from fedrec.privacy.events import Mechanism
@@ -25,7 +25,7 @@ from fedrec.wire import Announce
 from server.progress import notify
 from server.run_folder import ServerState
 from server.secure_sum import Abandoned, Ask, Opened, SecureSum
-from server.strategy import NobodyLeft, PrivateLora, RoundRecord, TooFewMerchants
+from server.strategy import NobodyLeft, PrivateLora, RoundRecord, StatisticRequest, TooFewMerchants
 
 __all__ = ["STRATEGIES", "SecureLora"]
 
@@ -54,24 +54,21 @@ class SecureLora(PrivateLora):
         if len(self.blamed[name]) > self.config.colluders:
             self.excluded.add(name)
 
-    def collect_priors(self, grid: Grid, keys: np.ndarray, timeout: float) -> tuple[Arrays, RoundRecord]:
-        """The popularity prior as one secure sum of merchants' histograms."""
+    def collect(self, grid: Grid, asked: StatisticRequest, timeout: float) -> tuple[np.ndarray, float]:
+        """The same as one secure sum; zeros where it was abandoned."""
         self.record = RoundRecord()
-        config, sigma, task = self.config, self.plan.histogram, self.histogram_task()
-        total = np.zeros(task.size(len(keys)))
-        if sigma is not None:
-            content = wire.encode_histogram_task(task, keys)
-            offer = self._offer(0, "histogram", sigma, 1.0, 1.0)
-            try:
-                nodes = self.present(grid, config.start_merchants)
-                notify("histogram_started", merchants=len(nodes))
-                ask = Ask("mask_histogram", lambda _: content, wire.content_of_histogram(task, keys), len(total))
-                opened = SecureSum(self, grid, offer, timeout).run(nodes, ask)
-                total, self.prior_noise = opened.vector, opened.noise_multiplier
-            except (Abandoned, NobodyLeft) as reason:
-                self.record.abandoned = str(reason)
-            self.informed.clear()
-        return self.as_prior(total, keys), self.record
+        offer = self._offer(asked.round, asked.mechanism, asked.noise_multiplier, 1.0, 1.0)
+        vector, noise = np.zeros(asked.size, dtype=np.float64), asked.noise_multiplier
+        try:
+            nodes = self.present(grid, self.config.start_merchants)
+            notify(f"{asked.mechanism}_started", merchants=len(nodes))
+            ask = Ask(f"mask_{asked.mechanism}", lambda _: asked.content, asked.digest, asked.size)
+            opened = SecureSum(self, grid, offer, timeout).run(nodes, ask)
+            vector, noise = opened.vector, opened.noise_multiplier
+        except (Abandoned, NobodyLeft) as reason:
+            self.record.abandoned = str(reason)
+        self.informed.clear()
+        return vector, noise
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """All steps of the round's secure sum; what is left to aggregate is the server optimizer's step.

@@ -62,7 +62,7 @@ class Ask:
     """The request for masked integers.
 
     Attributes:
-        kind: `mask` or `mask_histogram`.
+        kind: `mask`, or `mask_` and the name of a statistic.
         request: for a node, but for the lists of the sum.
         content: digest of what it asks, as merchants compute it.
         size: numbers in the sum.

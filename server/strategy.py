@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -34,16 +34,19 @@ from fedrec.config import RunConfig, UpdateCode
 from fedrec.model import Arrays, digest, of_part
 from fedrec.objectives import OBJECTIVES
 from fedrec.privacy import NoisePlan
+from fedrec.privacy.events import Mechanism
 from fedrec.text import line
 from fedrec.training import CodeError, RoundTask, decode_update, expected_lot
 from server.evaluation import COUNTS, FLOOR, KEYS, RATINGS
 from server.progress import notify
 from server.run_folder import ServerState
 
-__all__ = ["ERRORS", "WAIT_STEP", "NobodyLeft", "PrivateLora", "RoundRecord", "TooFewMerchants", "connected"]
+__all__ = [
+    "ERRORS", "WAIT_STEP", "NobodyLeft", "PrivateLora", "RoundRecord", "StatisticRequest", "TooFewMerchants", "connected",
+]  # fmt: skip
 
-HISTOGRAM_BOUND = 1e9
-"""Largest plausible count; anything over it is vandalism."""
+STATISTIC_BOUND = 1e9
+"""Largest plausible norm of a statistic; anything over it is vandalism."""
 WAIT_STEP = 1.0
 """Seconds between two looks at who is connected."""
 ERRORS = {
@@ -92,6 +95,26 @@ class RoundRecord:
     abandoned: str = ""
 
 
+@dataclass(frozen=True)
+class StatisticRequest:
+    """A sum over users that every merchant is asked for once a run; one user moves it by at most 1.
+
+    Attributes:
+        mechanism, round: how ledgers know it.
+        noise_multiplier: of one merchant's noise, or of the fewest honest shares in a secure sum.
+        content, digest: the request, and a hash of what it asks, as merchants compute it.
+        array, size: what a reply calls the numbers, and how many there are.
+    """
+
+    mechanism: Mechanism
+    round: int
+    noise_multiplier: float
+    content: RecordDict
+    digest: str
+    array: str
+    size: int
+
+
 class PrivateLora(Strategy):
     """Sends tasks, checks and averages what comes back, applies the server optimizer."""
 
@@ -116,18 +139,9 @@ class PrivateLora(Strategy):
         sigma, task = self.plan.histogram, self.histogram_task()
         total = np.zeros(task.size(len(keys)), dtype=np.float64)
         if sigma is not None:
-            content = wire.encode_histogram_task(task, keys)
-            self._sent = dict.fromkeys(self.present(grid, self.config.start_merchants), wire.size(content))
-            notify("histogram_started", merchants=len(self._sent))
-            # A node that comes late must not pay for an answer that nobody waits for: hence the ttl.
-            messages = [Message(content, node, "train.histogram", ttl=timeout) for node in self._sent]
-            like = {wire.HISTOGRAM: np.zeros(len(total), dtype=np.float32)}
-            self._asked = messages
-            replies = grid.send_and_receive(messages, timeout=timeout)
-            for reply in self._usable(replies, like, "float32", lambda _: HISTOGRAM_BOUND, sigma, 0):
-                total += reply.arrays[wire.HISTOGRAM]
-            self.informed.clear()
-        self.prior_noise = (sigma or 0.0) * math.sqrt(len(self.record.took_part))
+            content, what = wire.encode_histogram_task(task, keys), wire.content_of_histogram(task, keys)
+            asked = StatisticRequest("histogram", 0, sigma, content, what, wire.HISTOGRAM, len(total))
+            total, self.prior_noise = self.collect(grid, asked, timeout)
         return self.as_prior(total, keys), self.record
 
     def histogram_task(self) -> wire.HistogramTask:
@@ -142,6 +156,23 @@ class PrivateLora(Strategy):
         floor = np.array([max(1.0, self.plan.histogram or 0.0)], dtype=np.float32)
         prior = {KEYS: keys, COUNTS: total[: len(keys)].astype(np.float32), FLOOR: floor}
         return prior if len(total) == len(keys) else {**prior, RATINGS: total[len(keys) :].astype(np.float32)}
+
+    def collect(self, grid: Grid, asked: StatisticRequest, timeout: float) -> tuple[np.ndarray, float]:
+        """The sum of a statistic over all merchants that answer, (size,) float64, and the deviation of the noise in it."""
+        self.record = RoundRecord()
+        total = np.zeros(asked.size, dtype=np.float64)
+        self._sent = dict.fromkeys(self.present(grid, self.config.start_merchants), wire.size(asked.content))
+        notify(f"{asked.mechanism}_started", merchants=len(self._sent))
+        # A node that comes late must not pay for an answer that nobody waits for: hence the ttl.
+        messages = [Message(asked.content, node, f"train.{asked.mechanism}", ttl=timeout) for node in self._sent]
+        like = {asked.array: np.zeros(asked.size, dtype=np.float32)}
+        self._asked = messages
+        replies = grid.send_and_receive(messages, timeout=timeout)
+        sigma = asked.noise_multiplier
+        for reply in self._usable(replies, like, "float32", lambda _: STATISTIC_BOUND, sigma, asked.round):
+            total += reply.arrays[asked.array]
+        self.informed.clear()
+        return total, sigma * math.sqrt(len(self.record.took_part))
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One task for every node; the public part goes to those who may not have it."""

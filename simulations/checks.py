@@ -148,7 +148,7 @@ def merchant_files(federation: Path) -> dict[Path, MerchantFile]:
 
 
 def _declined(policies: Mapping[str, Policy], config: RunConfig, ledgers: Path | None = None) -> Iterator[dict[str, str]]:
-    """For each of a run's first requests who would decline it and why: the histogram if there is one, then round 1."""
+    """For each of a run's first requests who would decline it and why: the statistics that it asks for, then round 1."""
     before: dict[str, list[Release]] = {name: [] for name in policies}
     if ledgers is not None:
         paths = {name: ledgers / f"{name}{SUFFIX}" for name in policies}
@@ -165,6 +165,8 @@ def _declined(policies: Mapping[str, Policy], config: RunConfig, ledgers: Path |
 
 def _first_requests(config: RunConfig) -> Iterator[Release]:
     plan, part, now = plan_noise(config), config.part(1), datetime.now(UTC).isoformat(timespec="seconds")
+    if plan.complements is not None:
+        yield Release("", -1, "complements", plan.complements, 1.0, 1, 1.0, config.unit, config.delta, time=now)
     if plan.histogram is not None:
         yield Release("", 0, "histogram", plan.histogram, 1.0, 1, 1.0, config.unit, config.delta, time=now)
     rate, steps = config.sample_rate_of(part), config.local_steps

@@ -170,10 +170,10 @@ def attack(mechanism: str, target: Target, small: Target, epsilon: float = 1.0, 
     """The attack on one mechanism, with as many canaries as tests have time for."""
     if changes.get("objective") == "response":
         target, small = with_terms(target), with_terms(small)
-    planted = {"heads": CANARIES, "encoder": 100, "histogram": 160, "secure-sum": CANARIES}[mechanism]
+    planted = {"heads": CANARIES, "encoder": 100, "histogram": 160, "complements": 100, "secure-sum": CANARIES}[mechanism]
     settings = {name: changes.pop(name) for name in list(changes) if name in RunConfig.model_fields}
     config = RunConfig(**{"epsilon": epsilon, "rounds": 4, "encoder_rounds": 4, "encoder_sample_rate": 1.0, **settings})  # type: ignore[arg-type]
-    attacked = {"encoder": small, "histogram": wide(target)}.get(mechanism, target)
+    attacked = {"encoder": small, "histogram": wide(target), "complements": wide(small, 480)}.get(mechanism, target)
     return canary_audit(config, attacked, mechanism=mechanism, **{"canaries": planted, **changes})  # type: ignore[arg-type]
 
 
@@ -188,9 +188,9 @@ def with_terms(target: Target) -> Target:
     return replace(target, trained=trained, merchant=replace(target.merchant, data=MerchantData(data.catalogue, histories)))
 
 
-def wide(target: Target) -> Target:
+def wide(target: Target, items: int = 160) -> Target:
     """The same users in a catalogue with room for more canaries."""
-    data = MerchantData(make_catalogue(160), target.merchant.data.histories)
+    data = MerchantData(make_catalogue(items), target.merchant.data.histories)
     return replace(target, merchant=replace(target.merchant, data=data))
 
 
@@ -238,6 +238,7 @@ def test_an_audit_puts_the_whole_budget_in_what_it_attacks(mechanism: str) -> No
     events = {
         "encoder": SampledGaussian(sigma, config.encoder_sample_rate, config.rounds),
         "histogram": SampledGaussian(sigma),
+        "complements": SampledGaussian(sigma),
     }.get(mechanism, SampledGaussian(sigma, config.sample_rate, config.rounds))  # fmt: skip
     assert claimed == config.epsilon >= 0.98 * epsilon([events], config.delta).value
 
@@ -331,7 +332,7 @@ def test_what_many_attacks_find_with_noise_is_chance(target: Target, small: Targ
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_noise_that_is_too_weak_for_epsilon_1_refutes_it(target: Target, small: Target, mechanism: str) -> None:
     """The audit is not blind to noise that is there; the claim is what the accountants say of it, not the setting."""
-    weak = attack(mechanism, target, small, noise_multiplier=0.2, histogram_noise_multiplier=0.2)
+    weak = attack(mechanism, target, small, noise_multiplier=0.2, histogram_noise_multiplier=0.2, complement_noise_multiplier=0.2)
     assert weak.epsilon_claimed > 20 and not weak.refuted
     assert weak.epsilon_lower > 1
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from clients.merchant import Merchant
 from clients.site import Site
+from clients.statistics import popularity
 from fedrec import wire
 from fedrec.data import Catalogue, Histories, MerchantData
 from fedrec.data.catalogue import text_key
@@ -96,7 +97,8 @@ def test_one_user_moves_what_leaves_by_at_most_one_however_many_items_share_a_te
     distinct = {texts[item % len(texts)] for item in bought[user]} & set(order[:known])
     with tempfile.TemporaryDirectory() as folder:
         shops = [shop_of(Path(folder) / str(i), texts, rows) for i, rows in enumerate((bought, without))]
-        moved = shops[0].votes(keys) - shops[1].votes(keys)
+        asked = HistogramTask("run", 2.0, 1e-5, "user")
+        moved = popularity(shops[0], asked, keys).total() - popularity(shops[1], asked, keys).total()
         left = released(shops[0], keys) - released(shops[1], keys)
     for distance in (np.linalg.norm(moved), np.linalg.norm(left)):
         assert distance <= 1.0 + 1e-5

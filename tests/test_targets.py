@@ -18,7 +18,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.merchant import purchases
+from clients.statistics import purchases
 from fedrec.config import Unit
 from fedrec.data import CentralGroup, Columns, DataSource, Histories, MerchantData, load_merchant
 from fedrec.deploy.units import merchant_toml

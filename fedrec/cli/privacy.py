@@ -49,6 +49,9 @@ def plan(
         int, typer.Option(min=0, help="Secure aggregation: merchants that may tell the server all they know.")
     ] = DEFAULTS.colluders,
     histogram_share: Annotated[float, typer.Option(help="Budget share of the histogram.")] = DEFAULTS.histogram_share,
+    complement_share: Annotated[
+        float, typer.Option(help="Budget share of what goes with what in baskets.")
+    ] = DEFAULTS.complement_share,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw epsilon against rounds, .svg or .png.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -79,6 +82,7 @@ def plan(
         dropouts=dropouts,
         colluders=colluders,
         histogram_share=histogram_share,
+        complement_share=complement_share,
     )
     if json:
         print_json(asdict(solved))
@@ -92,7 +96,7 @@ def plan(
 def _print(plan: Plan, delta_given: bool) -> None:
     from fedrec.privacy.worth import LEAST_WORTH
 
-    histogram = plan.histogram_noise_multiplier
+    histogram, pairs = plan.histogram_noise_multiplier, plan.complement_noise_multiplier
     settings = {
         "noise_multiplier": f"{plan.noise_multiplier:.4g}",
         "rounds": f"{plan.rounds:,}",
@@ -103,6 +107,8 @@ def _print(plan: Plan, delta_given: bool) -> None:
         "delta": f"{plan.delta:.3g}",
         "histogram_share": f"{plan.histogram_share:g}",
         "histogram_noise_multiplier": "not sent" if histogram is None else f"{histogram:.4g}",
+        "complement_share": f"{plan.complement_share:g}",
+        "complement_noise_multiplier": "not sent" if pairs is None else f"{pairs:.4g}",
     }
     marked = [[name, value, "solved for" if name == plan.solved else ""] for name, value in settings.items()]
     out.print(table("A run that fits the budget", ["setting", "value", ""], marked))

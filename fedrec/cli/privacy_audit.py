@@ -28,7 +28,9 @@ NAMES = {"canaries": "canary audit", "membership": "membership attack"}
 def audit(
     federation: Annotated[Path, typer.Argument(metavar="FEDERATION_FOLDER", help="merchants/ and central/.")],
     merchant: Annotated[str | None, typer.Option("--merchant", help="Whom to attack; by default the largest.")] = None,
-    mechanism: Annotated[str, typer.Option("--mechanism", help="heads, encoder, histogram or secure-sum.")] = "heads",
+    mechanism: Annotated[
+        str, typer.Option("--mechanism", help="heads, encoder, histogram, complements or secure-sum.")
+    ] = "heads",
     canaries: Annotated[int, typer.Option("--canaries", help="Made-up users to plant.")] = 500,
     rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds of training.")] = None,
     epsilon: Annotated[float | None, typer.Option("--epsilon", help="The claim; by default the merchant's budget.")] = None,

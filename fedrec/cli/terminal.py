@@ -21,6 +21,7 @@ SECURE_STEPS = {
     "announce": "announce keys",
     "share": "share their seeds",
     "mask_histogram": "count and mask",
+    "mask_complements": "count what goes with what, and mask",
     "mask": "train and mask",
     "confirm": "confirm who is in the sum",
     "reveal": "open the sum",
@@ -233,7 +234,14 @@ class _Watcher:
 
     def _histogram_started(self, merchants: int) -> None:
         self._line(f"popularity: {merchants} private histograms")
-        self.asked_for = "popularity"
+        self._statistic_started("popularity", merchants)
+
+    def _complements_started(self, merchants: int) -> None:
+        self._line(f"what goes with what: {merchants} private counts of pairs")
+        self._statistic_started("what goes with what", merchants)
+
+    def _statistic_started(self, what: str, merchants: int) -> None:
+        self.asked_for = what
         if self.merchants is None:
             self.merchants = self.progress.add_task("merchants", total=merchants)
         self.progress.reset(self.merchants, total=merchants, description="merchants")

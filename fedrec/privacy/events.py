@@ -2,8 +2,8 @@
 
 Every mechanism here is a Gaussian on a Poisson sample of records, composed with itself:
 a round of DP-SGD is `steps` of them, a full-participation step has sample rate 1, a
-histogram is one with sample rate 1. Neighbouring data sets differ by all of one record
-(add or remove one).
+released statistic (a histogram, what goes with what) is one with sample rate 1. Neighbouring
+data sets differ by all of one record (add or remove one).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 __all__ = ["Mechanism", "SampledGaussian"]
 
-Mechanism = Literal["dp-sgd", "histogram"]
+Mechanism = Literal["dp-sgd", "histogram", "complements"]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class NoisePlan:
     histogram: float | None
     heads: float | None
     encoder: float | None
+    complements: float | None = None
 
     def of(self, part: Part) -> float:
         """The noise multiplier of a step on `part`."""
@@ -37,7 +38,7 @@ class NoisePlan:
 
     def events(self, config: RunConfig) -> list[SampledGaussian]:
         """What one merchant releases in the whole run."""
-        events = [SampledGaussian(self.histogram)] if self.histogram else []
+        events = [SampledGaussian(sigma) for sigma in (self.complements, self.histogram) if sigma]
         for part in ("heads", "encoder"):
             if config.rounds_of(part):
                 steps = config.rounds_of(part) * config.local_steps
@@ -57,23 +58,25 @@ def plan_noise(config: RunConfig) -> NoisePlan:
     """
     mu = gaussian_mu(config.epsilon, config.delta)
     has = {part: config.rounds_of(part) > 0 for part in ("heads", "encoder")}
-    rest = 1 - config.histogram_share
+    rest = 1 - config.histogram_share - config.complement_share
     share = {"encoder": rest * (config.encoder_share if has["heads"] else 1.0) if has["encoder"] else 0.0}
     share["heads"] = rest - share["encoder"] if has["heads"] else 0.0
     given: dict[str, float | None] = {
+        "complements": config.complement_noise_multiplier,
         "histogram": config.histogram_noise_multiplier,
         "heads": config.noise_multiplier,
         "encoder": config.encoder_noise_multiplier or config.noise_multiplier,
     }
     start: dict[str, float | None] = {
-        "histogram": 1 / (mu * math.sqrt(config.histogram_share)) if config.histogram_share else None
+        name: 1 / (mu * math.sqrt(of_it)) if of_it else None
+        for name, of_it in (("complements", config.complement_share), ("histogram", config.histogram_share))
     }
     for part in ("heads", "encoder"):
         start[part] = _alone(config, part, mu * math.sqrt(share[part])) if has[part] else None
 
     def plan(factor: float) -> NoisePlan:
         values = {name: None if value is None else given[name] or _rounded_up(value * factor) for name, value in start.items()}
-        return NoisePlan(values["histogram"], values["heads"], values["encoder"])
+        return NoisePlan(**values)
 
     if all(value is None or given[name] for name, value in start.items()):
         return plan(1.0)

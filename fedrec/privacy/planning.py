@@ -19,6 +19,8 @@ __all__ = ["Plan", "default_delta", "solve"]
 
 HIDDEN = 384
 """Width of the packaged encoder."""
+Sigmas = tuple[float | None, float | None]
+"""Noise multipliers of what goes with what, and of the histogram; None for one that is not sent."""
 FREE = ("noise_multiplier", "rounds", "sample_rate")
 """What `solve` can solve for."""
 MOST_ROUNDS = 10_000
@@ -36,9 +38,10 @@ class Plan:
         delta: the target.
         noise_multiplier: noise of a step over `clip_norm`.
         histogram_noise_multiplier: noise of the popularity histogram; None if it is not sent.
-        epsilon_spent: what all rounds and the histogram cost.
+        complement_noise_multiplier: the same of which kinds of item share a basket.
+        epsilon_spent: what all rounds and statistics cost.
         accountant: the one that gave `epsilon_spent`.
-        epsilon_without_histogram: what the rounds alone cost.
+        epsilon_without_histogram: what all but the histogram costs.
         lot: expected users in a step.
         trainable: trained numbers in a step on the heads.
         signal_to_noise: of one merchant's step on the heads: lot over noise multiplier times
@@ -64,6 +67,8 @@ class Plan:
     noise_multiplier: float
     histogram_share: float
     histogram_noise_multiplier: float | None
+    complement_share: float
+    complement_noise_multiplier: float | None
     epsilon_spent: float
     accountant: str
     epsilon_without_histogram: float
@@ -80,8 +85,8 @@ class Plan:
 
     def spent_after(self, rounds: Iterable[int], *, histogram: bool = True) -> list[float]:
         """Epsilon after each number of rounds at this plan's noise, with or without the histogram."""
-        sigma = self.histogram_noise_multiplier if histogram else None
-        events = (_events(sigma, self.noise_multiplier, self.sample_rate, count * self.local_steps) for count in rounds)
+        sigmas = (self.complement_noise_multiplier, self.histogram_noise_multiplier if histogram else None)
+        events = (_events(sigmas, self.noise_multiplier, self.sample_rate, count * self.local_steps) for count in rounds)
         return [epsilon(made, self.delta).value for made in events]
 
 
@@ -103,7 +108,7 @@ def solve(
 ) -> Plan:
     """The least noise, the most rounds or the largest sampling rate that a budget allows, given the two others.
 
-    All rounds train the heads. The histogram gets its share of squared Gaussian mu; noise that
+    All rounds train the heads. Each statistic gets its share of squared Gaussian mu; noise that
     is solved for is `plan_noise`'s, so that a run with these settings and encoder_rounds 0 plans the
     same.
 
@@ -113,7 +118,7 @@ def solve(
         delta: target; `default_delta` when absent.
         noise_multiplier, rounds, sample_rate: exactly two of them.
         merchants: how many merchants' updates are averaged.
-        settings: others of `RunConfig`: local_steps, histogram_share, rank, min_lot, dropouts, colluders...
+        settings: others of `RunConfig`: local_steps, histogram_share, complement_share, rank, min_lot, dropouts, colluders...
 
     Raises:
         InputError: a setting is out of range, or nothing fits the budget; it says what was tried.
@@ -141,17 +146,18 @@ def solve(
         )  # fmt: skip
     if free[0] == "noise_multiplier":
         found = plan_noise(config)
-        return _plan(config.model_copy(update={"noise_multiplier": found.heads}), users, merchants, found.histogram, free[0])
-    histogram = config.histogram_noise_multiplier
-    if histogram is None and config.histogram_share:
-        histogram = 1 / (gaussian_mu(epsilon, delta) * math.sqrt(config.histogram_share))
-    value = _most_rounds(config, histogram) if free[0] == "rounds" else _largest_rate(config, histogram, users)
-    return _plan(config.model_copy(update={free[0]: value}), users, merchants, histogram, free[0])
+        sigmas = found.complements, found.histogram
+        return _plan(config.model_copy(update={"noise_multiplier": found.heads}), users, merchants, sigmas, free[0])
+    mu = gaussian_mu(epsilon, delta)
+    pairs, histogram = (1 / (mu * math.sqrt(of)) if of else None for of in (config.complement_share, config.histogram_share))
+    sigmas = pairs and (config.complement_noise_multiplier or pairs), config.histogram_noise_multiplier or histogram
+    value = _most_rounds(config, sigmas) if free[0] == "rounds" else _largest_rate(config, sigmas, users)
+    return _plan(config.model_copy(update={free[0]: value}), users, merchants, sigmas, free[0])
 
 
-def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None, solved: str) -> Plan:
+def _plan(config: RunConfig, users: int, merchants: int, sigmas: Sigmas, solved: str) -> Plan:
     sigma, rate, steps = config.noise_multiplier or math.nan, config.sample_rate, config.rounds * config.local_steps
-    events = _events(histogram, sigma, rate, steps)
+    (pairs, histogram), events = sigmas, _events(sigmas, sigma, rate, steps)
     spent = epsilon(events, config.delta)
     lot, trainable = rate * users, 2 * config.rank * HIDDEN
     encoder = 2 * config.encoder_layers * config.encoder_rank * HIDDEN
@@ -168,9 +174,11 @@ def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None
         noise_multiplier=sigma,
         histogram_share=config.histogram_share,
         histogram_noise_multiplier=histogram,
+        complement_share=config.complement_share,
+        complement_noise_multiplier=pairs,
         epsilon_spent=spent.value,
         accountant=spent.accountant,
-        epsilon_without_histogram=epsilon(_events(None, sigma, rate, steps), config.delta).value,
+        epsilon_without_histogram=epsilon(_events((pairs, None), sigma, rate, steps), config.delta).value,
         lot=lot,
         trainable=trainable,
         signal_to_noise=signal_to_noise,
@@ -186,20 +194,19 @@ def _plan(config: RunConfig, users: int, merchants: int, histogram: float | None
     )
 
 
-def _events(histogram: float | None, sigma: float, rate: float, steps: int) -> list[SampledGaussian]:
-    first = [SampledGaussian(histogram)] if histogram else []
-    return [*first, SampledGaussian(sigma, rate, steps)]
+def _events(sigmas: Sigmas, sigma: float, rate: float, steps: int) -> list[SampledGaussian]:
+    return [*(SampledGaussian(one) for one in sigmas if one), SampledGaussian(sigma, rate, steps)]
 
 
-def _most_rounds(config: RunConfig, histogram: float | None) -> int:
+def _most_rounds(config: RunConfig, sigmas: Sigmas) -> int:
     """The largest number of rounds that fits; the most a run may have if even that does."""
 
     def fits(rounds: int, names: Iterable[str] | None = None) -> bool:
-        events = _events(histogram, config.noise_multiplier or math.nan, config.sample_rate, rounds * config.local_steps)
+        events = _events(sigmas, config.noise_multiplier or math.nan, config.sample_rate, rounds * config.local_steps)
         return epsilon(events, config.delta, names).value <= config.epsilon
 
     if not fits(1):
-        raise _no_solution(config, histogram, config.sample_rate, "rounds", "one round")
+        raise _no_solution(config, sigmas, config.sample_rate, "rounds", "one round")
     # RDP costs next to nothing and is an upper bound: what fits by it fits.
     low, high = 1, MOST_ROUNDS + 1
     while high - low > 1:
@@ -215,29 +222,29 @@ def _most_rounds(config: RunConfig, histogram: float | None) -> int:
     return low
 
 
-def _largest_rate(config: RunConfig, histogram: float | None, users: int) -> float:
+def _largest_rate(config: RunConfig, sigmas: Sigmas, users: int) -> float:
     """The largest sampling rate that fits, at least the one with `min_lot` expected users."""
     steps = config.rounds * config.local_steps
 
     def spent(one_in: float) -> float:
-        return epsilon(_events(histogram, config.noise_multiplier or math.nan, min(1.0, 1 / one_in), steps), config.delta).value
+        return epsilon(_events(sigmas, config.noise_multiplier or math.nan, min(1.0, 1 / one_in), steps), config.delta).value
 
     most = users / config.min_lot
     if spent(most) > config.epsilon:
-        raise _no_solution(config, histogram, 1 / most, "sample_rate", f"a run with {config.min_lot:g} expected users a step")
+        raise _no_solution(config, sigmas, 1 / most, "sample_rate", f"a run with {config.min_lot:g} expected users a step")
     if spent(1.0) <= config.epsilon:
         return 1.0
     return 1 / between(spent, config.epsilon, 1.0, most)
 
 
-def _no_solution(config: RunConfig, histogram: float | None, rate: float, where: str, what: str) -> InputError:
+def _no_solution(config: RunConfig, sigmas: Sigmas, rate: float, where: str, what: str) -> InputError:
     steps = config.local_steps * (1 if where == "rounds" else config.rounds)
     sigma = config.noise_multiplier or math.nan
-    spent = epsilon(_events(histogram, sigma, rate, steps), config.delta).value
-    alone = epsilon([SampledGaussian(histogram)], config.delta).value if histogram else 0.0
+    spent = epsilon(_events(sigmas, sigma, rate, steps), config.delta).value
+    alone = epsilon([SampledGaussian(one) for one in sigmas if one], config.delta).value if any(sigmas) else 0.0
     return InputError(
         f"nothing fits: {what} (steps: {steps}, sample_rate {rate:g}, noise_multiplier {sigma:g}) spends epsilon {spent:.3g} "
-        f"at delta {config.delta:g}, the histogram alone {alone:.3g}",
+        f"at delta {config.delta:g}, {'the statistics' if sigmas[0] else 'the histogram'} alone {alone:.3g}",
         where=where,
         expected=f"at most {config.epsilon:g}",
         hint="more noise, a larger budget, or a smaller histogram share",

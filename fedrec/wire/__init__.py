@@ -6,6 +6,7 @@ puts requests and replies together.
 
 from fedrec.wire.messages import (
     decode_announce,
+    decode_complement_task,
     decode_delivery,
     decode_histogram_task,
     decode_lists,
@@ -15,6 +16,7 @@ from fedrec.wire.messages import (
     decode_train,
     delivered_arrays,
     encode_announce,
+    encode_complement_task,
     encode_delivery,
     encode_histogram_task,
     encode_receipt,
@@ -25,6 +27,7 @@ from fedrec.wire.messages import (
 )
 from fedrec.wire.records import PUBLIC, arrays_digest, from_record, size, to_record
 from fedrec.wire.values import (
+    COMPLEMENTS,
     DELIVER,
     HERE,
     HISTOGRAM,
@@ -38,6 +41,7 @@ from fedrec.wire.values import (
     STEP_KEYS,
     UNKNOWN,
     Announce,
+    ComplementTask,
     Delivery,
     HistogramTask,
     Outcome,
@@ -47,11 +51,13 @@ from fedrec.wire.values import (
     Step,
     WireError,
     content_of,
+    content_of_complements,
     content_of_histogram,
     content_of_train,
 )
 
 __all__ = [
+    "COMPLEMENTS",
     "DELIVER",
     "HERE",
     "HISTOGRAM",
@@ -66,6 +72,7 @@ __all__ = [
     "STEP_KEYS",
     "UNKNOWN",
     "Announce",
+    "ComplementTask",
     "Delivery",
     "HistogramTask",
     "Outcome",
@@ -76,9 +83,11 @@ __all__ = [
     "WireError",
     "arrays_digest",
     "content_of",
+    "content_of_complements",
     "content_of_histogram",
     "content_of_train",
     "decode_announce",
+    "decode_complement_task",
     "decode_delivery",
     "decode_histogram_task",
     "decode_lists",
@@ -88,6 +97,7 @@ __all__ = [
     "decode_train",
     "delivered_arrays",
     "encode_announce",
+    "encode_complement_task",
     "encode_delivery",
     "encode_histogram_task",
     "encode_receipt",

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedrec.model.adapter import Arrays
+from fedrec.model.adapter import CENTRE, Arrays
+from fedrec.model.complements import KINDS, MOST_KINDS
 from fedrec.training.round import RoundTask
 from fedrec.training.update_code import SCALES, buckets
 from fedrec.wire.records import (
@@ -30,6 +31,7 @@ from fedrec.wire.values import (
     MASKED,
     MOST_TEXTS,
     Announce,
+    ComplementTask,
     Delivery,
     HistogramTask,
     Receipt,
@@ -42,6 +44,7 @@ from fedrec.wire.values import (
 
 __all__ = [
     "decode_announce",
+    "decode_complement_task",
     "decode_delivery",
     "decode_histogram_task",
     "decode_lists",
@@ -51,6 +54,7 @@ __all__ = [
     "decode_train",
     "delivered_arrays",
     "encode_announce",
+    "encode_complement_task",
     "encode_delivery",
     "encode_histogram_task",
     "encode_receipt",
@@ -97,6 +101,27 @@ def decode_histogram_task(message: Message) -> tuple[HistogramTask, np.ndarray]:
     if set(arrays) != {KEYS} or keys is None or keys.dtype != np.uint64 or keys.ndim != 1 or keys.size > MOST_TEXTS:
         raise WireError(f"expected the one array {KEYS}: at most {MOST_TEXTS} uint64")
     return validated(HistogramTask, dict(message.content[TASK])), keys
+
+
+def encode_complement_task(task: ComplementTask, arrays: Arrays) -> RecordDict:
+    """A request for which kinds of item share a basket; `arrays` are the centre of the embeddings and those of the kinds."""
+    return RecordDict({ARRAYS: to_record(arrays), TASK: ConfigRecord(asdict(task))})
+
+
+def decode_complement_task(message: Message) -> tuple[ComplementTask, Arrays]:
+    """The request's task, and its arrays.
+
+    Raises:
+        WireError: the request is malformed, an array is not finite, or there are no kinds or more than `MOST_KINDS`.
+    """
+    arrays = finite(from_record(arrays_of(message, ARRAYS)))
+    kinds, centre = arrays.get(KINDS), arrays.get(CENTRE)
+    if (
+        kinds is None or centre is None or len(arrays) != 2 or any(one.dtype != np.float32 for one in arrays.values())
+        or kinds.ndim != 2 or centre.shape != kinds.shape[1:] or not 1 <= len(kinds) <= MOST_KINDS
+    ):  # fmt: skip
+        raise WireError(f"expected the arrays {CENTRE} and {KINDS}: float32, of one width, and at most {MOST_KINDS} kinds")
+    return validated(ComplementTask, dict(message.content[TASK])), arrays
 
 
 def encode_delivery(delivery: Delivery, public: Arrays, trained: Arrays) -> RecordDict:

@@ -16,9 +16,10 @@ from fedrec.model.adapter import Arrays, digest
 from fedrec.privacy.events import Mechanism
 from fedrec.secure.terms import hashed
 from fedrec.text import MERCHANT_NAME, Line, MerchantName, RunId
-from fedrec.training.round import Bound, RoundTask
+from fedrec.training.round import MOST, Bound, RoundTask
 
 __all__ = [
+    "COMPLEMENTS",
     "DELIVER",
     "HERE",
     "HISTOGRAM",
@@ -32,6 +33,7 @@ __all__ = [
     "STEP_KEYS",
     "UNKNOWN",
     "Announce",
+    "ComplementTask",
     "Delivery",
     "HistogramTask",
     "Outcome",
@@ -42,6 +44,7 @@ __all__ = [
     "Turn",
     "WireError",
     "content_of",
+    "content_of_complements",
     "content_of_histogram",
     "content_of_train",
 ]
@@ -49,6 +52,7 @@ __all__ = [
 DELIVER = "query.deliver"
 """Flower's type of the message that brings an adapter home."""
 HISTOGRAM, KEYS, MASKED = "histogram", "keys", "masked"
+COMPLEMENTS = "complements"
 MOST_TEXTS = 2_000_000
 """Most texts of a catalogue that a message may speak of."""
 MOST_BYTES = 1 << 29
@@ -86,6 +90,25 @@ class HistogramTask:
     def size(self, keys: int) -> int:
         """How many numbers are asked for, of so many texts."""
         return 2 * keys if self.ratings else keys
+
+
+@dataclass(frozen=True)
+class ComplementTask:
+    """What the server asks for which kinds of item share a basket; the kinds come along.
+
+    The unit is a user alone: who takes one event out of a user's part, which is scaled, may move it by more than 1.
+    """
+
+    run: RunId
+    noise_multiplier: Annotated[float, Field(le=MOST_NOISE)]
+    delta: float
+    unit: Literal["user"]
+    trunk: str
+    encoder_layers: Annotated[int, Field(ge=0, le=MOST)]
+    encoder_rank: Annotated[int, Field(ge=1, le=MOST)]
+    max_tokens: Annotated[int, Field(ge=1, le=MOST)]
+    round: Literal[-1] = -1
+    """With the run it is what a ledger knows the release by; rounds of training count from 1, and 0 is the histogram."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +273,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Turn:
-    """Which round of which run a later step of a secure sum is about; 0 is the histogram."""
+    """Which round of which run a later step of a secure sum is about; those under 1 are released statistics."""
 
     run: RunId
     round: int = 0
@@ -276,6 +299,11 @@ def content_of_train(task: RoundTask, trained: Arrays, public_digest: str) -> st
 def content_of_histogram(task: HistogramTask, keys: np.ndarray) -> str:
     """The same for the histogram."""
     return hashed([asdict(task), digest({KEYS: keys})])
+
+
+def content_of_complements(task: ComplementTask, arrays: Arrays) -> str:
+    """The same for what goes with what."""
+    return hashed([asdict(task), digest(arrays)])
 
 
 def content_of(what: str, scale: float, size: int) -> str:

@@ -2,8 +2,8 @@
 
 `canary_audit` (Steinke, Nasr, Jagielski, NeurIPS 2023) plants made-up users and guesses from what is released which of
 them were there. `mechanisms` are the releases that it can attack, all through the code that merchants run: the rounds
-of the heads, those of the encoder, the popularity histogram, and an opened secure sum. `membership_attack` looks at
-the released heads only and asks which real users they were trained on.
+of the heads, those of the encoder, the popularity histogram, what goes with what, and an opened secure sum.
+`membership_attack` looks at the released heads only and asks which real users they were trained on.
 
 Only a simulation can run them: the auditor knows everything but the coins, the sampling and the noise.
 """

@@ -8,7 +8,7 @@ from fedrec.data import Catalogue, Histories
 from fedrec.data.shown import Shown
 from fedrec.errors import InputError
 
-__all__ = ["disjoint_canaries", "joined", "make_canaries", "shown_canaries"]
+__all__ = ["disjoint_canaries", "joined", "make_canaries", "pair_canaries", "shown_canaries"]
 
 FEWEST = 8
 CANARY_STREAM = 0xCA9A
@@ -75,6 +75,22 @@ def disjoint_canaries(catalogue: Catalogue, count: int, seed: int) -> Histories:
     bought = [np.flatnonzero(np.isin(catalogue.keys, own)) for own in shuffled]
     offsets = np.cumsum([0, *map(len, bought)]).astype(np.int64)
     return Histories(_names(count), offsets, np.concatenate(bought), np.zeros(offsets[-1], dtype=np.int64))
+
+
+def pair_canaries(catalogue: Catalogue, count: int, seed: int) -> Histories:
+    """Made-up users with one basket of two items each, no two of them with the same pair.
+
+    Raises:
+        InputError: `count` is under 8, or more than the pairs of items.
+    """
+    items = len(catalogue)
+    first, second = np.triu_indices(items, 1)
+    if not FEWEST <= count <= len(first):
+        raise InputError(f"found {count}", where="--canaries", expected=f"{FEWEST} to {len(first)}, the pairs of {items} items")
+    drawn = np.random.default_rng([seed, CANARY_STREAM]).permutation(len(first))[:count]
+    bought = np.stack([first[drawn], second[drawn]], axis=1)
+    offsets = 2 * np.arange(count + 1, dtype=np.int64)
+    return Histories(_names(count), offsets, bought.reshape(-1).astype(np.int64), np.zeros(2 * count, dtype=np.int64))
 
 
 def joined(first: Histories, second: Histories) -> Histories:

@@ -9,20 +9,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clients.merchant import purchases
 from clients.secure import noisy_integers
+from clients.statistics import pairs_of, purchases
 from fedrec import secure
 from fedrec.config import Part, RunConfig, Trust
 from fedrec.data import Catalogue, Histories, MerchantData
 from fedrec.errors import InputError
 from fedrec.model import Arrays
-from fedrec.model.adapter import flat, unflat
-from fedrec.privacy import NoiseSource, SampledGaussian, epsilon, noise_share, noisy_histogram, plan_noise, votes
+from fedrec.model.adapter import CENTRE, flat, unflat
+from fedrec.model.complements import KINDS, kinds_of_catalogue
+from fedrec.model.towers import centred
+from fedrec.privacy import NoiseSource, SampledGaussian, epsilon, noise_share, noisy, noisy_histogram, plan_noise, votes
 from fedrec.privacy.discrete import LARGEST_SHARE, LEAST_SHARE
 from fedrec.privacy.noise_plan import gaussian_mu
 from fedrec.training import Examples, Records, RoundTask, expected_lot, round_sum
 from server.progress import notify
-from simulations.audit.canaries import disjoint_canaries, joined, make_canaries, shown_canaries
+from simulations.audit.canaries import disjoint_canaries, joined, make_canaries, pair_canaries, shown_canaries
 from simulations.audit.rounds import examples_of, noisy_update, of_all, of_each, records_of, rounds
 from simulations.audit.target import NO_NOISE, Attacked
 
@@ -175,9 +177,13 @@ class Histogram:
         """See `Mechanism`."""
         return disjoint_canaries(catalogue, count, seed)
 
+    def given(self, config: RunConfig) -> float | None:
+        """The noise multiplier that the settings give."""
+        return config.histogram_noise_multiplier
+
     def plan(self, config: RunConfig, noise: bool) -> tuple[float, float]:
         """See `Mechanism`."""
-        given = config.histogram_noise_multiplier
+        given = self.given(config)
         claimed = epsilon([SampledGaussian(given)], config.delta).value if given else config.epsilon
         return (given or 1 / gaussian_mu(config.epsilon, config.delta)) if noise else NO_NOISE, claimed
 
@@ -198,10 +204,41 @@ class Histogram:
         yield View(parts, answer, 1.0, 1, max(run.sigma, ROUNDING))
 
 
+class Complements(Histogram):
+    """What goes with what in the baskets of a merchant: one release, like the histogram."""
+
+    what = "which kinds of item share a basket"
+
+    def canaries(self, config: RunConfig, catalogue: Catalogue, count: int, seed: int) -> Histories:
+        """See `Mechanism`: a user whose one basket is a pair moves one number by all that a user may."""
+        return pair_canaries(catalogue, count, seed)
+
+    def given(self, config: RunConfig) -> float | None:
+        """The noise multiplier that the settings give."""
+        return config.complement_noise_multiplier
+
+    def views(self, run: Attacked, planted: Histories, included: np.ndarray) -> Iterator[View]:
+        """See `Mechanism`; the kinds are what a server would ask for, were this merchant's catalogue the public one."""
+        target, honest = run.target, run.target.merchant.data.histories
+        catalogue, encoder = target.merchant.data.catalogue, target.encoder
+        encoder.load({name: np.zeros_like(value) for name, value in encoder.trained().items()})
+        e = centred(encoder.embed(catalogue), target.base).cpu().numpy()
+        arrays = {CENTRE: target.base[CENTRE], KINDS: kinds_of_catalogue(e, run.config.seed)}
+
+        def summed(histories: Histories) -> np.ndarray:
+            return pairs_of(MerchantData(catalogue, histories), encoder, arrays)
+
+        released = noisy(summed(joined(honest, planted.take(included))), run.sigma, 1.0, run.noise(-1))
+        parts = np.stack([summed(planted.take(np.array([one]))) for one in range(len(planted))])
+        notify("audit_round", attack=run.label, round=1, rounds=1)
+        yield View(parts, released - summed(honest), 1.0, 1, max(run.sigma, ROUNDING))
+
+
 MECHANISMS: dict[str, Mechanism] = {
     "heads": Training("heads", "the heads' rounds"),
     "encoder": Training("encoder", "the encoder's rounds"),
     "histogram": Histogram(),
+    "complements": Complements(),
     "secure-sum": SecureSum("heads", "the heads' rounds as opened secure sums", "secure-aggregation"),
 }
 """What can be attacked, by name."""
