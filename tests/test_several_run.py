@@ -62,7 +62,10 @@ def test_one_adapter_ranks_and_predicts(run: RunFolder) -> None:
     assert "predicts responses, and ranks" in html and "Reliability" in html and "NDCG@10" in html
     recommender = Recommender.load(run.path)
     assert recommender.recommend(["i0"], k=3, merchant="m1")
-    assert len(recommender.predict(["i0"], ["i3", "i4"], "m1")) == 2
+    found = recommender.predict(["i0"], ["i3", "i4"], "m1").tolist()
+    asked = ["predict", str(run.path), "--history", "i0", "--items", "i3,i4", "--merchant", "m1", "--json"]
+    said = json.loads(CliRunner().invoke(app, asked).stdout)["predictions"]
+    assert [one["probability"] for one in said] == found
     trained = run.load().trained
     assert all(np.abs(trained[name]).max() > 0 for name in (TERMS, *HEAD_B.values()))
 

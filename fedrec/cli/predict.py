@@ -43,7 +43,7 @@ def predict(
         raise InputError("a run knows no user", where="--user", expected="a merchant's folder, or --history")
     else:
         found = recommender.predict(held, shown, merchant, said).tolist()
-        what = "probability" if recommender.settings["objective"] == "response" else "rating"
+        what = "probability" if "response" in recommender.settings["objective"] else "rating"
     if json:
         print_json({"predictions": [{"item_id": item, what: one} for item, one in zip(shown, found, strict=True)]})
         return

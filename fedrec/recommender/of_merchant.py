@@ -286,7 +286,7 @@ class MerchantRecommender(Recommending):
         return model.predict(past, items)
 
     @property
-    def predicts(self) -> str:
+    def response_version(self) -> str:
         """The version that predicts responses.
 
         Raises:

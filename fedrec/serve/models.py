@@ -175,7 +175,7 @@ def _responses(recommender: Recommender | MerchantRecommender) -> str | None:
     try:
         if isinstance(recommender, MerchantRecommender):
             recommender.predict(some, some)
-            return recommender.predicts
+            return recommender.response_version
         return _version(recommender) if "response" in recommender.settings.get("objective", "") else None
     except InputError:
         return None

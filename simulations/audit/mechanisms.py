@@ -19,10 +19,11 @@ from fedrec.model import Arrays
 from fedrec.model.adapter import CENTRE, flat, unflat
 from fedrec.model.complements import KINDS, kinds_of_catalogue
 from fedrec.model.towers import centred
+from fedrec.objectives import Lot
 from fedrec.privacy import NoiseSource, SampledGaussian, epsilon, noise_share, noisy, noisy_histogram, plan_noise, votes
 from fedrec.privacy.discrete import LARGEST_SHARE, LEAST_SHARE
 from fedrec.privacy.noise_plan import gaussian_mu
-from fedrec.training import Examples, Records, RoundTask, expected_lot, round_sum
+from fedrec.training import RoundTask, expected_lot, round_sum
 from server.progress import notify
 from simulations.audit.canaries import disjoint_canaries, joined, make_canaries, pair_canaries, shown_canaries
 from simulations.audit.rounds import examples_of, noisy_update, of_all, of_each, records_of, rounds
@@ -105,7 +106,7 @@ class Training:
         claimed = epsilon([event], config.delta).value if given else config.epsilon
         return (given or plan_noise(config).of(self.part)) if noise else NO_NOISE, claimed
 
-    def answer(self, run: Attacked, task: RoundTask, examples: Examples | Records, trained: Arrays, noise: NoiseSource) -> Arrays:
+    def answer(self, run: Attacked, task: RoundTask, examples: Lot, trained: Arrays, noise: NoiseSource) -> Arrays:
         """What comes of a round."""
         return noisy_update(run, task, examples, trained, noise)
 
@@ -131,7 +132,7 @@ class SecureSum(Training):
     merchants. What it does not know is the honest merchants' shares of the noise, the fewest that an opened sum holds.
     """
 
-    def answer(self, run: Attacked, task: RoundTask, examples: Examples | Records, trained: Arrays, noise: NoiseSource) -> Arrays:
+    def answer(self, run: Attacked, task: RoundTask, examples: Lot, trained: Arrays, noise: NoiseSource) -> Arrays:
         """The opened sum, as a change of the adapter; masks cancel."""
         target, terms = run.target, _terms(run, task.round)
         summed = round_sum(

@@ -91,7 +91,9 @@ def make_task(run: Attacked, part: Part, number: int) -> RoundTask:
         "run": "audit", "round": number, "part": part, "trunk": "", "noise_multiplier": run.sigma,
         "sample_rate": config.sample_rate_of(part), "bias": 0.0,
     }  # fmt: skip
-    return RoundTask(**own | {one.name: getattr(config, one.name) for one in fields(RoundTask) if one.name not in own})
+    # What is no setting, such as the numbers of a second objective, is not asked of the objectives that are attacked.
+    given = {one.name: getattr(config, one.name) for one in fields(RoundTask) if one.name in RunConfig.model_fields}
+    return RoundTask(**given | own)
 
 
 def of_each(run: Attacked, one: Round, records: Examples) -> np.ndarray:
