@@ -20,7 +20,7 @@ from fedrec.model.adapter import HEAD_A
 from fedrec.objectives import Asked, Known, Records
 from fedrec.objectives.expected import expected_ratings
 from fedrec.objectives.rating import own_offsets, rating_records
-from server.evaluation import COUNTS, KEYS, RATINGS
+from server.evaluation import COUNTS, FLOOR, KEYS, RATINGS
 from server.response_evaluation import CentralPairs, ResponseEvaluator
 
 __all__ = ["RatingEvaluator", "with_expected"]
@@ -60,9 +60,11 @@ class RatingEvaluator(ResponseEvaluator):
         return self._rated(self._features(public, trained, scoring.decay).logits(scoring))
 
     def baselines(self, public: Arrays, trained: Arrays, under: Scoring) -> dict[str, dict[str, float]]:
-        """At round 0: the mean alone, user and item as they are expected, and the untrained score."""
+        """At round 0: the mean of all ratings alone, user and item as they are expected, and the untrained score."""
+        counts = np.maximum(public[COUNTS].astype(np.float64), float(public[FLOOR][0]))
+        mean = float(np.average(public[RATINGS], weights=counts))
         return {
-            "mean, private sums": self._summary(self._rated(np.full(len(self.user), float(public[RATINGS].mean())))),
+            "mean, private sums": self._summary(self._rated(np.full(len(self.user), mean))),
             "user and item, private sums": self.of_user_and_item(public[RATINGS]),
             "untrained start": self._summary(self.rated(public, trained, under)),
         }

@@ -55,6 +55,8 @@ def told(facts: dict[str, float]) -> str:
 
 
 def ratings_in(federation: Path) -> dict[str, float] | None:
-    """`rating_facts` of a federation folder as a whole."""
-    parts = [load_merchant(folder).histories for folder in merchant_folders(federation)]
-    return rating_facts([*parts, *(group.histories for group in load_central(federation).groups)])
+    """`rating_facts` of a federation folder as a whole; None where the held-out users rated nothing."""
+    central = [group.histories for group in load_central(federation).groups]
+    if rating_facts(central) is None:
+        return None
+    return rating_facts([*(load_merchant(folder).histories for folder in merchant_folders(federation)), *central])
