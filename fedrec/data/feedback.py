@@ -247,8 +247,8 @@ def _opened(path: Path) -> Iterator[io.BufferedRandom]:
             yield file
             return
         file.seek(0)
-        _, *lines = _whole(file.read()).splitlines()
-    write_atomically(path, _lines([HEADER]) + b"".join(line + b",\n" for line in lines), mode=0o600)
+        _, *lines = whole_lines(file.read()).splitlines()
+    write_atomically(path, csv_lines([HEADER]) + b"".join(line + b",\n" for line in lines), mode=0o600)
     with path.open("r+b") as wide:
         yield wide
 
