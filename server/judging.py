@@ -39,7 +39,7 @@ def check_judges(config: RunConfig, evaluator: Evaluator) -> None:
         raise InputError(
             f"patience = {config.patience} needs public users who judge: {judge} can, and {fit} fit the scoring",
             where="central/events", expected=f"at least {FEWEST} of each",
-            hint="hold out more users (a sixth of a quarter of them judge), or set patience=0",
+            hint="hold out more users (a third of calibration_share of them judge), or set patience=0",
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedrec.cli.main import app
 from fedrec.config import RunConfig, load_config
+from fedrec.deploy.server_folder import ServerFolder
 from fedrec.errors import InputError
 from fedrec.model import init_base, init_trained
 from fedrec.model.adapter import HEAD_B, TERMS, digest, save_arrays
@@ -22,6 +24,7 @@ from fedrec.model.saved import settings_of_run
 from fedrec.privacy import epsilon
 from fedrec.recommender import Recommender
 from fedrec.report.run_report import write_report
+from server import deployed
 from server.given_start import check_start, copy_start, open_start, read_start, start_of
 from server.progress import watching
 from server.run_folder import RunFolder
@@ -232,3 +235,19 @@ def test_a_start_that_is_not_for_the_run_is_one_clear_error(given: tuple[Path, R
 def test_a_resumed_run_keeps_its_start(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["simulate", "--resume", "--out", str(tmp_path), "--start", str(tmp_path)])
     assert isinstance(result.exception, InputError) and "keeps the start" in str(result.exception)
+
+
+def test_a_deployed_run_begins_with_what_it_is_given(
+    given: tuple[Path, RunConfig], federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to where merchants would be asked."""
+    path, config = given
+    folder, out = ServerFolder(federation), tmp_path / "run"
+    for wrong, reason in (({"rank": 3}, "heads.A"), ({"patience": 1, "calibration_share": 0.05}, "public users who judge")):
+        with pytest.raises(InputError, match=reason):
+            deployed.start(folder, config.model_copy(update=wrong), out, path)
+    assert not out.exists()
+    monkeypatch.setattr(deployed, "SuperLink", lambda _: SimpleNamespace(nodes=list))
+    monkeypatch.setattr(deployed, "go_on", lambda _, run: run)
+    deployed.start(folder, config, out, path)
+    assert read_start(out).digest == open_start(path).digest
