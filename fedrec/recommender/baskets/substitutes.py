@@ -6,8 +6,8 @@ flavours of a yoghurt) as well as hardly ever (two sizes of one milk). What tell
     j replaces i  where  cosine(i, j) >= NEAR  and  n_ij + 1 < FEWER (n_i n_j / N + 1)
 
 `n` counts baskets, N of them all. The ones keep two rare items, of which nothing can be said, from being told apart by chance.
-Such pairs are in one basket at a third or less of what independence expects, measured on baskets that the counts know nothing
-of: `docs/baskets.md`. Where no counts are at hand only what is all but the same text counts as a substitute.
+On baskets that the counts know nothing of, such pairs come together a fifth as often as independence expects, where there are
+enough of them to tell: `docs/baskets.md`. Where no counts are at hand only what is all but the same text counts as a substitute.
 """
 
 from __future__ import annotations
