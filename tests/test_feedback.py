@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import pandas as pd
@@ -256,7 +257,9 @@ def test_a_file_is_imported_once(fedrec: Fedrec, tmp_path: Path) -> None:
         wrong.to_csv(tmp_path / "wrong.csv", index=False)
         assert_refused(fedrec("data", "import", tmp_path / "wrong.csv", "--to", folder), column, "line 3")
     assert_refused(fedrec("data", "import", tmp_path / "new.csv", "--to", tmp_path), "merchant.toml")
-    assert len(ids_in(folder)) == 3
+    first = ("user_id", "item_id", "timestamp", "event", "a", "i1", "2026-02-01T00:00:00.000000Z", "purchase", "0")
+    called = f"import-{blake2b(chr(0).join(first).encode(), digest_size=16).hexdigest()}"
+    assert len(ids_in(folder)) == 3 and ids_in(folder)[0] == called, "under another name all of it would come a second time"
     searches = pd.concat(
         [rows, pd.DataFrame({"user_id": ["a"], "timestamp": times[:1], "event": "search", "query": " red  mug"})]
     )

@@ -65,6 +65,7 @@ def events_in(logs: Path) -> Kept:
     (run,) = logs.iterdir()
     found = EventAccumulator(str(run)).Reload()
     steps = {name: {one.step: one.value for one in found.Scalars(name)} for name in found.Tags()["scalars"]}
+    assert all(len(found.Scalars(name)) == len(values) for name, values in steps.items()), "no step is there twice"
     told = found.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
     return Kept(steps, texts(json.loads(told.removeprefix("```json").removesuffix("```"))), None)
 
