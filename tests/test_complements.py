@@ -221,7 +221,7 @@ def test_a_plan_counts_it() -> None:
 # -- runs -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trust", ["local", "secure-aggregation"])
+@pytest.mark.parametrize("trust", ["local", pytest.param("secure-aggregation", marks=pytest.mark.slow)])
 def test_a_run_learns_it_and_sends_it_home(trust: str, tiny_bert_folder: Path, tmp_path: Path) -> None:
     federation = make_federation(tmp_path, merchants=4, users=30, policy={"trust": trust})
     config = settings_of(tiny_bert_folder, epsilon=8.0, rounds=1, encoder_rounds=0, trust=trust, complement_share=0.2)
@@ -247,6 +247,7 @@ def test_a_run_learns_it_and_sends_it_home(trust: str, tiny_bert_folder: Path, t
     assert np.array_equal(arrays[LIFT], learned.lift), "it comes home with the adapter"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_the_release_asks_for_it_once(tiny_bert_folder: Path, tmp_path: Path) -> None:
     federation = make_federation(tmp_path, merchants=3, users=30)
     config = settings_of(tiny_bert_folder, epsilon=8.0, rounds=1, encoder_rounds=0, complement_share=0.2)
