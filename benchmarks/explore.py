@@ -193,7 +193,11 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams |= {"svg.hashsalt": "explore", "svg.fonttype": "none"}  # text as text takes a tenth of its outlines
+    plt.rcParams |= {
+        "svg.hashsalt": "explore",
+        "svg.fonttype": "none",
+        "font.sans-serif": ["DejaVu Sans"],
+    }  # text as text takes a tenth of its outlines
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for name, runs in found.items():
         regret = np.mean([run["regret"] for run in runs], axis=0)
@@ -212,10 +216,10 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     path.write_text(re.sub(r"\n\s+", "\n", found), encoding="utf-8")
 
 
-def write(found: dict[str, list[dict[str, Any]]], bounds: Sequence[dict[str, float]], out: Path, curves: Path | None) -> None:
+def write(found: dict[str, list[dict[str, Any]]], bounds: dict[int, dict[str, float]], out: Path, curves: Path | None) -> None:
     """What there is so far."""
     rows = ["| draw | ten best | without new items | learnable |", "|---|---|---|---|"]
-    rows += [f"| {number} | {' | '.join(f'{one:.3f}' for one in each.values())} |" for number, each in enumerate(bounds)]
+    rows += [f"| {number} | {' | '.join(f'{one:.3f}' for one in each.values())} |" for number, each in bounds.items()]
     (out / "explore.md").write_text("\n".join([table(found), "", *rows, ""]), encoding="utf-8")
     told = {
         name: [{**run, "regret": run["regret"][::100].tolist(), "new": run["new"].tolist()} for run in runs]
@@ -241,12 +245,12 @@ def main() -> None:
     quiet_models()
     arguments.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {policy.name: [] for policy in POLICIES}
-    bounds = list[dict[str, float]]()
+    bounds = dict[int, dict[str, float]]()
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         world = make_world(arguments.merchant, arguments.out / "merchant", seed)
         for policy in POLICIES:
             found[policy.name].append(simulate(policy, world, arguments.lists, seed))
-        bounds.append(limits(world))
+        bounds[seed] = limits(world)
         write(found, bounds, arguments.out, arguments.curves)
 
 
