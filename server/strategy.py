@@ -26,12 +26,14 @@ from fedrec.aggregation import (
     apply_update,
     combine,
     honest_norm,
+    honest_statistic_norm,
     noise_in_combined,
     noise_in_update,
     update_fault,
 )
 from fedrec.config import RunConfig, UpdateCode
 from fedrec.model import Arrays, digest, of_part
+from fedrec.model.adapter import norm
 from fedrec.objectives import OBJECTIVES
 from fedrec.privacy import NoisePlan
 from fedrec.privacy.events import Mechanism
@@ -45,8 +47,6 @@ __all__ = [
     "ERRORS", "WAIT_STEP", "NobodyLeft", "PrivateLora", "RoundRecord", "StatisticRequest", "TooFewMerchants", "connected",
 ]  # fmt: skip
 
-STATISTIC_BOUND = 1e9
-"""Largest plausible norm of a statistic; anything over it is vandalism."""
 WAIT_STEP = 1.0
 """Seconds between two looks at who is connected."""
 ERRORS = {
@@ -169,8 +169,14 @@ class PrivateLora(Strategy):
         self._asked = messages
         replies = grid.send_and_receive(messages, timeout=timeout)
         sigma = asked.noise_multiplier
-        for reply in self._usable(replies, like, "float32", lambda _: STATISTIC_BOUND, sigma, asked.round):
-            total += reply.arrays[asked.array]
+
+        def most(reply: wire.Reply) -> float:
+            return honest_statistic_norm(reply.statement.population, sigma, asked.size)
+
+        for reply in self._usable(replies, like, "float32", lambda reply: SLACK * most(reply), sigma, asked.round):
+            # No rule can tell what sells at one merchant from what another's say, but how much its users can say is known.
+            bound = 1.0 if self.config.aggregation == "mean" else min(1.0, most(reply) / max(norm(reply.arrays), 1e-30))
+            total += bound * reply.arrays[asked.array]
         self.informed.clear()
         return total, sigma * math.sqrt(len(self.record.took_part))
 

@@ -242,3 +242,37 @@ def test_norm_bound_changes_nothing_where_all_are_honest(crowd: Path, tiny_bert_
         assert state is not None
         states.append(state.trained)
     assert all(np.array_equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("name", ["mean", "median"])
+def test_a_false_histogram_says_no_more_than_the_declared_users_can(
+    crowd: Path, tiny_bert_folder: Path, tmp_path: Path, name: Aggregation
+) -> None:
+    """One merchant claims five times, another a hundred times what all of its users could add."""
+    sent: list[np.ndarray] = []
+    bounds: list[float] = []
+    sigma = PLANNED["histogram_noise_multiplier"]
+
+    def tamper(request: Message, context: Context, reply: Message) -> Message:
+        if request.metadata.message_type != "train.histogram":
+            return reply
+        answer, times = wire.decode_reply(reply), {1: 5, 2: 100}.get(int(context.node_config["partition-id"]))
+        counts = answer.arrays[wire.HISTOGRAM]
+        most = answer.statement.population + sigma * counts.size**0.5
+        if times is not None:
+            counts = np.float32(times * most) * counts / np.float32(np.linalg.norm(counts))
+            answer = replace(answer, arrays={wire.HISTOGRAM: counts})
+        sent.append(counts)
+        bounds.append(most)
+        return Message(wire.encode_reply(answer), reply_to=request)
+
+    config = settings_of(
+        tiny_bert_folder, **PLANNED, rounds=1, encoder_rounds=0, aggregation=name, min_merchants=3, calibrate=False, min_lot=5
+    )
+    folder = simulate_with(crowd, config, tmp_path / "run", tamper)
+    state = folder.load()
+    assert state is not None and folder.metrics()[0]["took_part"] == ["m0", "m1"]
+    assert "is over the plausible" in folder.metrics()[0]["refused"]["m2"]
+    assert np.linalg.norm(sent[0]) < bounds[0]  # an honest one counts as it is
+    second = sent[1] if name == "mean" else sent[1] * bounds[1] / np.linalg.norm(sent[1])
+    assert state.public["prior.counts"] == pytest.approx(sent[0] + second, rel=1e-5)

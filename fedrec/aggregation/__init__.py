@@ -7,6 +7,7 @@ from fedrec.aggregation.rules import (
     Updates,
     combine,
     honest_norm,
+    honest_statistic_norm,
     noise_in_combined,
     noise_in_update,
     update_fault,
@@ -14,6 +15,6 @@ from fedrec.aggregation.rules import (
 )
 
 __all__ = [
-    "OPTIMIZERS", "RULES", "SLACK", "Updates", "apply_update", "combine", "honest_norm", "noise_in_combined", "noise_in_update",
-    "update_fault", "weighted_mean",
+    "OPTIMIZERS", "RULES", "SLACK", "Updates", "apply_update", "combine", "honest_norm", "honest_statistic_norm",
+    "noise_in_combined", "noise_in_update", "update_fault", "weighted_mean",
 ]  # fmt: skip

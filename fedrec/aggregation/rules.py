@@ -15,8 +15,8 @@ from fedrec.config import Aggregation, least_updates
 from fedrec.model.adapter import Arrays, flat, norm
 
 __all__ = [
-    "RULES", "SLACK", "Updates", "combine", "honest_norm", "noise_in_combined", "noise_in_update", "update_fault",
-    "weighted_mean",
+    "RULES", "SLACK", "Updates", "combine", "honest_norm", "honest_statistic_norm", "noise_in_combined", "noise_in_update",
+    "update_fault", "weighted_mean",
 ]  # fmt: skip
 
 SLACK = 10.0
@@ -86,6 +86,11 @@ def honest_norm(
     about `noise_multiplier * clip_norm * sqrt(numbers) / lot`.
     """
     return float(steps * learning_rate * clip_norm * (1 + noise_multiplier * np.sqrt(numbers) / lot))
+
+
+def honest_statistic_norm(population: float, noise_multiplier: float, numbers: int) -> float:
+    """The same of a sum over users whom each adds at most norm 1 to, such as a histogram, with its noise."""
+    return float(population + noise_multiplier * np.sqrt(numbers))
 
 
 def noise_in_update(*, steps: int, learning_rate: float, clip_norm: float, noise_multiplier: float, lot: float) -> float:
