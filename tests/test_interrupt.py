@@ -14,7 +14,9 @@ import pytest
 
 from clients.interrupts import put_off
 from fedrec.data.split import split_source
-from fedrec.training import Examples, RoundTask
+from fedrec.model import Arrays
+from fedrec.objectives import Lot
+from fedrec.training import RoundTask
 
 from .conftest import write_source
 from .merchants import open_shop, public_and_trained, task, write_merchant
@@ -72,9 +74,9 @@ def test_ctrl_c_waits_until_what_was_paid_for_is_stored(
     public, trained = public_and_trained(shop)
     examples = shop.examples
 
-    def interrupted(task: RoundTask) -> Examples:
+    def interrupted(task: RoundTask, *rest: Arrays) -> Lot:
         signal.raise_signal(signal.SIGINT)
-        return examples(task)
+        return examples(task, *rest)
 
     monkeypatch.setattr(shop, "examples", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -419,7 +419,7 @@ def test_a_release_is_on_disk_before_it_is_computed(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", replaced)
-    monkeypatch.setattr(merchant, "noisy_histogram", watched(merchant.noisy_histogram))
+    monkeypatch.setattr(merchant, "noisy", watched(merchant.noisy))
     monkeypatch.setattr(merchant, "train_round", watched(merchant.train_round))
     asked = HistogramTask("run", 60.0, DELTA, "user")
     replies = [shop.histogram(asked, public["prior.keys"])]

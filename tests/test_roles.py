@@ -15,6 +15,7 @@ import pytest
 import tomli_w
 
 import clients.merchant
+import clients.statistics
 from clients.merchant import Merchant, forget_merchants, open_merchant
 from fedrec.data import MerchantData, load_merchant
 from fedrec.data.roles import SECRET_FILE, UserShares, own_secret, roles_of
@@ -171,13 +172,13 @@ def test_a_round_and_a_histogram_see_exactly_those_who_train(
     oracle = subset(data.histories, numbers)
 
     voted: list[np.ndarray] = []
-    original = clients.merchant.noisy_histogram
+    original = clients.statistics.votes
 
     def watched(users: np.ndarray, bought: np.ndarray, *rest: object) -> np.ndarray:
         voted.append(np.stack([users, bought]))
         return original(users, bought, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(clients.merchant, "noisy_histogram", watched)
+    monkeypatch.setattr(clients.statistics, "votes", watched)
     reply = shop.histogram(HistogramTask("run", 20.0, 1e-5, "user"), data.catalogue.keys)
     assert reply.statement.status == "ok"
     owner = np.repeat(np.arange(len(oracle)), np.diff(oracle.offsets))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,7 @@ def _task(config: RunConfig, number: int, scoring: Scoring) -> RoundTask:
     part = config.part(number)
     own: dict[str, Any] = {
         "run": "clipped", "round": number, "part": part, "trunk": "", "noise_multiplier": NOTHING,
-        "sample_rate": config.sample_rate_of(part), **asdict(scoring),
+        "sample_rate": config.sample_rate_of(part), **scoring.by_name(),
     }  # fmt: skip
-    return RoundTask(**own | {one.name: getattr(config, one.name) for one in fields(RoundTask) if one.name not in own})
+    given = {one.name: getattr(config, one.name) for one in fields(RoundTask) if one.name in RunConfig.model_fields}
+    return RoundTask(**given | own)
