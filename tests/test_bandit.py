@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import stat
 import tomllib
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,20 @@ from fedrec.data.feedback import FEEDBACK, FeedbackEvent, FeedbackLog
 from fedrec.errors import InputError
 from fedrec.explore.beliefs import Prior
 from fedrec.explore.feedback import Feedback
-from fedrec.recommender import Recommender
+from fedrec.recommender import Recommender, answers, forgetting, impressions
 from fedrec.recommender.bandit import BANDIT, Bandit
 from fedrec.recommender.impressions import (
     BEFORE,
+    HEADER,
     IMPRESSIONS,
+    LOCK,
     Impression,
     ImpressionLog,
     erase_impressions,
     find_impressions,
     read_shown,
 )  # fmt: skip
+from fedrec.recommender.merchant_text import MerchantPlace
 
 from .stores import client_of, make_store
 from .test_cli_errors import Fedrec, assert_refused, fedrec  # noqa: F401
@@ -107,13 +113,36 @@ def test_a_person_leaves_with_the_lists_that_their_feedback_names(tmp_path: Path
     FeedbackLog(tmp_path).append([reaction(0, "r1", "i0"), reaction(1, "r2", "i0", user=OTHER)])
     found = find_impressions(tmp_path, USER)
     assert found == {tmp_path / FEEDBACK / IMPRESSIONS: 4}
-    for path in found:
-        erase_impressions(path, USER)
+    assert erase_impressions(tmp_path, USER) == found
     assert read_shown(tmp_path).frame["request_id"].unique().tolist() == ["r2", "r3"]
     assert stat.S_IMODE((tmp_path / FEEDBACK / IMPRESSIONS).stat().st_mode) == 0o600
     assert not find_impressions(tmp_path, USER)
     log.append(places("r4"))  # the file that is there now
     assert read_shown(tmp_path).frame["request_id"].nunique() == 3
+
+
+def test_a_person_is_taken_out_of_both_files_under_one_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, written = tmp_path / FEEDBACK, list[str]()
+    log = ImpressionLog(tmp_path, 10**6)
+    for name in (BEFORE, IMPRESSIONS):
+        log.append([*places("mine", USER), *places("other", OTHER)])
+        if name == BEFORE:
+            os.replace(folder / IMPRESSIONS, folder / BEFORE)
+    real = impressions.write_atomically
+
+    def held(path: Path, data: bytes, mode: int) -> None:
+        with (folder / LOCK).open("wb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        written.append(path.name)
+        real(path, data, mode=mode)
+
+    monkeypatch.setattr(impressions, "write_atomically", held)
+    assert erase_impressions(tmp_path, USER) == {folder / BEFORE: 2, folder / IMPRESSIONS: 2}
+    assert written == [BEFORE, IMPRESSIONS]
+    assert erase_impressions(tmp_path, USER) == {} and len(written) == 2, "what has nothing of them is not touched"
+    (folder / LOCK).unlink()  # a backup may lack what is empty
+    assert len(read_shown(tmp_path).frame) == 4
+    assert erase_impressions(tmp_path / "nothing", USER) == {} and not (tmp_path / "nothing").exists()
 
 
 # What is learned
@@ -155,7 +184,9 @@ def test_what_was_learned_is_read_as_written_and_reaches_new_items_by_their_kind
 def used(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> Path:
     """A merchant whose service has shown lists that explored, to two customers and to somebody; all click on one item."""
     folder = make_store(tmp_path_factory.mktemp("bandit") / "shop", tiny_bert_folder)
-    with client_of(folder) as client:
+    drawn = count(100)
+    with pytest.MonkeyPatch.context() as patch, client_of(folder) as client:
+        patch.setattr(answers, "generator_for", lambda *_: np.random.default_rng(next(drawn)))  # the service takes no seed
         show(client, LISTS)
         for asked in ({"explore": 0.0}, {"query": "lamp"}):
             assert client.post("/v1/recommend", json={"user_id": USER, **asked}).status_code == 200
@@ -209,7 +240,7 @@ def test_lists_that_explore_go_by_what_was_learned_in_the_folder(shop: Path, fed
     assert said["lists"] == LISTS and said["places"] == PLACES * LISTS and said["rewarded"] > 5 and said["version"] is None
     after, first = ask(), (shop / "own" / BANDIT).read_bytes()
     ranks = [np.mean([place for place, item in enumerate(items) if liked(item)]) for items in (before, after)]
-    assert ranks[1] < ranks[0] - 1
+    assert ranks[1] < ranks[0] - 0.5
     assert [item for item, _ in Recommender.load(shop).recommend(["i1", "i5"], k=24).items] == before, "and no others"
     with client_of(shop, impression_bytes=0) as client:  # the service too
         answer = client.post("/v1/recommend", json={"history": ["i1", "i5"], "k": 24, "explore": 1e-9}).json()
@@ -229,11 +260,56 @@ def test_lists_that_explore_go_by_what_was_learned_in_the_folder(shop: Path, fed
 
 def test_the_folders_log_says_what_exploring_costs(shop: Path, fedrec: Fedrec) -> None:
     shown = fedrec("explore", "evaluate", shop, "--json")
+    assert any("a list without `explore` does not" in note for note in json.loads(shown.out)["notes"])
     assert shown.status == 0, shown.err
     found = json.loads(shown.out)
     assert found["requests"] == LISTS and [one["name"] for one in found["estimates"]] == ["IPS", "SNIPS"]
-    assert "the same lists without exploring" in fedrec("explore", "evaluate", shop).out
+    assert "the same lists without chance" in fedrec("explore", "evaluate", shop).out
     assert_refused(fedrec("explore", "evaluate", shop.parent), "there is no merchant.toml")
+    assert fedrec("explore", "learn", shop).status == 0
+    recommender = Recommender.load(shop)
+    plain, none_by_chance = (recommender.recommend(["i1", "i5"], k=24, explore=share, seed=0) for share in (0.0, 1e-9))
+    assert [item for item, _ in plain.items] != [item for item, _ in none_by_chance.items]
+    assert {place.target for place in none_by_chance.places} == {1.0}, "it is compared with what was learned"
+
+
+def test_only_lists_of_the_version_that_ranks_are_learned_from(shop: Path, fedrec: Fedrec) -> None:
+    path = shop / FEEDBACK / IMPRESSIONS
+    header, *rows = path.read_text().splitlines(keepends=True)
+    theirs = rows[: 10 * PLACES]
+    for row in theirs:
+        assert row.split(",")[HEADER.index("policy")] == f"untrained {SHARE}"
+    path.write_text("".join([header, *rows[10 * PLACES :]]))
+    assert fedrec("explore", "learn", shop).status == 0
+    alone = Bandit.read(shop / "own")
+    path.write_text("".join([header, *(row.replace("untrained ", "another ") for row in theirs), *rows[10 * PLACES :]]))
+    said = json.loads(fedrec("explore", "learn", shop, "--json").out)
+    assert (said["lists"], said["lists_of_other_versions"], said["places"]) == (LISTS - 10, 10, PLACES * (LISTS - 10))
+    both = Bandit.read(shop / "own")
+    assert alone is not None and both is not None
+    np.testing.assert_array_equal(both.learned.effect, alone.learned.effect)
+    assert "left out: 10 lists" in fedrec("explore", "learn", shop).out
+    path.write_text(path.read_text().replace("untrained ", "another "))
+    assert_refused(fedrec("explore", "learn", shop), "no list that explored under version untrained", f"{LISTS} of others")
+    fitted = fedrec("merchant", "fit", shop)
+    assert fitted.status == 0 and not (shop / "own" / BANDIT).exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_what_was_learned_and_cannot_be_read_does_not_stop_ranking(shop: Path, fedrec: Fedrec, damage: bytes) -> None:
+    def ask(share: float) -> tuple[list[str], str]:
+        answer = Recommender.load(shop).recommend(["i1", "i5"], k=24, explore=share, seed=0)
+        return [item for item, _ in answer.items], " ".join(answer.notes)
+
+    before = ask(1e-9)
+    assert fedrec("explore", "learn", shop).status == 0
+    learned, content = ask(1e-9), (shop / "own" / BANDIT).read_bytes()
+    (shop / "own" / BANDIT).write_bytes(damage)
+    items, notes = ask(1e-9)
+    assert items == before[0] != learned[0] and "fedrec explore learn" in notes and "cannot be read" in notes
+    assert "cannot be read" not in learned[1] + ask(0.0)[1]
+    assert fedrec("explore", "learn", shop).status == 0
+    assert (shop / "own" / BANDIT).read_bytes() == content
 
 
 def test_who_is_forgotten_is_out_of_the_log_and_of_what_was_learned(shop: Path, fedrec: Fedrec) -> None:
@@ -251,3 +327,28 @@ def test_who_is_forgotten_is_out_of_the_log_and_of_what_was_learned(shop: Path, 
     (shop / FEEDBACK / IMPRESSIONS).unlink()
     assert fedrec("merchant", "forget", shop, "nobody", "--yes").status == 0
     assert not (shop / "own" / BANDIT).exists()
+
+
+def test_what_the_service_writes_while_a_person_is_forgotten_is_found(
+    shop: Path, fedrec: Fedrec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, place, folder = ImpressionLog(shop, 10**6), MerchantPlace(shop), shop / FEEDBACK
+    traces = forgetting.find_traces(place, USER)
+    assert folder / BEFORE not in traces.files
+    os.replace(folder / IMPRESSIONS, folder / BEFORE)  # while it is asked whether to remove them
+    log.append(places("late", USER))
+    removed = forgetting.erase(traces, USER)
+    assert removed[folder / IMPRESSIONS] == 2 and removed[folder / BEFORE] == traces.files[folder / IMPRESSIONS]
+    forgetting.check_gone(traces, USER)
+    real = forgetting.renew_bandit
+
+    def meanwhile(place: MerchantPlace) -> forgetting.Layer:
+        log.append(places("later", USER))
+        return real(place)
+
+    monkeypatch.setattr(forgetting, "renew_bandit", meanwhile)
+    said = fedrec("merchant", "forget", shop, USER, "--yes")
+    assert said.status == 2 and "2 rows of this person came meanwhile" in said.err and IMPRESSIONS in said.err
+    monkeypatch.undo()
+    assert fedrec("merchant", "forget", shop, USER, "--yes").status == 0
+    assert all(USER.encode() not in path.read_bytes() for path in folder.iterdir())

@@ -17,6 +17,7 @@ from flwr.common.serde import recorddict_to_proto
 from clients.merchant import forget_merchants
 from fedrec.data import load_merchant
 from fedrec.data.feedback import FEEDBACK, FeedbackEvent, FeedbackLog
+from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.bandit import BANDIT
 from fedrec.recommender.fitting import fit_merchant
 from fedrec.recommender.impressions import IMPRESSIONS, Impression, ImpressionLog
@@ -55,11 +56,12 @@ def run_of(federation: Path, bert: Path, out: Path) -> tuple[RunFolder, Crossed]
 def lists_that_explored(shop: Path) -> None:
     """What a service would have kept, with marks that are nowhere else, and a click for every third list."""
     log, items = ImpressionLog(shop, 10**6), load_merchant(shop).catalogue.item_ids
+    policy = f"{MerchantPlace(shop).versions.current or UNTRAINED} 0.1"
     for number in range(30):
         request = f"shown-secret-{number}"
         log.append([
             Impression(request, "shown-secret-user", "2026-02-01T10:00:00.000000Z", items[(number + at) % len(items)],
-                       str(at + 1), "untrained 0.1", "0.123456789", "0.5", "1.0")
+                       str(at + 1), policy, "0.123456789", "0.5", "1.0")
             for at in range(4)
         ])  # fmt: skip
         event = FeedbackEvent(f"click-{number}", "shown-secret-user", items[number % len(items)], "2026-02-01T11:00:00Z", "click",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+NO_CHANCE = "the same lists without chance"
+COMPARED = (
+    "without chance these lists go by what was learned when they were shown; a list without `explore` does not, so where "
+    "something had been learned this is not what it would have earned"
+)
+
 app = typer.Typer(help="Learn from what was tried out, and judge it.", no_args_is_help=True)
 
 
@@ -29,7 +35,10 @@ def explore() -> None:
 
 @app.command()
 def learn(folder: Folder, json: Json = False) -> None:
-    """Learn from all lists that explored in a merchant's folder, and the feedback to them: lists that explore go by it."""
+    """Learn from the lists that explored in a merchant's folder under what ranks now, and the feedback to them.
+
+    Lists that explore go by it.
+    """
     place = opened(folder)
     from fedrec.recommender.learning import learn_bandit
 
@@ -60,15 +69,21 @@ def evaluate(
     confidence: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
     json: Json = False,
 ) -> None:
-    """Estimate what another policy would have earned: IPS, self-normalised IPS, direct method and doubly robust."""
+    """Estimate what another policy would have earned: IPS, self-normalised IPS, direct method and doubly robust.
+
+    Of a merchant's folder, what its lists that explored would have earned with no place given by chance. They go by what was
+    learned, which lists without `explore` do not.
+    """
     from fedrec.explore.evaluating import evaluate
 
-    folder = log.is_dir()
     found = evaluate(_log_of(log), logged, target, by or (), confidence)
+    plain = log.is_dir() and target is None
+    if plain:
+        found = replace(found, notes=(*found.notes, COMPARED))
     if json:
         print_json(asdict(found))
         return
-    _show(found, logged or "the log", target or ("the same lists without exploring" if folder else "column target"), confidence)
+    _show(found, logged or "the log", target or (NO_CHANCE if plain else "column target"), confidence)
 
 
 def _log_of(path: Path) -> LogTable:

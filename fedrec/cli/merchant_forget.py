@@ -50,7 +50,15 @@ def forget(
     if merchant.state.is_dir():
         os.environ.setdefault("FEDREC_CACHE", str(merchant.cache))
     quiet_models()
-    from fedrec.recommender.forgetting import Layer, erase, find_traces, may_have_layer, renew_bandit, renew_layer
+    from fedrec.recommender.forgetting import (
+        Layer,
+        check_gone,
+        erase,
+        find_traces,
+        may_have_layer,
+        renew_bandit,
+        renew_layer,
+    )
     from fedrec.recommender.merchant_text import MerchantPlace
 
     place = MerchantPlace(merchant.path)
@@ -60,7 +68,7 @@ def forget(
         _say_found(files, traces.in_database, err if json else out)
     if files and not yes and not typer.confirm("Remove these rows? There is no way back", err=json):
         raise typer.Abort
-    erase(traces, user)
+    files = {str(path): rows for path, rows in erase(traces, user).items()}
     layer, bandit, fault = Layer("none"), Layer("none"), None
     try:
         if may_have_layer(place):
@@ -77,6 +85,7 @@ def forget(
     _say_done(traces, files, layer, bandit, json)
     if fault is not None:
         raise fault
+    check_gone(traces, user)
 
 
 def _say_done(traces: Traces, files: dict[str, int], layer: Layer, bandit: Layer, json: bool) -> None:
@@ -84,7 +93,7 @@ def _say_done(traces: Traces, files: dict[str, int], layer: Layer, bandit: Layer
 
     if json:
         print_json({
-            "found": traces.found, "removed": files, "in_database": traces.in_database,
+            "found": traces.found or bool(files), "removed": files, "in_database": traces.in_database,
             "own_layer": layer.state, "why": layer.why, "bandit": bandit.state, "stays": list(STAYS),
         })  # fmt: skip
         return
@@ -100,7 +109,7 @@ def _say_done(traces: Traces, files: dict[str, int], layer: Layer, bandit: Layer
             f"NOT REMOVED: the database still holds {traces.in_database:,} rows of this person. Delete them there, then run this "
             "again, so that the own layer forgets them too", style="bold yellow", soft_wrap=True,
         )  # fmt: skip
-    if traces.found:
+    if files or traces.found:
         out.print("What stays:")
         for what in STAYS:
             out.print(f"  {what}", soft_wrap=True)

@@ -111,6 +111,8 @@ def say_learned(found: Bandit) -> None:
         f"learned from {facts['lists']:,} lists that explored: {facts['places']:,} places with {facts['items']:,} items, "
         f"of which {facts['rewarded']:,} were clicked or bought", soft_wrap=True,
     )  # fmt: skip
+    if others := facts["lists_of_other_versions"]:
+        out.print(f"left out: {others:,} lists that another version ranked", style="yellow", soft_wrap=True)
 
 
 def evaluate(

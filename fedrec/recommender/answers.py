@@ -291,7 +291,7 @@ def _answers(
     pairs = np.array(masked, dtype=np.int64).reshape(-1, 2)
     by = scores if explorer is None else explorer.ranked(scores, ~np.array(going))
     lists = choose(by, wish.k, pairs, allowed, wish.diversity, ranker.vectors if wish.diversity else None)
-    answers, words = [], ranker.notes(wish.query)
+    answers, words = [], (*ranker.notes(wish.query), *(() if explorer is None else explorer.notes))
     for user, (past, found, some, said) in enumerate(zip(pasts, lists, going, notes, strict=True)):
         places: tuple[Place, ...] = ()
         if explorer is not None:

@@ -22,10 +22,11 @@ from fedrec.explore.beliefs import Prior
 from fedrec.explore.feedback import Feedback, Learned, learn
 from fedrec.model.adapter import digest
 
-__all__ = ["BANDIT", "Bandit"]
+__all__ = ["BANDIT", "Bandit", "bandit_beside"]
 
 BANDIT, FORMAT = "bandit.safetensors", 1
 IDS = "item_ids"
+UNREADABLE = "what lists that explored taught cannot be read, so it does not count; `fedrec explore learn` learns it again"
 
 
 @dataclass(frozen=True)
@@ -104,3 +105,15 @@ class Bandit:
             raise InputError(
                 f"what was learned cannot be read ({error})", where=str(path), hint="learn it again: `fedrec explore learn`"
             ) from None
+
+
+def bandit_beside(folder: Path, version: str | None) -> tuple[Bandit | None, str | None]:
+    """What was learned beside this version, None where nothing was; and for people why it does not count, if it cannot be read.
+
+    That is no reason not to rank: it can be learned again.
+    """
+    try:
+        found = Bandit.read(folder)
+    except InputError:
+        return None, UNREADABLE
+    return (found if found is not None and found.version == version else None), None

@@ -33,11 +33,13 @@ class Explorer:
         offered: (offered,) their positions in the catalogue.
         prior: of them, in this order.
         learned: the same after what was shown; None where nothing was.
+        notes: what is to be said of it, each a sentence.
     """
 
     offered: np.ndarray
     prior: Prior
     learned: Learned | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, vectors: np.ndarray, popularity: np.ndarray, shown: Shown | None = None) -> Explorer:
@@ -102,7 +104,8 @@ class Place(NamedTuple):
     Attributes:
         propensity: P(this item at this place, given the places above it).
         value: what was believed of the item for this person before anything was learned: with it a log can be learned from.
-        target: the same probability in a list that does not explore, 1 or 0: with it a log can say what exploring costs.
+        target: the same probability, 1 or 0, were no place given by chance: in the list by what was learned, not in that by the
+            scores, which is what is served without `explore`. With it a log can say what chance costs.
     """
 
     propensity: float

@@ -6,7 +6,6 @@ What was released before is not called back: see `STAYS`. Nothing here prints, l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,13 +26,15 @@ from fedrec.recommender.own_model import FILE
 from fedrec.recommender.responding import FILE as RESPONSES
 from fedrec.recommender.response_fit import fit_responses, responses_up_to_date
 
-__all__ = ["STAYS", "Layer", "Traces", "erase", "find_traces", "may_have_layer", "renew_bandit", "renew_layer"]
+__all__ = ["STAYS", "Layer", "Traces", "check_gone", "erase", "find_traces", "may_have_layer", "renew_bandit", "renew_layer"]
 
 SHOWN = (IMPRESSIONS, BEFORE)
 STAYS = (
     "the privacy ledger: it says what was released, and of no one in particular",
     "stored replies: they were released with noise, and a repeated request must get the same bytes",
     "what adapters learned, here and elsewhere: it is bounded by the epsilon in the ledger",
+    "what other people's lists showed while this person's events counted: items, values and propensities were computed from "
+    "those too, and what lists that explored taught is learned from them",
     "backups and copies of your tables: they are yours to clear",
 )
 """What an erasure leaves, for people."""
@@ -44,10 +45,12 @@ class Traces:
     """Where a person is.
 
     Attributes:
+        place: whose customer it is.
         files: rows of each table that has some.
         in_database: rows that the events query gives; None where events are in files.
     """
 
+    place: MerchantPlace
     files: Mapping[Path, int]
     in_database: int | None
 
@@ -79,31 +82,45 @@ def find_traces(place: MerchantPlace, user_id: str) -> Traces:
     """
     if not user_id.strip() or user_id in MISSING:
         raise InputError("is no user's id", where="USER")
-    source, in_database, tables = place.settings.data, None, _feedback(place)
-    if source.url is None:
-        tables.insert(0, find_table(place.path / (source.path or ""), "events"))
-    else:
+    in_database = None
+    if place.settings.data.url is not None:
         events = _events(place)
         events.require((C.USER,))
         in_database = int(events.frame[C.USER].eq(user_id).sum())
-    with mended(place.path):
-        # What was shown goes first: the feedback says which of the lists that were for nobody by name were this person's.
-        rows = find_impressions(place.path, user_id) | {path: rows_of_user(path, user_id) for path in tables}
-    return Traces({path: count for path, count in rows.items() if count}, in_database)
+    return Traces(place, _rows_in_files(place, user_id), in_database)
 
 
-def erase(traces: Traces, user_id: str) -> None:
-    """Take the rows out of the files. Interrupted, it has done some of them; done again, it does the others.
+def erase(traces: Traces, user_id: str) -> dict[Path, int]:
+    """Take the rows out of the files; how many of each. Interrupted, it has done some of them; done again, it does the others.
+
+    What a service writes is searched again for all that came, or moved to another file, since the traces were found.
 
     Raises:
         InputError: a file cannot be written or has changed meanwhile.
     """
-    for path in traces.files:
-        if path.parent.name == FEEDBACK and path.name in SHOWN:
-            erase_impressions(path, user_id)
-            continue
-        with mended(path.parents[1]) if path.parts[-2:] == (FEEDBACK, LOG) else nullcontext():  # a service may be appending
-            erase_user(path, user_id)
+    folder = traces.place.path
+    log = folder / FEEDBACK / LOG
+    services = (log, *(folder / FEEDBACK / name for name in SHOWN))
+    with mended(folder):
+        # What was shown goes first: the feedback says which of the lists that were for nobody by name were this person's.
+        removed = erase_impressions(folder, user_id)
+        if log.is_file():
+            removed[log] = erase_user(log, user_id)
+    removed |= {path: erase_user(path, user_id) for path in traces.files if path not in services}
+    return {path: count for path, count in removed.items() if count}
+
+
+def check_gone(traces: Traces, user_id: str) -> None:
+    """Search the files once more, when all is done.
+
+    Raises:
+        InputError: the person is in one of them, or it cannot be read.
+    """
+    if left := _rows_in_files(traces.place, user_id):
+        raise InputError(
+            f"{sum(left.values()):,} rows of this person came meanwhile", where=", ".join(map(str, left)), expected="none",
+            hint="run this again once nothing writes them any more, such as a service that this person uses",
+        )  # fmt: skip
 
 
 def may_have_layer(place: MerchantPlace) -> bool:
@@ -185,9 +202,20 @@ def _removed(place: MerchantPlace, why: str) -> Layer:
     return Layer("removed", why)
 
 
+def _rows_in_files(place: MerchantPlace, user_id: str) -> dict[Path, int]:
+    source, tables = place.settings.data, _feedback(place)
+    if source.url is None:
+        tables.insert(0, find_table(place.path / (source.path or ""), "events"))
+    with mended(place.path):
+        rows = find_impressions(place.path, user_id) | {path: rows_of_user(path, user_id) for path in tables}
+    return {path: count for path, count in rows.items() if count}
+
+
 def _feedback(place: MerchantPlace) -> list[Path]:
-    found = sorted(path for suffix in ("csv", "parquet", "jsonl") for path in (place.path / FEEDBACK).rglob(f"*.{suffix}"))
-    return [path for path in found if path.is_file() and not path.name.startswith(".") and path.name not in SHOWN]
+    folder = place.path / FEEDBACK
+    shown = [folder / name for name in SHOWN]
+    found = sorted(path for suffix in ("csv", "parquet", "jsonl") for path in folder.rglob(f"*.{suffix}"))
+    return [path for path in found if path.is_file() and not path.name.startswith(".") and path not in shown]
 
 
 def _events(place: MerchantPlace) -> Table:

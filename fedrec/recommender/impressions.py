@@ -14,7 +14,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,7 @@ __all__ = [
     "find_impressions",
     "has_shown",
     "read_shown",
+    "version_of",
 ]
 
 IMPRESSIONS, BEFORE, LOCK = "impressions.csv", "impressions-before.csv", "impressions.lock"
@@ -52,7 +54,7 @@ class Impression:
         user_id: whom it was shown to; empty where the list was not for a known user.
         timestamp: ISO 8601, UTC.
         position: from 1.
-        policy: what chose: the model's version and the share.
+        policy: what chose: the model's version and the share; see `version_of`.
         propensity, value, target: as in `fedrec.recommender.exploring.Place`.
     """
 
@@ -68,6 +70,15 @@ class Impression:
 
 
 HEADER = tuple(field.name for field in fields(Impression))
+
+
+def version_of(policy: str) -> str:
+    """The model's version in a `policy`.
+
+    >>> version_of("untrained 0.05")
+    'untrained'
+    """
+    return policy.rpartition(" ")[0]
 
 
 class ImpressionLog:
@@ -130,26 +141,42 @@ def has_shown(folder: Path) -> bool:
 
 def find_impressions(folder: Path, user_id: str) -> dict[Path, int]:
     """How many rows of each file are of lists that were for this person, or that this person's feedback names."""
-    requests, found = _requests_of(folder, user_id), {}
-    for path in (folder / FEEDBACK / name for name in (BEFORE, IMPRESSIONS)):
-        found[path] = sum(_is_theirs(row, user_id, requests) for row in _rows(path))
+    requests = _requests_of(folder, user_id)
+    with _held(folder) as logs:
+        found = {path: sum(_is_theirs(row, user_id, requests) for row in _rows(path)) for path in logs}
     return {path: count for path, count in found.items() if count}
 
 
-def erase_impressions(path: Path, user_id: str) -> None:
-    """Take these rows out of one of the files. The person's feedback has to be there yet: it names the lists."""
-    requests = _requests_of(path.parents[1], user_id)
-    with locked(path.parent, LOCK):
-        left = [row for row in _rows(path) if not _is_theirs(row, user_id, requests)]
-        write_atomically(path, csv_lines([HEADER, *left], HEADER), mode=0o600)
+def erase_impressions(folder: Path, user_id: str) -> dict[Path, int]:
+    """Take these rows out of both files, wherever they are by now; how many of each.
+
+    The person's feedback has to be there yet: it names the lists.
+    """
+    requests, removed = _requests_of(folder, user_id), dict[Path, int]()
+    with _held(folder) as logs:
+        for path in logs:
+            rows = _rows(path)
+            left = [row for row in rows if not _is_theirs(row, user_id, requests)]
+            if len(left) < len(rows):
+                write_atomically(path, csv_lines([HEADER, *left], HEADER), mode=0o600)
+                removed[path] = len(rows) - len(left)
+    return removed
 
 
 def _both(folder: Path) -> list[list[str]]:
-    """The rows of both files, between which a list may move meanwhile; nothing is made where there are none."""
-    if not (folder / FEEDBACK / LOCK).exists():
-        return []
+    with _held(folder) as logs:
+        return [row for path in logs for row in _rows(path)]
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[list[Path]]:
+    """The files that are there, older first, between which no list moves meanwhile; nothing is made where there are none."""
+    logs = [folder / FEEDBACK / name for name in (BEFORE, IMPRESSIONS)]
+    if not any(path.exists() for path in logs):
+        yield []
+        return
     with locked(folder / FEEDBACK, LOCK):
-        return [row for name in (BEFORE, IMPRESSIONS) for row in _rows(folder / FEEDBACK / name)]
+        yield [path for path in logs if path.exists()]
 
 
 def _requests_of(folder: Path, user_id: str) -> frozenset[str]:

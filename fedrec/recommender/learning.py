@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fedrec.config import flush_folder
 from fedrec.errors import InputError
+from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.bandit import BANDIT, Bandit
 from fedrec.recommender.exploring import Explorer, Shown
-from fedrec.recommender.impressions import has_shown, read_shown
+from fedrec.recommender.impressions import has_shown, read_shown, version_of
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.of_merchant import MerchantRecommender
 
@@ -14,10 +17,13 @@ __all__ = ["learn_again", "learn_bandit", "remove_bandit"]
 
 
 def learn_bandit(place: MerchantPlace) -> Bandit:
-    """Learn from all that the log has, as if nothing had been learned before, and write it. Call it under `place.fitting`.
+    """Learn from all lists in the log that the current version ranked, as if nothing had been learned before, and write it.
+
+    Beside another version a `value` means something else. Call it under `place.fitting`.
 
     Raises:
-        InputError: the own layer is turned off, there is no list that explored, or what is there cannot be read.
+        InputError: the own layer is turned off, there is no list of this version that explored, or what is there cannot be
+            read.
     """
     if not place.settings.recommender.own_layer:
         raise InputError(
@@ -26,15 +32,22 @@ def learn_bandit(place: MerchantPlace) -> Bandit:
         )  # fmt: skip
     table = read_shown(place.path)
     recommender = MerchantRecommender(place)
-    shown = Shown.of(table, recommender.catalogue)
+    version = None if recommender.adapter is None else recommender.adapter.name
+    ours = table.frame["policy"].map(version_of) == (version or UNTRAINED)
+    lists, every = (int(frame["request_id"].nunique()) for frame in (table.frame[ours], table.frame))
+    if not lists:
+        raise InputError(
+            f"has no list that explored under version {version or UNTRAINED}, which ranks now; {every:,} of others are left out",
+            where=table.name, hint="what is shown from now on will count",
+        )  # fmt: skip
+    shown = Shown.of(replace(table, frame=table.frame[ours]), recommender.catalogue)
     ranker = recommender._ranker(None)
     explorer = Explorer.of(ranker.vectors, ranker.popularity())
     feedback = shown.among(explorer.offered)
     facts = {
-        "lists": int(table.frame["request_id"].nunique()), "places": len(feedback.item),
-        "rewarded": int(feedback.reward.sum()), "items": len(set(feedback.item.tolist())),
+        "lists": lists, "places": len(feedback.item), "rewarded": int(feedback.reward.sum()),
+        "items": len(set(feedback.item.tolist())), "lists_of_other_versions": every - lists,
     }  # fmt: skip
-    version = None if recommender.adapter is None else recommender.adapter.name
     names = [ranker.catalogue.item_ids[item] for item in explorer.offered]
     found = Bandit.of(names, explorer.prior, feedback, version, facts)
     found.write(place.own)

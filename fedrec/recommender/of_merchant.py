@@ -20,7 +20,7 @@ from fedrec.model.ranking import products
 from fedrec.model.towers import centred, role_table
 from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.asking import Asking, listed
-from fedrec.recommender.bandit import Bandit
+from fedrec.recommender.bandit import bandit_beside
 from fedrec.recommender.baskets import BasketParts, BasketRanker, Baskets, OwnBaskets, substitutes
 from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import (
@@ -197,8 +197,7 @@ class MerchantRecommender(Recommending):
         on = self.settings.recommender.own_layer
         version = place.versions.current if version is None else None if version == UNTRAINED else version
         own = OwnModel.read(place.own) if on else None
-        learned = Bandit.read(place.own) if on else None
-        self._bandit = learned if learned is not None and learned.version == version else None
+        self._bandit, self._bandit_fault = bandit_beside(place.own, version) if on else (None, None)
         self.adapter = place.adapter(version)
         here = popularity_here(self._data.histories, len(self.catalogue))
         received = None if self.adapter is None else place.received(self.catalogue, self.adapter, here)

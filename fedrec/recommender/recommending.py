@@ -59,6 +59,8 @@ class Recommending(ABC):
     _shown: Shown | None = None
     _bandit: Bandit | None = None
     """What was learned before and is kept; a log that is given counts in its place."""
+    _bandit_fault: str | None = None
+    """Why what is kept does not count, for people."""
 
     @abstractmethod
     def _ranker(self, merchant: str | None) -> Ranker:
@@ -263,6 +265,8 @@ class Recommending(ABC):
             if self._shown is None and self._bandit is not None:
                 names = [ranker.catalogue.item_ids[item] for item in explorer.offered]
                 explorer = replace(explorer, learned=self._bandit.over(names, ranker.vectors[explorer.offered]))
+            elif self._shown is None and self._bandit_fault is not None:
+                explorer = replace(explorer, notes=(self._bandit_fault,))
             self._explorers[merchant] = explorer
         return self._explorers[merchant]
 

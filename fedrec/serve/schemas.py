@@ -247,8 +247,9 @@ class Item(BaseModel):
         None, description="With `explore`, what the item was believed to be worth; a score, so for the staff's key alone."
     )
     target: float | None = Field(
-        None, description="With `explore`, whether (1 or 0) a list that does not explore has it here too, below the same places; "
-        "it compares scores, so it is for the staff's key alone.",
+        None, description="With `explore`, whether (1 or 0) it would be here too, below the same places, were none given by "
+        "chance: in the list by what was learned, which one without `explore` does not go by. It compares scores, so it is for "
+        "the staff's key alone.",
     )  # fmt: skip
     reasons: StaffReasons | ShopperReasons | None = None
 
