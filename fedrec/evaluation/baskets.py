@@ -1,7 +1,7 @@
 """The protocol of baskets: one item of a held-out user's last basket is hidden, and is to be found from the rest of it.
 
-The basket is the last with two items or more; which of its items is hidden is a fixed function of the user. All of the catalogue but
-the rest of the basket is ranked. Users without such a basket are left out (and counted).
+The basket is the last with two items or more; which of its items is hidden is a fixed function of the user. All of the
+catalogue but the rest of the basket is ranked. Users without such a basket are left out (and counted).
 """
 
 from __future__ import annotations
