@@ -26,7 +26,7 @@ __all__ = [
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
 ObjectiveName = Literal["next-item", "response", "rating", "rating-absolute", "next-item+response", "basket"]
-HomeObjective = Literal["next-item", "response"]
+HomeObjective = Literal["next-item", "response", "basket"]
 """Of runs whose adapters merchants get."""
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]

@@ -16,6 +16,7 @@ from fedrec.errors import InputError
 from fedrec.evaluation import EvaluationSet, hidden_items
 from fedrec.evaluation.protocol import scored
 from fedrec.model.adapter import HEAD_B
+from fedrec.model.versions import Versions
 from fedrec.objectives import OBJECTIVES, Asked, Examples
 from fedrec.recommender import Recommender
 from fedrec.report.run_report import write_report
@@ -162,4 +163,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, tiny_bert_folder: Path, trust: st
     for refused in (lambda: recommender.recommend(rest), lambda: recommender.search("tea"), lambda: recommender.rank(rest)):
         with pytest.raises(InputError, match="does not rank"):
             refused()
+    for merchant in ledger_rounds(run):
+        home = {versions.objective: versions.names() for versions in Versions.of_each_objective(run.path / "models" / merchant)}
+        assert (len(home["basket"]), home["next-item"]) == (1, [])
     assert json.loads((run.path / "adapter" / "fedrec.json").read_text())["objective"] == "basket"
