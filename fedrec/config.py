@@ -25,8 +25,8 @@ __all__ = [
 
 Unit = Literal["user", "event"]
 Part = Literal["heads", "encoder"]
-ObjectiveName = Literal["next-item", "response", "rating", "rating-absolute", "next-item+response"]
-HomeObjective = Literal["next-item", "response"]
+ObjectiveName = Literal["next-item", "response", "rating", "rating-absolute", "next-item+response", "basket"]
+HomeObjective = Literal["next-item", "response", "basket"]
 """Of runs whose adapters merchants get."""
 UpdateCode = Literal["float32", "int8"]
 Trust = Literal["local", "secure-aggregation"]
@@ -71,7 +71,7 @@ class RunConfig(BaseModel):
 
     objective: ObjectiveName = "next-item"
     """What is predicted: what is new in the next basket, whether a user responds to an item that is shown, how it rates one
-    (`rating` by squared error, `rating-absolute` by absolute), or the first two together."""
+    (`rating` by squared error, `rating-absolute` by absolute), the first two together, or what completes a basket."""
     objective_weights: tuple[float, float] = (1.0, 1.0)
     """`next-item+response`: factors on the two losses of a user, whose sum has one gradient that is clipped once. They are
     public, and over 0."""

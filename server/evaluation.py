@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from fedrec.evaluation import (
     summarise,
     summarise_repeats,
 )
-from fedrec.evaluation.protocol import DECAYS, PRIOR_WEIGHTS, is_calibration
+from fedrec.evaluation.protocol import DECAYS, PRIOR_WEIGHTS, group_of, is_calibration
 from fedrec.model import Arrays, Scoring, TextEncoder, centred, role_table
 
 __all__ = ["COUNTS", "FLOOR", "KEYS", "RATINGS", "CentralEvaluator"]
@@ -45,9 +46,13 @@ class CentralEvaluator:
     def __init__(self, central: CentralData, config: RunConfig, encoder: TextEncoder) -> None:
         self.central, self.config, self.encoder = central, config, encoder
         share = config.calibration_share if config.calibrate else 0.0
-        self.users, self.calibration = EvaluationSet.build(central, config.history, share, config.seed)
+        self.users, self.calibration = self.split(central, share, config.seed)
         calibrating = replace(central, groups=tuple(_calibrating(group, share, config.seed) for group in central.groups))
-        self.fitting, self.judging = EvaluationSet.build(calibrating, config.history, JUDGING, config.seed + 1)
+        self.fitting, self.judging = self.split(calibrating, JUDGING, config.seed + 1)
+
+    def split(self, central: CentralData, share: float, seed: int) -> tuple[EvaluationSet, EvaluationSet]:
+        """What is asked of the central users, and of a share of them that is apart."""
+        return EvaluationSet.build(central, self.config.history, share, seed)
 
     def tables(self, public: Arrays, trained: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """The central catalogue as history, (items + searches, hidden), with the central users' searches after the items; and as
@@ -145,7 +150,8 @@ class CentralEvaluator:
         """
         config, counts, floor = self.config, public[COUNTS], float(public[FLOOR][0])
         share = config.calibration_share if config.calibrate else 0.0
-        users, calibration = EvaluationSet.build(self.central, config.history, share, config.seed, repeats=True)
+        again = partial(group_of, repeats=True)
+        users, calibration = EvaluationSet.build(self.central, config.history, share, config.seed, asks=again)
         if not users.users:
             raise InputError("no held-out user has two baskets", where="central/events", hint="hold out more users")
         tables, scoring, decay = self.tables(public, trained), self._as_set(), config.decay

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedrec.config import RunConfig
 from fedrec.data import CentralData
 from fedrec.model import TextEncoder
+from server.basket_evaluation import BasketEvaluator
 from server.evaluation import CentralEvaluator
 from server.rating_evaluation import RatingEvaluator
 from server.response_evaluation import ResponseEvaluator
@@ -19,6 +20,7 @@ EVALUATORS: dict[str, type[CentralEvaluator] | type[ResponseEvaluator] | type[Se
     "rating": RatingEvaluator,
     "rating-absolute": RatingEvaluator,
     "next-item+response": SeveralEvaluator,
+    "basket": BasketEvaluator,
 }
 
 

@@ -11,7 +11,7 @@ import json
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -122,7 +122,7 @@ class RunFolder:
     def goes_home(self) -> HomeObjective | None:
         """The objective under which merchants use what it trains; None where they have no use for it."""
         parts = self.config.objective.split("+")
-        return "next-item" if "next-item" in parts else "response" if "response" in parts else None
+        return next((name for name in get_args(HomeObjective) if name in parts), None)
 
     @staticmethod
     def new_run_id() -> str:

@@ -14,7 +14,7 @@ from clients.losses import SUFFIX
 from fedrec.config import RunConfig
 from fedrec.data import CentralData, Histories, MerchantData, load_central, load_merchant, merchant_folders
 from fedrec.errors import InputError
-from fedrec.evaluation import EvaluationSet
+from fedrec.evaluation import EvaluationSet, hidden_items
 from fedrec.evaluation.protocol import is_calibration
 from fedrec.merchant import MERCHANT_FILE, MerchantFile, read_merchant_file
 from fedrec.privacy import Ledger, Policy, Release, head_file, over_budget, plan_noise
@@ -31,8 +31,9 @@ SHOWN = 5
 A_RATING = "the objective rating needs events of kind rating, with a number as their value"
 AN_IMPRESSION = "the objective response needs events of kind impression, with value 0 or 1"
 A_BASKET = "a basket is what a user did at one timestamp, and training asks what the next one holds: look at the timestamps"
+JOINT = "the objective basket needs baskets of two items: what a user did at one timestamp is one basket"
 RATES = ("rating", "rating-absolute")
-NEEDS = {"next-item": A_BASKET, "response": AN_IMPRESSION} | dict.fromkeys(RATES, A_RATING)
+NEEDS = {"next-item": A_BASKET, "response": AN_IMPRESSION, "basket": JOINT} | dict.fromkeys(RATES, A_RATING)
 
 
 def check_federation(federation: Path, config: RunConfig | None = None, *, strict: bool = False) -> dict[str, MerchantData]:
@@ -240,9 +241,13 @@ def _check_central(central: CentralData, config: RunConfig, where: Path) -> None
         if answers.all() or not answers.any():
             found = f"of {len(answers):,} measured impressions after a first basket {int(answers.sum()):,} have a response"
             raise InputError(found, where=str(where), expected="some with and some without", hint=AN_IMPRESSION)
+    share = config.calibration_share if config.calibrate else 0.0
+    if config.objective == "basket":
+        if not EvaluationSet.build(central, config.history, share, config.seed, asks=hidden_items)[0].users:
+            raise InputError("no held-out user has a basket of two items", where=str(where), hint=JOINT)
+        return
     if "next-item" not in config.objective:
         return
-    share = config.calibration_share if config.calibrate else 0.0
     evaluated, _ = EvaluationSet.build(central, config.history, share, config.seed)
     if not evaluated.users:
         nothing = [nothing_to_learn(group.histories) for group in central.groups]
@@ -292,9 +297,13 @@ def nothing_to_learn(histories: Histories, objective: str = "next-item") -> str 
         if shown is None or not len(shown):
             return "no user was shown anything"
         return None if (shown.before > 0).any() else "no user was shown anything after a first basket"
+    bought = histories.targets()
+    if objective == "basket":
+        owner = np.repeat(np.arange(len(bought)), np.diff(bought.offsets))
+        joint = (np.diff(owner) == 0) & (np.diff(bought.baskets) == 0)
+        return None if joint.any() else "no user has a basket of two items"
     if not histories.baskets.any():
         return "no user has two baskets"
-    bought = histories.targets()
     user = np.repeat(np.arange(len(bought)), np.diff(bought.offsets))
     _, first = np.unique(user * (histories.items.max() + 1) + bought.items, return_index=True)
     return None if bought.baskets[first].any() else "no user has a second basket with anything new in it"

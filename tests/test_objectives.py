@@ -151,7 +151,7 @@ def test_heads_equal_one_record_at_a_time(tiny_bert_folder: Path, objective: Obj
     encoder, states, base, trained, scoring, prior = adapter_of(tiny_bert_folder, objective, seed)
     chunk, e = records_of(objective, seed, searches=seed == 2), centred(encoder.pooled(states), base).double()
     asked = centred(encoder.embed_private(QUERIES), base).double()
-    assert (chunk.items >= ITEMS).any() == (seed == 2)
+    assert (chunk.items >= ITEMS).any() == (seed == 2 and objective.name != "basket")  # in which nobody searches
     wide = [{name: value.astype(np.float64) for name, value in one.items()} for one in (base, trained)]
     trainer = HeadsTrainer(e, prior.astype(np.float64), *wide, scoring, queries=asked, objective=objective)
     found = list(trainer.gradients(chunk))

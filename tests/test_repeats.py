@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedrec.evaluation import (
     personal_frequency,
     summarise_repeats,
 )
-from fedrec.evaluation.protocol import DECAYS
+from fedrec.evaluation.protocol import DECAYS, group_of
 from fedrec.model import Scoring, ranking
 from fedrec.model.towers import log_prior, user_vectors
 from server.run_folder import RunFolder
@@ -30,7 +31,7 @@ from .test_protocol import ALMOST_NONE, Baskets, central_of, events_of, of_user,
 
 
 def built(users: Baskets, history: int = 50) -> EvaluationSet:
-    return EvaluationSet.build(central_of(events_of(users)), history, ALMOST_NONE, 0, repeats=True)[0]
+    return EvaluationSet.build(central_of(events_of(users)), history, ALMOST_NONE, 0, asks=partial(group_of, repeats=True))[0]
 
 
 def drawn(seed: int) -> Baskets:

@@ -96,8 +96,8 @@ def of_ranking(settings: dict[str, Any]) -> dict[str, Any]:
 
 def test_one_current_version_of_each_objective(tmp_path: Path, adapter: tuple[Arrays, dict[str, Any]]) -> None:
     arrays, settings = adapter
-    ranking, response = Versions.of_each_objective(tmp_path / "model")
-    assert (ranking.objective, response.objective) == ("next-item", "response")
+    ranking, response, basket = Versions.of_each_objective(tmp_path / "model")
+    assert (ranking.objective, response.objective, basket.objective) == ("next-item", "response", "basket")
     first = ranking.keep(arrays, of_ranking(settings))[0]
     shown = [response.keep(arrays, {**settings, "round": number})[0] for number in range(1, 3 + KEPT)]
     assert (ranking.names(), response.names()) == ([first], shown) and ranking.arrived() == first

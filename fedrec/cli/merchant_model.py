@@ -62,7 +62,7 @@ def use(
     version: Annotated[str, typer.Argument(help="A version of `model list`, or `untrained` for the text as it was before.")],
     json: Json = False,
 ) -> None:
-    """Have a version rank, or predict responses, from now on. The next one of its kind that arrives is compared with it."""
+    """Have a version rank, predict responses or complete baskets from now on. The next of its kind is compared with it."""
     from fedrec.model.versions import RANKS, UNTRAINED
 
     versions = _holding(_versions(folder), version)
@@ -71,7 +71,7 @@ def use(
     if json:
         print_json({"current": versions.current, "before": before})
         return
-    does = "ranks" if versions.objective == RANKS else "predicts responses"
+    does = {RANKS: "ranks", "response": "predicts responses"}.get(versions.objective, "completes baskets")
     nothing = UNTRAINED if versions.objective == RANKS else "nothing"
     out.print(f"{version} {does} now, before it {before or nothing}", soft_wrap=True)
 

@@ -39,7 +39,7 @@ def evaluate(
         data = Path(json_module.loads((run / "site.json").read_text(encoding="utf-8"))["federation"])
     evaluator = evaluator_of(folder.config, load_central(data), load_encoder_for(folder.config, state))
     if repeats:
-        if not isinstance(evaluator, CentralEvaluator):
+        if not isinstance(evaluator, CentralEvaluator) or folder.config.objective != "next-item":
             raise InputError("--repeats is about ranking", where=str(run), expected="a run with objective = 'next-item'")
         _show_repeats(state.round, evaluator.repeats(state.public, state.trained), folder.config.top_k, json)
         return

@@ -32,6 +32,7 @@ class ObjectiveOption(StrEnum):
     next_item = "next-item"
     response = "response"
     both = "next-item+response"
+    basket = "basket"
 
 
 class By(StrEnum):
@@ -120,7 +121,9 @@ def demo(
     overrides |= parse_overrides(settings or [])
     resolved = _settings_of_demo(config, {**overrides, "trust": trust.value} if trust else overrides)
     if "rating" in resolved.objective:
-        raise InputError("the demo has no ratings", where="objective", expected="next-item or response", hint="fedrec simulate")
+        raise InputError(
+            "the demo has no ratings", where="objective", expected="next-item, response or basket", hint="fedrec simulate"
+        )
     if "response" in resolved.objective and by is not By.manufacturer:
         expected = f"{By.manufacturer.value}, with the objective {resolved.objective}"
         raise InputError(f"found {by.value}", where="--by", expected=expected)

@@ -1,5 +1,6 @@
 """Metrics and the central evaluation protocol."""
 
+from fedrec.evaluation.baskets import hidden_items
 from fedrec.evaluation.breadth import coverage, lists_of, novelty, popular_share
 from fedrec.evaluation.likelihood import FEWEST, fit_scoring, mean_loss
 from fedrec.evaluation.metrics import METRICS, PerUser, bootstrap_interval, metric_names, metrics_from_ranks, pessimistic_ranks
@@ -45,6 +46,7 @@ __all__ = [
     "gain_in",
     "gain_in_ratings",
     "global_frequency",
+    "hidden_items",
     "lists_of",
     "log_losses",
     "mean_loss",

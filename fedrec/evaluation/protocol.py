@@ -12,7 +12,7 @@ is taken out of the ranking, and only users without a history are left out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -75,6 +75,10 @@ class Group:
         )
 
 
+Asks = Callable[[CentralGroup, np.ndarray, int], tuple[Group | None, int]]
+"""What is asked of users, by number, of a central group, with so many events of a history at most; how many are left out."""
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
     """The central users who are evaluated, or those who are calibrated on."""
@@ -89,20 +93,20 @@ class EvaluationSet:
 
     @classmethod
     def build(
-        cls, central: CentralData, history: int, calibration_share: float, seed: int, *, repeats: bool = False
+        cls, central: CentralData, history: int, calibration_share: float, seed: int, *, asks: Asks | None = None
     ) -> tuple[EvaluationSet, EvaluationSet]:
         """The evaluation set and the calibration set, disjoint by user id across all groups.
 
         Args:
             history: recent events that are pooled.
-            repeats: whether what is bought again counts.
+            asks: makes a group of some users of a central group, `group_of` by default.
         """
         parts: dict[bool, list[Group]] = {False: [], True: []}
         left_out = {False: 0, True: 0}
         for group in central.groups:
             chosen = np.array([is_calibration(name, calibration_share, seed) for name in group.histories.user_ids])
             for calibration in (False, True):
-                built, without = group_of(group, np.flatnonzero(chosen == calibration), history, repeats)
+                built, without = (asks or group_of)(group, np.flatnonzero(chosen == calibration), history)
                 left_out[calibration] += without
                 if built is not None:
                     parts[calibration].append(built)
@@ -242,7 +246,7 @@ def group_of(group: CentralGroup, users: np.ndarray, length: int, repeats: bool 
     Args:
         users: (users,) numbers of users of the group's histories.
         length: most events of a history.
-        repeats: see `EvaluationSet.build`.
+        repeats: whether what is bought again counts.
     """
     positions = np.asarray(group.positions, dtype=np.int64)
     if not len(users):

@@ -47,9 +47,10 @@ class Source:
         if not (path / MERCHANT_FILE).is_file():
             arrays, settings, table = read_adapter(path / "adapter" if (path / "adapter").is_dir() else path)
             if "next-item" not in (objective := settings.get("objective", "next-item")):
+                hint = "fedrec basket says what goes with a basket" if objective == "basket" else "fedrec predict asks it"
                 raise InputError(
                     f"the run was trained with objective = {objective!r}, and what is exported ranks", where=str(path),
-                    expected="a run with objective = 'next-item'", hint="fedrec predict says how likely a response is",
+                    expected="a run with objective = 'next-item'", hint=hint,
                 )  # fmt: skip
             return cls._loaded(encoder_of(settings, "auto"), arrays, settings, catalogue_of(table))
         place = MerchantPlace(path)

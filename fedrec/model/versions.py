@@ -5,6 +5,7 @@
     model/<version>/verdict.json         what the comparison on this merchant's own users found; it stays here
     model/current                        which version ranks; without it the untrained text does, with nothing of these
     model/current-response               which version predicts responses; without it none does
+    model/current-basket                 which version's text completes baskets; without it that of what ranks does
 
 A version is of one objective, and each objective has its own current version. Nothing here says where the encoder
 lies: that is the merchant's own setting. What a delivery is answered must not depend on private data, and which version is the

@@ -1,5 +1,6 @@
 """What a model can be trained for, and the records that say what is asked of each user."""
 
+from fedrec.objectives.basket import Basket
 from fedrec.objectives.examples import Examples, merged
 from fedrec.objectives.joint import Lot
 from fedrec.objectives.next_item import NextItem
@@ -14,6 +15,6 @@ __all__ = [
     "merged", "parts_of",
 ]  # fmt: skip
 
-_ALONE = (NextItem(), Response(), Rating(), Rating("rating-absolute", absolute=True))
+_ALONE = (NextItem(), Response(), Rating(), Rating("rating-absolute", absolute=True), Basket())
 OBJECTIVES: dict[str, Objective] = {one.name: one for one in (*_ALONE, Several(_ALONE[:2]))}
 """Every objective by the name that a run's settings give it."""

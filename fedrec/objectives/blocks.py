@@ -15,7 +15,7 @@ from fedrec.objectives.examples import ragged
 from fedrec.objectives.objective import Asked
 from fedrec.objectives.records import Index, Records
 
-__all__ = ["block_records"]
+__all__ = ["block_records", "scattered"]
 
 STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -56,14 +56,14 @@ def _drawn(shown: Shown, most: int) -> tuple[np.ndarray, np.ndarray]:
     owner = users[rows]
     counts = np.bincount(owner, minlength=len(shown.offsets) - 1)
     place = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
-    order = np.lexsort((_scattered(place), owner))
+    order = np.lexsort((scattered(place), owner))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order)) - (np.cumsum(counts) - counts)[owner[order]]
     chosen = rank < most
     return owner[chosen], rows[chosen]
 
 
-def _scattered(numbers: np.ndarray) -> np.ndarray:
+def scattered(numbers: np.ndarray) -> np.ndarray:
     """A fixed one-to-one function that looks random: splitmix64 (Steele et al., OOPSLA 2014, figure 17)."""
     z = (numbers.astype(np.uint64) + np.uint64(1)) * STEP
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

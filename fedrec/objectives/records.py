@@ -64,6 +64,7 @@ class Records:
         positions: P, the most that one has.
         history: events that are pooled for a position.
         merge: whether `padded` has each item once, as `merged` does.
+        back: how many baskets before a position are pooled and masked; None for all.
     """
 
     index: Index
@@ -74,6 +75,7 @@ class Records:
     history: int
     decay: float
     merge: bool = False
+    back: int | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -105,7 +107,7 @@ class Records:
         owner, place, position = ragged(self.at, places)
         number = np.full((count, self.positions), -1, dtype=np.int64)  # (records, P)
         number[owner, place] = index.basket[position]
-        before = baskets[:, None, :] < number[:, :, None]  # (records, P, L)
+        before = self._before(baskets[:, None, :], number[:, :, None])  # (records, P, L)
         valid = before & (before.sum(-1, keepdims=True) - np.cumsum(before, axis=-1) < self.history)
         ages = (number[:, :, None] - 1 - baskets[:, None, :]).astype(np.float64)
         per_position = np.diff(index.targets)[position]
@@ -127,11 +129,15 @@ class Records:
         step = max(1, NUMBERS_PADDED // self.positions)  # or the true number of items would say how much memory it takes
         for start in range(0, len(record), step):
             rows = slice(start, start + step)
-            known, place = np.nonzero(number[record[rows]] > index.first[pair[rows]][:, None])
+            known, place = np.nonzero(self._before(index.first[pair[rows]][:, None], number[record[rows]]))
             found.append((known + start, place))
         known, place = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.argsort(record[known] * self.positions + place, kind="stable")
         return np.column_stack([record[known], place, index.known[pair[known]]])[order]
+
+    def _before(self, baskets: np.ndarray, number: np.ndarray) -> np.ndarray:
+        before: np.ndarray = baskets < number
+        return before if self.back is None else before & (baskets >= number - self.back)
 
 
 def build_records(

@@ -18,7 +18,7 @@ from fedrec.data import Histories, MerchantData
 from fedrec.data.roles import Roles, own_secret
 from fedrec.errors import InputError
 from fedrec.model.versions import UNTRAINED
-from fedrec.recommender.baskets import Baskets, fit_baskets
+from fedrec.recommender.basket_fit import baskets_up_to_date, fit_merchant_baskets
 from fedrec.recommender.blend import FEWEST, Blend, Fold, choose_blend, measure
 from fedrec.recommender.contest import ALONE, FEDERATED, Contender, contenders, folds_of, popularity_here
 from fedrec.recommender.frequency import NONE, SHARED, choose_frequency
@@ -65,7 +65,7 @@ def up_to_date(place: MerchantPlace, data: MerchantData) -> bool:
         return False  # a layer that is damaged or a version that is gone: the fit puts another in its place
     before = None if model is None else model.facts.get("made_from")
     same = model is not None and before == made_from(place, data) and model.version == current
-    return same and versions.arrived() is None
+    return same and versions.arrived() is None and model is not None and baskets_up_to_date(place, model.baskets)
 
 
 def fit_merchant(
@@ -112,8 +112,7 @@ def fit_merchant(
     everyone = bought_by(histories, items)
     again = SHARED if len(histories.targets().items) > everyone.nnz else NONE  # nobody here has ever bought an item twice
     frequency = choose_frequency(choosing, entered[best].part, blend, config.top_k, again)
-    of = [Baskets.of(some, items) for some in (histories, known, histories.take(roles.choose))]
-    baskets = fit_baskets(of[0], of[1], of[2], entered[best].part, config.top_k, seed)
+    baskets = fit_merchant_baskets(place, data, roles, entered[best].part, here, seed)
     facts = {
         "made_from": made_from(place, data), "users": len(histories), "training": len(roles.train),
         "choosing": len(roles.choose), "measured": len(roles.measure), "items": items, "by_hand": by_hand,

@@ -21,6 +21,7 @@ from fedrec.model.towers import centred, role_table
 from fedrec.model.versions import UNTRAINED
 from fedrec.recommender.asking import Asking, listed
 from fedrec.recommender.bandit import bandit_beside
+from fedrec.recommender.basket_fit import current_for_baskets
 from fedrec.recommender.baskets import BasketParts, BasketRanker, Baskets, OwnBaskets, substitutes
 from fedrec.recommender.blend import Blend, TextPart, own_scores
 from fedrec.recommender.contest import (
@@ -211,6 +212,8 @@ class MerchantRecommender(Recommending):
             both, alone = (FEDERATED, ALONE) if on else (SERVED, TEXT)
             blend = found[both if received is not None else alone].default
         self._own = own
+        # Which it is now: what is opened stays the same, whatever is chosen later.
+        self._basket_version = None if own is None else current_for_baskets(place)
         counts = here if on else self._federations
         self._searches: dict[str, np.ndarray] = {}
         source = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
@@ -320,9 +323,19 @@ class MerchantRecommender(Recommending):
         if own is None or own.baskets is None:
             return None
         layer, lifts = (own.placed(self.catalogue, one) for one in (own.baskets.layer, own.baskets.lifts))
-        parts = BasketParts.of(self.part, layer, lifts, self._baskets.counts())
-        text = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
-        return OwnBaskets(self._baskets, parts, own.baskets.weights, f"{text} + own baskets")
+        adapter, part = self._completing or (self.adapter, self.part)
+        parts = BasketParts.of(part, layer, lifts, self._baskets.counts())
+        text = "untrained text" if adapter is None else f"federated text {adapter.name}"
+        return OwnBaskets(self._baskets, parts, own.baskets.weights, f"{text} + own baskets", self._completing is None)
+
+    @cached_property
+    def _completing(self) -> tuple[Adapter, TextPart] | None:
+        """The version that was trained to complete baskets and is in use, and its text; None where that of what ranks is."""
+        if (name := self._basket_version) is None:
+            return None
+        adapter = Adapter(name, *self.place.versions_of("basket").read(name))
+        here = popularity_here(self._data.histories, len(self.catalogue))
+        return adapter, self.place.received(self.catalogue, adapter, here).part
 
     @property
     def _federations(self) -> np.ndarray:

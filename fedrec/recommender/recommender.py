@@ -181,7 +181,7 @@ class Recommender(Recommending):
         """
         if not self.predicts:
             expected = "a run with objective = 'response' or 'rating'"
-            raise InputError("the run was trained to rank", expected=expected, hint="recommend")
+            raise InputError("the run predicts neither", expected=expected, hint="basket" if self.completes else "recommend")
         rates = EXPECTED in self.table
         if ratings is not None and not rates:
             raise InputError("the run was trained on responses, and not on ratings", where="ratings")
@@ -230,13 +230,18 @@ class Recommender(Recommending):
         return user_vectors(vectors, items, np.broadcast_to(np.arange(float(shape[1])), shape), valid, self.scoring.decay)
 
     def _ranker(self, merchant: str | None) -> Asking:
-        shelf, (_, candidates) = self._shelf(merchant), self._own_tables()
-        counts = self.table[COUNT].to_numpy(np.float32)
-        ranker = RunRanker(shelf, self.details, candidates, counts, self.scoring.decay, self.settings["history"])
-        return Asking(ranker, lambda: self._searcher(self.language))
+        self._check_it_ranks()
+        return Asking(self._towers(merchant), lambda: self._searcher(self.language))
 
     def _basket_ranker(self, held: np.ndarray, merchant: str | None) -> BasketRanker:
-        return BasketRanker(self._ranker(merchant).ranker, substitutes(self._vectors, held, None))
+        if not self.completes:
+            self._check_it_ranks()
+        return BasketRanker(self._towers(merchant), substitutes(self._vectors, held, None))
+
+    def _towers(self, merchant: str | None) -> RunRanker:
+        shelf, (_, candidates) = self._made_shelf(merchant), self._own_tables()
+        counts = self.table[COUNT].to_numpy(np.float32)
+        return RunRanker(shelf, self.details, candidates, counts, self.scoring.decay, self.settings["history"])
 
     def _asking(self, catalogue: Catalogue) -> Asking:
         """Who ranks another catalogue for words."""
@@ -268,9 +273,12 @@ class Recommender(Recommending):
         return found
 
     def _shelf(self, merchant: str | None) -> Shelf:
-        """The run's catalogue, or a merchant's part of it; made once."""
-        if merchant not in self._shelves:
-            self._check_it_ranks()
+        """The run's catalogue, or a merchant's part of it, for a run that ranks."""
+        self._check_it_ranks()
+        return self._made_shelf(merchant)
+
+    def _made_shelf(self, merchant: str | None) -> Shelf:
+        if merchant not in self._shelves:  # made once
             positions = self._positions(merchant)
             history, candidate = self._own_tables()
             prior = self.scoring.prior_weight * log_prior(self.table[COUNT].to_numpy()[positions], self.settings["floor"])
@@ -295,17 +303,23 @@ class Recommender(Recommending):
         return RANKS in self.settings.get("objective", RANKS)
 
     @property
+    def completes(self) -> bool:
+        """Whether it was trained to complete baskets; it then answers nothing else."""
+        return bool(self.settings.get("objective") == "basket")
+
+    @property
     def predicts(self) -> bool:
         """Whether it predicts responses or ratings: it has the linear terms of their scores."""
         return TERMS in self.arrays
 
     def _check_it_ranks(self) -> None:
         if not self.ranks:
+            predicts = "Recommender.predict, or fedrec predict, says how likely a response is, or what a user would rate"
             raise InputError(
                 f"the run was trained with objective = {self.settings['objective']!r} and does not rank",
                 expected=f"a run with objective = {RANKS!r}",
-                hint="Recommender.predict, or fedrec predict, says how likely a response is, or what a user would rate",
-            )  # fmt: skip
+                hint="Recommender.basket, or fedrec basket, says what goes with a basket" if self.completes else predicts,
+            )
 
     def _tables(self, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
         """Its items as history and as candidates, (items, hidden) each."""

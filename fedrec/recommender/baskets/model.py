@@ -69,11 +69,15 @@ class BasketModel:
         layer: item-item model of baskets.
         lifts: see `Lifts`.
         weights: how they are joined.
+        version: whose text they are joined with, of a run with objective basket; None for the text that ranks.
+        by_hand: whether a person chose that.
     """
 
     layer: OwnLayer
     lifts: Lifts
     weights: BasketWeights
+    version: str | None = None
+    by_hand: bool = False
 
     def arrays(self) -> Arrays:
         """What `read` reads, with `said`."""
@@ -82,8 +86,10 @@ class BasketModel:
 
     @property
     def said(self) -> dict[str, Any]:
-        """For JSON: the kind of layer and the weights."""
-        return {"kind": self.layer.kind, "weights": vars(self.weights).copy()}
+        """For JSON: the kind of layer, the weights, and the version."""
+        return {
+            "kind": self.layer.kind, "weights": vars(self.weights).copy(), "version": self.version, "by_hand": self.by_hand,
+        }  # fmt: skip
 
     @classmethod
     def read(cls, arrays: Arrays, said: Mapping[str, Any]) -> Self:
@@ -93,7 +99,8 @@ class BasketModel:
             return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
         layer = OWN_LAYERS[said["kind"]].from_arrays(of(LAYER))
-        return cls(layer, Lifts.from_arrays(of(LIFTS)), BasketWeights(**said["weights"]))
+        weights, version = BasketWeights(**said["weights"]), said.get("version")
+        return cls(layer, Lifts.from_arrays(of(LIFTS)), weights, version, said.get("by_hand", False))
 
 
 @dataclass(frozen=True)

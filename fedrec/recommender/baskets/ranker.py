@@ -28,12 +28,14 @@ class OwnBaskets:
         baskets: what was bought here.
         parts, weights: of the formula.
         source: what it is called in an answer.
+        reads: whether words are read by the adapter that this text is of: else those of an item have no part in its score.
     """
 
     baskets: Baskets
     parts: BasketParts
     weights: BasketWeights
     source: str
+    reads: bool = True
 
     def scores(self, pasts: Sequence[Past]) -> np.ndarray:
         """(baskets, items) float32."""
@@ -50,6 +52,7 @@ class OwnBaskets:
         place, cosine = self.parts.nearest(held, items)
         text.text[0.0][place, np.arange(len(items))] += weights.nearest * cosine
         direction = text.direction + weights.nearest * part.history[held[place]]
+        direction = direction if self.reads else np.zeros_like(direction)
         own = self.parts.lifts_between(weights, held, items)
         own += own_shares(self.parts.layer, past, held, items, weights.layer, len(self.parts.prior))
         popularity, base = prior_shares({HERE: self.parts.prior}, {HERE: weights.popularity}, items)
