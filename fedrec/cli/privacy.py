@@ -171,9 +171,11 @@ def _print_trust_models(plan: Plan) -> None:
             f"{secure.epsilon_alone:.3f}" if secure else "",
         ),
     ]
+    pairs = secure.complement_noise_multiplier_of_sum if secure else None
+    histogram = secure.histogram_noise_multiplier_of_sum if secure else None
     for what, sigma, shared in (
-        ("counts of pairs", plan.complement_noise_multiplier, secure and secure.complement_noise_multiplier_of_sum),
-        ("histograms", plan.histogram_noise_multiplier, secure and secure.histogram_noise_multiplier_of_sum),
+        ("counts of pairs", plan.complement_noise_multiplier, pairs),
+        ("histograms", plan.histogram_noise_multiplier, histogram),
     ):
         if sigma is not None:
             rows.insert(2, (f"noise in the sum of {many} {what}, at most", f"{sigma * math.sqrt(many):.4g}", _four(shared)))

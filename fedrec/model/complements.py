@@ -8,8 +8,8 @@ of a basket are of them:
 with C(k, l) the released sum and P(l) the share of kind l in the released popularity, so that lift times popularity is what is
 bought with an item of kind k; where popularity was not released, C(l) over the sum of C. A user's part of C has the sum 1, so
 the lift is 1 where the items of a basket are drawn one by one. Few users say little about two rare kinds, and the noise is
-known; so a lift is pulled towards 1 by as much as it is uncertain. All of it is computed from what was released and from public texts: it costs no privacy, and
-may be given to anyone.
+known; so a lift is pulled towards 1 by as much as it is uncertain. All of it is computed from what was released and from
+public texts: it costs no privacy, and may be given to anyone.
 """
 
 from __future__ import annotations
