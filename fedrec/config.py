@@ -109,7 +109,7 @@ class RunConfig(BaseModel):
     histogram_noise_multiplier: float | None = Field(None, gt=0, le=MOST_NOISE)
     """The same for the popularity histogram, whose norm per user is 1."""
     complement_noise_multiplier: float | None = Field(None, gt=0, le=MOST_NOISE)
-    """The same for which kinds of item share a basket, whose norm per user is 1; only where `complement_share` is over 0."""
+    """The same for which kinds of item share a basket, of norm at most 1 a user; only where `complement_share` is over 0."""
     histogram_share: float = Field(0.1, ge=0, lt=1)
     """Share of the budget (of squared Gaussian mu) for the popularity histogram; 0 sends none."""
     complement_share: float = Field(0, ge=0, lt=1)
@@ -216,6 +216,8 @@ class RunConfig(BaseModel):
                 f"histogram_share ({self.histogram_share:g}) and complement_share ({self.complement_share:g}) "
                 "leave the rounds nothing"
             )
+        if self.complement_share and not self.histogram_share:
+            raise ValueError("complement_share needs histogram_share over 0: what goes with what is told from popularity by it")
         if self.complement_share and self.unit != "user":
             raise ValueError("complement_share needs unit = 'user': who takes an event out of a user's part may move all of it")
         if self.trust == "secure-aggregation":

@@ -17,6 +17,7 @@ from fedrec.config import RunConfig, write_atomically
 from fedrec.errors import InputError
 from fedrec.model import Arrays, TextEncoder, init_trained
 from fedrec.model.adapter import CENTRE, HEAD_A, TERMS, digest, save_arrays
+from fedrec.model.complements import KINDS, LIFT
 from fedrec.model.saved import ARRAYS, SETTINGS, read_arrays
 from fedrec.objectives import OBJECTIVES
 
@@ -59,6 +60,8 @@ def open_start(path: Path) -> GivenStart:
 def check_start(given: GivenStart, config: RunConfig, encoder: TextEncoder) -> tuple[Arrays, Arrays]:
     """The public base of a start, and its trained part, with linear terms of zero where they are new.
 
+    What goes with what is not taken up: a run that wants it asks for it.
+
     Raises:
         InputError: it is for another encoder, or an array is missing, unknown, of another shape or type, or not finite.
     """
@@ -69,7 +72,8 @@ def check_start(given: GivenStart, config: RunConfig, encoder: TextEncoder) -> t
         )
     terms = OBJECTIVES[config.objective].terms
     zero = init_trained(encoder, config.heads, config.rank, terms)
-    found = {name: value for name, value in given.arrays.items() if name != TERMS or terms}
+    unused = {KINDS, LIFT} if terms else {KINDS, LIFT, TERMS}
+    found = {name: value for name, value in given.arrays.items() if name not in unused}
     if terms:
         found.setdefault(TERMS, zero[TERMS])
     base = {CENTRE: (encoder.hidden,), **{name: value.shape for name, value in encoder.frozen().items()}}

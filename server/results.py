@@ -11,6 +11,7 @@ from server.evaluators import Evaluator, evaluator_of
 from server.given_start import read_start, start_of
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
+from server.statistics import release_of_pairs
 
 __all__ = ["row", "write_results"]
 
@@ -20,7 +21,8 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
 
     Returns:
         What was written: rows of a name, whether it is private, and metrics; the trust model; the rounds whose
-        secure sum was not opened, with the reason; what the judging users decided; and the start if it was given one.
+        secure sum was not opened, with the reason; what the judging users decided; the start if it was given one; and how the
+        release of what goes with what went, if there was one.
     """
     config, lines = folder.config, folder.metrics()
     encoder_of_run = load_encoder_for(config)
@@ -42,6 +44,7 @@ def write_results(folder: RunFolder, federation: Path, simulation: bool, more: S
         "kept": lines[-1].get("kept", 1.0),
         **({"judged": lines[-1]["judged"]} if "judged" in lines[-1] else {}),
         **({"start": given.origin()} if given else {}),
+        **({"complements": release} if (release := release_of_pairs(folder)) else {}),
         "simulation": simulation,
         "trust": config.trust,
         "abandoned": {str(line["round"]): line["abandoned"] for line in lines if "abandoned" in line},

@@ -6,6 +6,7 @@ What merchants do with a request is in `clients.statistics`; how the sum is got 
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +23,7 @@ from server.evaluation import COUNTS, FLOOR
 from server.run_folder import RunFolder
 from server.strategy import PrivateLora, StatisticRequest
 
-__all__ = ["COMPLEMENTS_FILE", "ask_for_pairs", "with_complements"]
+__all__ = ["COMPLEMENTS_FILE", "ask_for_pairs", "release_of_pairs", "with_complements"]
 
 COMPLEMENTS_FILE = "complements.json"
 """In a run's folder: who took part in the release, who did not and why, what it cost, and how many kinds there are."""
@@ -56,12 +57,21 @@ def ask_for_pairs(grid: Grid, folder: RunFolder, strategy: PrivateLora, catalogu
     return {KINDS: arrays[KINDS], PAIRS: total.astype(np.float32), PAIRS_NOISE: np.array([noise], dtype=np.float32)}
 
 
+def release_of_pairs(folder: RunFolder) -> dict[str, Any] | None:
+    """What `ask_for_pairs` wrote of the release; None where it asked for none."""
+    path = folder.path / COMPLEMENTS_FILE
+    known: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return known
+
+
 def with_complements(public: Arrays, catalogue: Catalogue, encoder: TextEncoder) -> Arrays:
     """The public arrays with what the release says in its place, now that popularity is known."""
     if PAIRS not in public:
         return public
     kind = kinds_of(_untrained(catalogue, encoder, public), public[KINDS])
-    sold = np.bincount(kind, np.maximum(public[COUNTS], public[FLOOR]), len(public[KINDS]))
+    # Counts of zero alone are those of a histogram that nobody answered, or whose secure sum was abandoned.
+    known = public[COUNTS].any()
+    sold = np.bincount(kind, np.maximum(public[COUNTS], public[FLOOR]), len(public[KINDS])) if known else None
     learned = Complements.from_release(public[PAIRS].astype(np.float64), float(public[PAIRS_NOISE][0]), public[KINDS], sold)
     return {name: value for name, value in public.items() if name not in (PAIRS, PAIRS_NOISE)} | learned.arrays()
 

@@ -20,18 +20,35 @@ from hypothesis import strategies as st
 from clients.merchant import Merchant
 from clients.site import Site
 from fedrec import wire
+from fedrec.cli.console import out
+from fedrec.cli.terminal import show_results
 from fedrec.config import RunConfig
 from fedrec.data import Histories, MerchantData
+from fedrec.errors import InputError
 from fedrec.merchant import ModelSettings
 from fedrec.model.adapter import CENTRE
-from fedrec.model.complements import KINDS, LIFT, Complements, kinds_of, kinds_of_catalogue, numbers_of, unpacked
+from fedrec.model.complements import (
+    KINDS,
+    LIFT,
+    PAIRS,
+    PAIRS_NOISE,
+    Complements,
+    kinds_of,
+    kinds_of_catalogue,
+    numbers_of,
+    unpacked,
+)
 from fedrec.model.encoder import load_encoder
 from fedrec.model.versions import Versions
-from fedrec.privacy import Policy, plan_noise
+from fedrec.privacy import Policy, Release, over_budget, plan_noise, votes
 from fedrec.privacy.pairs import basket_pairs, packed
 from fedrec.privacy.planning import solve
+from fedrec.report.run_report import write_report
 from fedrec.wire import ComplementTask
-from server.statistics import COMPLEMENTS_FILE
+from server.evaluation import COUNTS, FLOOR
+from server.results import write_results
+from server.run_folder import RunFolder
+from server.statistics import COMPLEMENTS_FILE, with_complements
 from simulations.run import resume, simulate
 
 from .conftest import make_catalogue
@@ -59,18 +76,22 @@ def naive(rows: Rows) -> np.ndarray:
             for one in items:
                 for other in items - {one}:
                     part[KIND[one], KIND[other]] += 1 / (len(items) * (len(items) - 1))
-        total += part / (np.linalg.norm(part) or 1)
+        total += part / (part.sum() or 1)
     return packed(total)
 
 
 @given(rows_of, st.integers(0, USERS))
 @settings(max_examples=80, deadline=None)
-def test_one_user_moves_the_sum_by_exactly_its_norm_of_one(rows: Rows, user: int) -> None:
+def test_one_user_moves_the_sum_by_one_and_its_norm_by_at_most_one(rows: Rows, user: int) -> None:
     without = [row for row in rows if row[0] != user]
     moved = summed(rows) - summed(without)
     own = {row for row in rows if row[0] == user}
     together = any(a[1] == b[1] and a[2] != b[2] for a in own for b in own)
-    assert np.linalg.norm(moved) == pytest.approx(1.0 if together else 0.0, abs=1e-9)
+    assert unpacked(moved).sum() == pytest.approx(1.0 if together else 0.0, abs=1e-9)
+    assert np.linalg.norm(moved) <= 1 + 1e-9
+    of_one_kind = {KIND[a[2]] for a in own for b in own if a[1] == b[1] and a[2] != b[2]}
+    if len(of_one_kind) == 1:
+        assert np.linalg.norm(moved) == pytest.approx(1.0)
     assert summed(rows) == pytest.approx(naive(rows)) == summed([*rows, *rows])
 
 
@@ -103,6 +124,21 @@ def test_lift_is_over_chance_and_shrinks_with_the_noise() -> None:
     noisy = [np.abs(made(4000, noise).lift).mean() for noise in (0.0, 100.0, 3000.0)]
     assert noisy[0] > noisy[1] > noisy[2] and noisy[2] < 0.5 * noisy[0]
     assert np.abs(made(4000, 30.0).lift - exact.lift).max() < 0.4
+
+
+@pytest.mark.parametrize("popularity", [(0.25,) * 4, (0.7, 0.1, 0.1, 0.1)], ids=["uniform", "skewed"])
+def test_independent_baskets_have_lift_one(popularity: tuple[float, ...]) -> None:
+    """With the popularity of a histogram, and without: of baskets of two and three, with many items of each kind."""
+    rng, each = np.random.default_rng(0), 1000
+    sizes = rng.integers(2, 4, 6000)
+    users = np.repeat(np.arange(len(sizes)), sizes)
+    baskets = rng.integers(0, 2, len(sizes)).repeat(sizes)
+    items = rng.choice(4, len(users), p=popularity) * each + rng.integers(0, each, len(users))
+    kind = np.arange(4 * each) // each
+    sold = np.bincount(kind, votes(users, items, len(kind)))
+    for known in (sold, None):
+        found = Complements.from_release(basket_pairs(users, baskets, items, kind, 4), 0.0, np.eye(4, dtype=np.float32), known)
+        assert np.abs(found.lift).max() < 0.15, known
 
 
 def test_kinds_depend_on_public_texts_and_a_seed() -> None:
@@ -150,7 +186,7 @@ def asked(shop: Merchant, task: ComplementTask, arrays: dict[str, np.ndarray]) -
         return shop.statistic(complements(shop, task, arrays))
 
 
-def test_one_user_moves_what_leaves_by_one(tmp_path: Path, tiny_bert_folder: Path) -> None:
+def test_one_user_moves_what_leaves_by_at_most_one(tmp_path: Path, tiny_bert_folder: Path) -> None:
     baskets = [[0, 1, 2], [3, 4], [5], [1, 6, 7, 8]]
     request = request_of(tiny_bert_folder)
     whole = asked(shop_of(tmp_path / "whole", tiny_bert_folder, baskets), *request).arrays[wire.COMPLEMENTS]
@@ -158,7 +194,8 @@ def test_one_user_moves_what_leaves_by_one(tmp_path: Path, tiny_bert_folder: Pat
         without = [[] if one == user else own for one, own in enumerate(baskets)]
         reply = asked(shop_of(tmp_path / str(user), tiny_bert_folder, without), *request)
         moved = whole.astype(np.float64) - reply.arrays[wire.COMPLEMENTS]
-        assert np.linalg.norm(moved) == pytest.approx(expected, abs=1e-5)
+        assert np.linalg.norm(moved) <= 1 + 1e-5
+        assert unpacked(moved).sum() == pytest.approx(expected, abs=1e-5)
 
 
 def test_it_is_one_line_of_the_ledger_and_ends_with_the_budget(tmp_path: Path, tiny_bert_folder: Path) -> None:
@@ -200,8 +237,18 @@ def test_only_whole_users_are_protected_by_it(tiny_bert_folder: Path) -> None:
         wire.decode_complement_task(message_of(*request_of(tiny_bert_folder, unit="event")))
     with pytest.raises(ValueError, match="complement_share needs unit"):
         RunConfig(complement_share=0.1, unit="event")
+    with pytest.raises(ValueError, match="complement_share needs histogram_share over 0"):
+        RunConfig(complement_share=0.1, histogram_share=0.0)
     with pytest.raises(ValueError, match="leave the rounds nothing"):
         RunConfig(complement_share=0.5, histogram_share=0.5)
+
+
+def test_a_release_is_no_round_of_a_policy() -> None:
+    policy, mechanisms = Policy(epsilon=50.0, delta=1e-5, population=5, max_rounds=2), ("complements", "histogram", "dp-sgd")
+    lines = [Release("run", n, name, 9.0, 1.0, 1, 1.0, "user", 1e-5) for n, name in enumerate((*mechanisms, "dp-sgd"), -1)]  # type: ignore[arg-type]
+    assert [over_budget(policy, lines[:n], line) for n, line in enumerate(lines)] == [None] * 4
+    over = over_budget(policy, lines, Release("run", 3, "dp-sgd", 9.0, 1.0, 1, 1.0, "user", 1e-5))
+    assert over == "policy: round 3 is over the policy's most rounds, 2"
 
 
 def test_a_plan_counts_it() -> None:
@@ -213,6 +260,13 @@ def test_a_plan_counts_it() -> None:
     solved = solve(users=500, epsilon=8.0, delta=1e-5, rounds=4, sample_rate=1.0, complement_share=0.1)
     assert solved.complement_noise_multiplier == plan.complements and solved.noise_multiplier == plan.of("heads")
     assert solved.epsilon_without_histogram < solved.epsilon_spent <= 8.0
+    many = solve(users=500, epsilon=8.0, delta=1e-5, rounds=4, sample_rate=1.0, complement_share=0.1, merchants=7, dropouts=1)
+    shared, sigma = many.secure_aggregation, many.complement_noise_multiplier
+    assert shared is not None and shared.honest == 5 and sigma is not None
+    assert shared.complement_noise_multiplier_alone == pytest.approx(sigma / 5**0.5)
+    assert shared.complement_noise_multiplier_of_sum == pytest.approx(sigma * (7 / 5) ** 0.5)
+    with pytest.raises(InputError, match="a smaller histogram_share or complement_share"):
+        solve(users=500, epsilon=8.0, delta=1e-5, noise_multiplier=0.1, sample_rate=1.0, complement_share=0.3)
     rounds = solve(users=500, epsilon=8.0, delta=1e-5, noise_multiplier=3.0, sample_rate=1.0, complement_share=0.3)
     more = solve(users=500, epsilon=8.0, delta=1e-5, noise_multiplier=3.0, sample_rate=1.0)
     assert rounds.rounds < more.rounds
@@ -245,6 +299,49 @@ def test_a_run_learns_it_and_sends_it_home(trust: str, tiny_bert_folder: Path, t
     shop = Versions(folder.path / "models" / "m0")
     arrays, _ = shop.read(shop.names()[-1])
     assert np.array_equal(arrays[LIFT], learned.lift), "it comes home with the adapter"
+    assert [line["round"] for line in folder.metrics()] == [0, 1], "it is no round"
+    assert_it_is_reported(folder, write_results(folder, federation, simulation=True))
+
+
+def assert_it_is_reported(folder: RunFolder, results: dict[str, Any]) -> None:
+    """Who took part, who declined and why, what it cost one who declined all that came later, and an abandoned one."""
+    release, lines = results["complements"], folder.metrics()
+    text = " ".join(write_report(folder.path, folder.config, lines, results).read_text().split())
+    words = f"What goes with what was learned of {release['kinds']} kinds, once, from 4 of 4 merchants that answered."
+    assert words in text and "<td>what goes with what</td><td></td><td>4</td>" in text
+    only_then = {**release["privacy"]["m0"], "epsilon": 123.456}
+    abandoned = {
+        **release, "took_part": [], "declined": {"m9": "budget: <b>"}, "privacy": {"m8": only_then},
+        "abandoned": "2 of 4 merchants sent their masked sum, 3 are needed",
+    }  # fmt: skip
+    changed = {**results, "complements": abandoned}
+    text = " ".join(write_report(folder.path, folder.config, lines, changed).read_text().split())
+    assert "m9 declined: budget: &lt;b&gt;" in text and "<td>m8</td><td>123.456</td>" in text
+    with out.capture() as printed:
+        show_results(folder.config, changed, lines)
+    said = " ".join(printed.get().split())
+    assert "123.456" in said and "rounds abandoned" not in text
+    for shown in (text, said):
+        assert "was not learned, no sum was opened: 2 of 4 merchants sent their masked sum, 3 are needed." in shown
+
+
+def test_without_popularity_chance_is_what_the_release_says(tiny_bert_folder: Path) -> None:
+    """As where the histogram's secure sum was abandoned: its counts are all zero."""
+    encoder, catalogue, rng = (
+        load_encoder(str(tiny_bert_folder), 1, 2, 16, "cpu", 8),
+        make_catalogue(ITEMS),
+        np.random.default_rng(0),
+    )
+    centres = kinds_of_catalogue(encoder.embed(catalogue).numpy(), 0)
+    shares = np.linspace(1, 3, len(centres)) / np.linspace(1, 3, len(centres)).sum()
+    public = {
+        CENTRE: np.zeros(centres.shape[1], np.float32), KINDS: centres, PAIRS_NOISE: np.zeros(1, np.float32),
+        PAIRS: packed(1e4 * np.outer(shares, shares)).astype(np.float32),
+        COUNTS: np.zeros(ITEMS, np.float32), FLOOR: np.ones(1, np.float32),
+    }  # fmt: skip
+    assert with_complements(public, catalogue, encoder)[LIFT] == pytest.approx(0.0, abs=1e-3)
+    known = with_complements(public | {COUNTS: rng.uniform(1, 9, ITEMS).astype(np.float32)}, catalogue, encoder)
+    assert np.abs(known[LIFT]).max() > 0.1 and not {PAIRS, PAIRS_NOISE} & known.keys()
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from fedrec.deploy.server_folder import ServerFolder
 from fedrec.errors import InputError
 from fedrec.model import init_base, init_trained
 from fedrec.model.adapter import HEAD_B, TERMS, digest, save_arrays
+from fedrec.model.complements import KINDS, LIFT
 from fedrec.model.saved import settings_of_run
 from fedrec.privacy import epsilon
 from fedrec.recommender import Recommender
@@ -185,6 +186,10 @@ def test_a_given_start_is_what_a_run_begins_with(given: tuple[Path, RunConfig], 
     assert not trained.pop(TERMS).any()
     with_terms = replace(found, arrays={**found.arrays, TERMS: np.ones((2, encoder.hidden + 1), np.float32)})
     assert TERMS not in check_start(with_terms, config, encoder)[1]  # a ranking has no use for them
+    complements = {KINDS: np.ones((2, encoder.hidden), np.float32), LIFT: np.ones((2, 2), np.float32)}
+    for of in (config, config.model_copy(update={"objective": "response"})):  # what goes with what is not taken up
+        base_of, trained_of = check_start(replace(with_terms, arrays={**with_terms.arrays, **complements}), of, encoder)
+        assert not {KINDS, LIFT} & {*base_of, *trained_of}
     assert {**base, **trained}.keys() == found.arrays.keys()
     copy_start(found, tmp_path)
     assert read_start(tmp_path).digest == found.digest and read_start(path) is None

@@ -171,10 +171,14 @@ def _print_trust_models(plan: Plan) -> None:
             f"{secure.epsilon_alone:.3f}" if secure else "",
         ),
     ]
-    if plan.histogram_noise_multiplier is not None:
-        local = plan.histogram_noise_multiplier * math.sqrt(many)
-        shared = _four(secure.histogram_noise_multiplier_of_sum if secure else None)
-        rows.insert(2, (f"noise in the sum of {many} histograms, at most", f"{local:.4g}", shared))
+    pairs = secure.complement_noise_multiplier_of_sum if secure else None
+    histogram = secure.histogram_noise_multiplier_of_sum if secure else None
+    for what, sigma, shared in (
+        ("counts of pairs", plan.complement_noise_multiplier, pairs),
+        ("histograms", plan.histogram_noise_multiplier, histogram),
+    ):
+        if sigma is not None:
+            rows.insert(2, (f"noise in the sum of {many} {what}, at most", f"{sigma * math.sqrt(many):.4g}", _four(shared)))
     out.print(table("The two trust models at the same epsilon and rounds", ["", "local", "secure-aggregation"], rows))
     if secure is None:
         out.print(f"secure aggregation is not possible here: {plan.no_secure_aggregation}")

@@ -112,7 +112,8 @@ def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[st
     out.print(metrics_table(results, config.top_k))
     if results.get("merchants"):
         show_merchants(results["merchants"], config.top_k)
-    last: dict[str, dict[str, Any]] = {}
+    release = results.get("complements")
+    last: dict[str, dict[str, Any]] = dict(release["privacy"]) if release else {}
     for line in lines:
         last |= line["privacy"]
     rows = [
@@ -139,6 +140,10 @@ def show_results(config: RunConfig, results: dict[str, Any], lines: list[dict[st
         out.print(f"Started from the adapter of {visible(start['from'])}, digest {start['digest']}.", style="dim", soft_wrap=True)
     if abandoned := [str(line["round"]) for line in lines if "abandoned" in line]:
         out.print(f"Abandoned, with no sum opened and nothing learned: round {', '.join(abandoned)}.", style="yellow")
+    if release:
+        from fedrec.report.run_report import release_says
+
+        out.print(release_says(release), style="yellow" if release["abandoned"] else "dim", soft_wrap=True)
     up = [size for line in lines[1:] for size in line["bytes_up"].values()]
     down = [size for line in lines[2:] for size in line["bytes_down"].values()]
     model = results["model_bytes"]

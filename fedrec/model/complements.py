@@ -6,9 +6,10 @@ of a basket are of them:
     C(k, l) / E(k, l),    E(k, l) = C(k) P(l),    C(k) = sum over l of C(k, l)
 
 with C(k, l) the released sum and P(l) the share of kind l in the released popularity, so that lift times popularity is what is
-bought with an item of kind k. Few users say little about two rare kinds, and the noise is known; so a lift is pulled towards 1
-by as much as it is uncertain. All of it is computed from what was released and from public texts: it costs no privacy, and
-may be given to anyone.
+bought with an item of kind k; where popularity was not released, C(l) over the sum of C. A user's part of C has the sum 1, so
+the lift is 1 where the items of a basket are drawn one by one. Few users say little about two rare kinds, and the noise is
+known; so a lift is pulled towards 1 by as much as it is uncertain. All of it is computed from what was released and from
+public texts: it costs no privacy, and may be given to anyone.
 """
 
 from __future__ import annotations
@@ -88,11 +89,12 @@ class Complements:
     lift: np.ndarray
 
     @classmethod
-    def from_release(cls, released: np.ndarray, noise: float, centres: np.ndarray, sold: np.ndarray) -> Complements:
+    def from_release(cls, released: np.ndarray, noise: float, centres: np.ndarray, sold: np.ndarray | None) -> Complements:
         """What a released sum says.
 
         A lift less 1 is taken to be drawn from a normal distribution of mean 0 and variance 1, and C(k, l) to be known up to its
-        noise and to what E(k, l) users vary by. The posterior mean (Gelman et al., Bayesian Data Analysis, section 2.5) is
+        noise and to what E(k, l) users vary by, who each add at most 1. The posterior mean (Gelman et al., Bayesian Data
+        Analysis, section 2.5) is
 
             (C - E) E / (E^2 + E + noise^2 / 2),    the noise's variance twice that on the diagonal.
 
@@ -100,12 +102,13 @@ class Complements:
             released: (numbers,) the sum of merchants' `basket_pairs`, with noise.
             noise: its standard deviation in each number.
             centres: (kinds, hidden).
-            sold: (kinds,) how popular each is, as it was released; 0 where it has no text.
+            sold: (kinds,) how popular each is, as it was released, 0 where it has no text; None where nothing was released.
         """
         pairs = unpacked(released)
         # The noise of a row's sum has about this deviation: a kind below it, or below one user, is as rare as can be said.
         rows = np.maximum(pairs.sum(1), max(1.0, noise * np.sqrt(len(pairs) / 2)))
-        expected = np.outer(rows, np.maximum(sold, 1e-9 * sold.sum()) / sold.sum())
+        shares = rows if sold is None else np.maximum(sold, 1e-9 * sold.sum())
+        expected = np.outer(rows, shares / shares.sum())
         variance = expected + noise**2 / 2 * (1 + np.eye(len(pairs)))
         lift = (pairs - expected) * expected / (np.square(expected) + variance)
         return cls(centres, np.maximum(lift, -1).astype(np.float32))

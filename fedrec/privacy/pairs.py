@@ -1,4 +1,4 @@
-"""Which kinds of item are in one basket: the sum of users' parts, of which each has an L2 norm of 1."""
+"""Which kinds of item are in one basket: the sum of users' parts, of which each has a sum of 1."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def packed(matrix: np.ndarray) -> np.ndarray:
 
 
 def basket_pairs(users: np.ndarray, baskets: np.ndarray, items: np.ndarray, kind: np.ndarray, kinds: int) -> np.ndarray:
-    """How often kinds of item share a basket, each user's part scaled to L2 norm 1; without noise.
+    """How often kinds of item share a basket, each user's part with a sum of 1; without noise.
 
     A user's part is the mean over its baskets with two items or more of the share of that basket's ordered pairs of different
-    items that are of kinds k and l. So adding or removing a user moves the sum by exactly 1, or by 0 where no basket has
-    two items. A part is computed from the user's own events and the public kinds alone.
+    items that are of kinds k and l. It has no negative number and the sum 1, hence an L2 norm of at most 1: 1 where all its
+    pairs are of one kind, 0 where no basket has two items. Scaled to a norm of 1 it would say more, but not how often: pairs
+    of two kinds would count more than those of one. A part is computed from the user's own events and the public kinds alone.
 
     Args:
         users: (events,) user numbers, in ascending order.
@@ -47,7 +48,7 @@ def basket_pairs(users: np.ndarray, baskets: np.ndarray, items: np.ndarray, kind
 
 
 def _part(number: np.ndarray, of_kind: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One user's part, of norm 1, and the kinds that it is over.
+    """One user's part, of sum 1, and the kinds that it is over.
 
     Args:
         number: (events,) of the basket, ascending.
@@ -61,4 +62,4 @@ def _part(number: np.ndarray, of_kind: np.ndarray, sizes: np.ndarray) -> tuple[n
     size = np.maximum(sizes[first : number[-1] + 1], 2).astype(np.float64)  # a basket of one is in no row here
     weighted = counts / (size * (size - 1))[:, None]
     part = counts.T @ weighted - np.diag(weighted.sum(0))
-    return part / np.linalg.norm(part), own
+    return part / len(np.unique(number)), own

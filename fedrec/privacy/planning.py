@@ -189,7 +189,7 @@ def _plan(config: RunConfig, users: int, merchants: int, sigmas: Sigmas, solved:
         worth_in_users=worth_in_users(
             steps=steps, lot=lot * merchants, noise_multiplier=sigma, numbers=trainable, sums=merchants
         ),
-        secure_aggregation=None if reason else plan_secure_sum(config, events, histogram, merchants, signal_to_noise),
+        secure_aggregation=None if reason else plan_secure_sum(config, events, histogram, pairs, merchants, signal_to_noise),
         no_secure_aggregation=reason,
     )
 
@@ -242,10 +242,11 @@ def _no_solution(config: RunConfig, sigmas: Sigmas, rate: float, where: str, wha
     sigma = config.noise_multiplier or math.nan
     spent = epsilon(_events(sigmas, sigma, rate, steps), config.delta).value
     alone = epsilon([SampledGaussian(one) for one in sigmas if one], config.delta).value if any(sigmas) else 0.0
+    shares = "histogram_share or complement_share" if sigmas[0] else "histogram_share"
     return InputError(
         f"nothing fits: {what} (steps: {steps}, sample_rate {rate:g}, noise_multiplier {sigma:g}) spends epsilon {spent:.3g} "
         f"at delta {config.delta:g}, {'the statistics' if sigmas[0] else 'the histogram'} alone {alone:.3g}",
         where=where,
         expected=f"at most {config.epsilon:g}",
-        hint="more noise, a larger budget, or a smaller histogram share",
+        hint=f"more noise, a larger budget, or a smaller {shares}",
     )

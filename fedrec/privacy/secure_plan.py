@@ -29,6 +29,8 @@ class SecurePlan:
         noise_multiplier_of_sum: noise in the opened sum, at most, over `clip_norm`: all N shares.
         histogram_noise_multiplier_alone: one merchant's share of the noise of the histogram; None if it is not sent.
         histogram_noise_multiplier_of_sum: of the sum of all histograms, at most.
+        complement_noise_multiplier_alone: the same as for the histogram, of which kinds of item share a basket.
+        complement_noise_multiplier_of_sum: of the sum of all of these, at most.
         signal_to_noise: of the sum of all merchants' steps on the heads, which is that of the mean.
         worth_in_users: of the whole run: see `fedrec.privacy.worth`.
         epsilon_alone: what still holds if every other merchant tells the server all it knows.
@@ -42,6 +44,8 @@ class SecurePlan:
     noise_multiplier_of_sum: float
     histogram_noise_multiplier_alone: float | None
     histogram_noise_multiplier_of_sum: float | None
+    complement_noise_multiplier_alone: float | None
+    complement_noise_multiplier_of_sum: float | None
     signal_to_noise: float
     worth_in_users: float
     epsilon_alone: float
@@ -61,7 +65,12 @@ def why_no_secure_sum(config: RunConfig, merchants: int) -> str | None:
 
 
 def plan_secure_sum(
-    config: RunConfig, events: Sequence[SampledGaussian], histogram: float | None, merchants: int, signal_to_noise: float
+    config: RunConfig,
+    events: Sequence[SampledGaussian],
+    histogram: float | None,
+    complements: float | None,
+    merchants: int,
+    signal_to_noise: float,
 ) -> SecurePlan:
     """What these settings give when `merchants` of one size share the noise.
 
@@ -69,6 +78,7 @@ def plan_secure_sum(
         config: with the planned noise multiplier; `why_no_secure_sum` finds nothing.
         events: what one merchant releases, at the noise that holds against the server.
         histogram: noise multiplier of the histogram; None if it is not sent.
+        complements: the same of which kinds of item share a basket.
         signal_to_noise: of one merchant's step with all of the noise.
     """
     honest = merchants - config.dropouts - config.colluders
@@ -83,6 +93,8 @@ def plan_secure_sum(
         noise_multiplier_of_sum=sigma * of_sum,
         histogram_noise_multiplier_alone=histogram * share if histogram else None,
         histogram_noise_multiplier_of_sum=histogram * of_sum if histogram else None,
+        complement_noise_multiplier_alone=complements * share if complements else None,
+        complement_noise_multiplier_of_sum=complements * of_sum if complements else None,
         # The signal of N merchants over the noise of one, times sqrt(N / h).
         signal_to_noise=signal_to_noise * merchants / of_sum,
         worth_in_users=config.rounds * config.local_steps * (signal_to_noise * merchants / of_sum) ** 2,

@@ -11,13 +11,15 @@ from fedrec.config import RunConfig, write_atomically
 from fedrec.report.pages import page
 from fedrec.report.plots import curves, intervals
 from fedrec.report.trust_words import COMPARED, LOST, SHARES, assumed
+from fedrec.text import visible
 
-__all__ = ["at_merchants_plot", "judges_say", "write_report"]
+__all__ = ["at_merchants_plot", "judges_say", "release_says", "write_report"]
 
 
 def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], results: dict[str, Any]) -> Path:
     """Write `report.html` into the run folder and return its path."""
-    last: dict[str, dict[str, Any]] = {}
+    release = results.get("complements")  # before all rounds: who declined them has paid for it all the same
+    last: dict[str, dict[str, Any]] = dict(release["privacy"]) if release else {}
     for line in lines:
         last |= line["privacy"]
     html = page(
@@ -33,6 +35,8 @@ def write_report(folder: Path, config: RunConfig, lines: list[dict[str, Any]], r
         compared=COMPARED,
         lost=LOST,
         judges_say=judges_say(results["judged"], results["rounds"], config.rounds) if results.get("judged") else "",
+        release=release,
+        release_says=release_says(release) if release else "",
         abandoned=[line for line in lines if "abandoned" in line],
         total_epsilon=sum(entry["epsilon"] for entry in last.values()),
         k=config.top_k,
@@ -53,6 +57,16 @@ def judges_say(judged: dict[str, Any], ran: int, rounds: int) -> str:
     stopped = f"Stopped after round {ran} of {rounds}: the judging users saw no gain any more. " if judged["stopped"] else ""
     best = f"the adapter of round {judged['best_round']}" if judged["best_round"] else "its start, over which no round was a gain"
     return f"{stopped}The run ends with {best}."
+
+
+def release_says(release: dict[str, Any]) -> str:
+    """How the release of what goes with what went: `complements` of a run's results."""
+    took, asked = len(release["took_part"]), len({*release["took_part"], *release["declined"], *release["refused"]})
+    if release["abandoned"]:
+        return f"What goes with what was not learned, no sum was opened: {visible(release['abandoned'])}."
+    if not took:
+        return "What goes with what was not learned: nobody took part."
+    return f"What goes with what was learned of {release['kinds']} kinds, once, from {took} of {asked} merchants that answered."
 
 
 def _names(config: RunConfig, results: dict[str, Any]) -> list[str]:

@@ -85,7 +85,7 @@ class Training:
     def forced(self, rounds: int) -> dict[str, Any]:
         """See `Mechanism`."""
         only = {"encoder_layers": 0} if self.part == "heads" else {"encoder_rounds": rounds}
-        return {"heads": True, "histogram_share": 0.0, "unit": "user", "trust": self.trust, **only}
+        return {"heads": True, "histogram_share": 0.0, "complement_share": 0.0, "unit": "user", "trust": self.trust, **only}
 
     def canaries(self, config: RunConfig, catalogue: Catalogue, count: int, seed: int) -> Histories:
         """See `Mechanism`: with as many positions, or impressions, as a round reads of a user."""
@@ -211,7 +211,7 @@ class Complements(Histogram):
     what = "which kinds of item share a basket"
 
     def canaries(self, config: RunConfig, catalogue: Catalogue, count: int, seed: int) -> Histories:
-        """See `Mechanism`: a user whose one basket is a pair moves one number by all that a user may."""
+        """See `Mechanism`: a user whose one basket is a pair moves one number, by 1 or, for two kinds, by the root of 1/2."""
         return pair_canaries(catalogue, count, seed)
 
     def given(self, config: RunConfig) -> float | None:
