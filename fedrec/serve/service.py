@@ -200,7 +200,7 @@ class Service:
         """
         await self.tenants.open()
         for tenant in self.tenants.all.values():
-            if (model := tenant.model) is not None and model.words:
+            if (model := tenant.model) is not None and model.ranks and model.words:
                 ask = lambda asked, model=model: [model.recommender.search("a", k=1)]  # noqa: E731
                 await self.worker.do(ask, None, 120.0)
         self.ready = True
