@@ -13,7 +13,7 @@ from typing import Any
 from fedrec.errors import InputError
 from fedrec.merchant import LEDGER, MERCHANT_FILE, read_merchant_file
 from fedrec.model.encoder import encoders_apart
-from fedrec.privacy import Ledger, epsilon
+from fedrec.privacy import Ledger, LedgerError, epsilon, head_file
 from fedrec.privacy.next_run import next_run
 from fedrec.recommender.drifting import SURE, drift_of, drift_sentence
 from fedrec.recommender.merchant_text import MerchantPlace
@@ -58,18 +58,21 @@ def _measure(folder: Path, weeks: int) -> dict[str, Any]:
 
 
 def spent(folder: Path) -> dict[str, Any] | None:
-    """What the ledger says, which is only read; None where nothing was ever released."""
+    """What the ledger says, which is only read; None where nothing was ever released. It is held against its head: of one that was
+    cut, or is gone, no epsilon is told."""
     settings = read_merchant_file(folder / MERCHANT_FILE)
-    policy, path = settings.privacy, folder / LEDGER / f"{settings.name}.ledger.jsonl"
-    if not path.is_file():
+    policy, path, head = settings.privacy, folder / LEDGER / f"{settings.name}.ledger.jsonl", settings.ledger.head
+    ledger = Ledger(path, policy.delta, head_file(path, None if head is None else folder / head))
+    said = {"epsilon": None, "delta": policy.delta, "budget": policy.epsilon, "next_run": None}
+    try:
+        releases = ledger.releases()
+    except LedgerError:
+        return {**said, "releases": len(ledger.intact()[0])}
+    again = next_run(releases, policy.delta, policy.epsilon)
+    if again is None:
         return None
-    releases, whole = Ledger(path, policy.delta).intact()
-    again = next_run(releases, policy.delta, policy.epsilon) if whole else None
-    return {
-        "epsilon": epsilon([release.event for release in releases], policy.delta).value if whole else None,
-        "delta": policy.delta, "budget": policy.epsilon, "releases": len(releases),
-        "next_run": None if again is None else again.sentence,
-    }  # fmt: skip
+    spent = epsilon([release.event for release in releases], policy.delta).value
+    return {**said, "epsilon": spent, "releases": len(releases), "next_run": again.sentence}
 
 
 def alarms(found: dict[str, Any], settings: DriftSettings) -> dict[str, tuple[float, bool]]:
