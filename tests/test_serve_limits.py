@@ -207,6 +207,24 @@ def test_a_model_that_a_swap_brought_was_asked_for_by_nobody() -> None:
 
 
 @pytest.mark.usefixtures("slow_loads")
+def test_what_was_made_beside_a_model_is_dropped_with_it() -> None:
+    async def scene() -> None:
+        told: list[bool] = []
+        settings = ServeSettings(idle=0.2, poll=0.02)
+        tenants = Tenants({"a": Tenant("a", Path("a"), True)}, True, settings, Metrics(), lambda: told.append(True))
+        (tenant,) = tenants.all.values()
+        await tenants.model(tenant, 5)
+        await tenants._start_loading(tenant)
+        assert len(told) == 2, "when another takes its place"
+        watching = asyncio.create_task(tenants.watch())
+        await asyncio.sleep(0.5)
+        watching.cancel()
+        assert len(told) == 3 and tenant.model is None, "and once when it leaves memory"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.usefixtures("slow_loads")
 def test_no_more_merchants_are_in_memory_than_are_allowed_though_nobody_waits_for_them() -> None:
     async def scene() -> None:
         tenants = merchants("abcde", loaded=2)

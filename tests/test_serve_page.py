@@ -191,7 +191,6 @@ def test_a_loss_is_an_alarm_where_it_is_large_and_no_chance(change: float | None
     found = {"windows": [{"mix": None, "unknown": 0.3}], "change": change, "p_value": p_value}
     raised = alarms(found, DriftSettings(unknown=0.3))
     assert raised.keys() == {"lost", "unknown"} and raised["lost"][1] == over and raised["unknown"] == (0.3, True)
-    assert not any(one for _, one in alarms({"sentence": None, "failure": "too few weeks"}, DriftSettings(mix=0.1)).values())
 
 
 # In a browser
