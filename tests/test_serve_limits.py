@@ -17,7 +17,7 @@ from starlette.types import Message, Scope
 from fedrec.serve import tenants as module
 from fedrec.serve.app import create_app
 from fedrec.serve.faults import Fault
-from fedrec.serve.feedback_schemas import FeedbackRequest
+from fedrec.serve.feedback_schemas import EventIn, FeedbackRequest
 from fedrec.serve.metrics import Metrics
 from fedrec.serve.models import Stamp
 from fedrec.serve.schemas import ExplainRequest, RankRequest, RecommendRequest
@@ -122,6 +122,12 @@ def test_of_thousands_of_faults_few_are_looked_for(model: type[BaseModel], given
     with pytest.raises(ValidationError) as found:
         model.model_validate(given)
     assert found.value.error_count() <= most
+
+
+@pytest.mark.parametrize("words", ["\x1c", " \x1e\x1f ", "\u2028"])
+def test_a_search_of_separators_alone_is_refused(words: str) -> None:
+    with pytest.raises(ValidationError, match="query"):
+        EventIn(event_id="e1", user_id="u", event="search", query=words)
 
 
 def test_words_are_explained_for_few_items() -> None:
