@@ -273,3 +273,15 @@ def test_whatever_a_library_raises_when_a_tracker_is_made_is_refused(tmp_path: P
     with pytest.raises(InputError, match="cannot be used \\(KeyError: 'here'\\)") as refused:
         open_tracker("board:here")
     assert refused.value.where == "--track board:here"
+
+
+@pytest.mark.parametrize(
+    ("more", "where"), [(["--track", "tensorboard:x"], "--trust"), (["--trust", "local", "--track", "x:y"], "mlflow:")]
+)
+def test_a_sweep_refuses_a_tracker_before_anything_is_made(tmp_path: Path, more: list[str], where: str) -> None:
+    pytest.importorskip("optuna")
+    from benchmarks.sweep import main
+
+    with pytest.raises(InputError) as refused:
+        main([str(tmp_path / "out"), "demo", *more])
+    assert refused.value.where == "--track" and where in str(refused.value) and not (tmp_path / "out").exists()
