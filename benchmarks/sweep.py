@@ -7,7 +7,8 @@ Without `--trust` there is no noise, and each user's gradient is clipped. With i
 epsilon. A trial is judged by the users who judge a run (`docs/training.md`): the mean negative log likelihood, in nats, of what
 they buy next under what is kept of the training, with the scoring fitted on the other calibration users. Nobody who is measured
 has a part in it. The first trial is the defaults. A study goes on where it was interrupted; `sweep.md` and `sweep.json` in OUT
-hold all of them. Needs `pip install 'fedrec[benchmarks]'`.
+hold all of them. With `--trust`, `--track NAME:TARGET` also shows the rounds of each trial in a tracker (`docs/training.md`).
+Needs `pip install 'fedrec[benchmarks]'`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from benchmarks.quality.datasets import MOST_EPSILON, DataSet
 from benchmarks.quality.pieces import TRUSTS
 from benchmarks.quality.trained import CLIPPED, for_all, trained_plainly
 from fedrec.cli.terminal import quiet_libraries
+from fedrec.cli.tracking import tracked
 from fedrec.config import RunConfig, Trust, write_atomically
 from fedrec.data import load_central
 from fedrec.errors import InputError
 from fedrec.evaluation import fit_scoring, mean_loss
 from fedrec.model import Arrays
+from fedrec.tracking import open_tracker
 from server.evaluation import COUNTS, FLOOR, CentralEvaluator
 from server.judging import kept
 from server.start import load_encoder_for
@@ -69,18 +72,19 @@ def nats(evaluator: CentralEvaluator, public: Arrays, trained: Arrays) -> float:
     return mean_loss(evaluator.judging, *tables, counts, floor, scoring)
 
 
-def judged(federation: Path, config: RunConfig, noise: bool, run: Path) -> float:
-    """`nats` of what a run with these settings keeps; a private one is in the folder `run` until it is judged."""
+def judged(federation: Path, config: RunConfig, noise: bool, run: Path, track: list[str] | None = None) -> float:
+    """`nats` of what a run with these settings keeps; until then a private one is in `run`, which is alone in its folder."""
     config = for_all(config, federation)
     if not noise:
         evaluator, done = trained_plainly(federation, config, CLIPPED)
         assert done.scoring is not None
         start = {name: np.zeros_like(value) for name, value in done.trained.items()}
         return nats(evaluator, done.public, kept(evaluator, done.public, start, done.trained, done.scoring)[1])
-    shutil.rmtree(run, ignore_errors=True)
-    state = simulate(federation, config, run).load()
+    shutil.rmtree(run.parent, ignore_errors=True)
+    with tracked(track, run, simulation=True):
+        state = simulate(federation, config, run).load()
     assert state is not None
-    shutil.rmtree(run)
+    shutil.rmtree(run.parent)
     evaluator = CentralEvaluator(load_central(federation), config, load_encoder_for(config, state))
     return nats(evaluator, state.public, state.trained)
 
@@ -139,11 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=40, help="of each study, those of earlier calls included")
     parser.add_argument("--trust", choices=TRUSTS, help="with noise, under this trust model")
     parser.add_argument("--epsilon", type=float, default=MOST_EPSILON, help="of each private run")
+    parser.add_argument("--track", action="append", metavar="NAME:TARGET", help="of private runs, as `fedrec simulate` has it")
     args = parser.parse_args(arguments)
     if args.trials < 1:
         raise InputError(f"found {args.trials}", where="--trials", expected="at least 1")
     if not 0 < args.epsilon <= MOST_EPSILON:
         raise InputError(f"found {args.epsilon:g}", where="--epsilon", expected=f"more than 0, at most {MOST_EPSILON:g}")
+    if args.track and not args.trust:
+        raise InputError("a trial without noise is no run", where="--track", expected="--trust as well")
+    for text in args.track or ():
+        open_tracker(text)
     args.out.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
     trust: Trust = args.trust or "local"
@@ -153,11 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         noise = f"{args.trust}-{args.epsilon:g}" if args.trust else "no-noise"
         base = {"encoder_rounds": 0, "trust": trust, "epsilon": args.epsilon}
         studies.append(study := study_of(args.out, f"{one.name}-{noise}"))
-        run = args.out / "runs" / study.study_name
         for _ in range(args.trials - len(completed(study))):
             trial = study.ask(SPACE)
             config = RunConfig.model_validate({**base, **trial.params})
-            study.tell(trial, judged(federation, config, args.trust is not None, run))
+            run = args.out / "runs" / study.study_name / f"{study.study_name}-{trial.number}"
+            study.tell(trial, judged(federation, config, args.trust is not None, run, args.track))
             write(args.out, studies)
             sys.stderr.write(f"{study.study_name}: {len(completed(study))} of {args.trials}, best {study.best_value:.4f}\n")
         write(args.out, studies)

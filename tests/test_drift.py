@@ -13,6 +13,7 @@ import pytest
 
 from fedrec.data import Catalogue, Columns, Histories, ItemDetails, MerchantData
 from fedrec.errors import InputError
+from fedrec.privacy import Ledger, Release, head_file
 from fedrec.recommender.blend import Blend, TextPart
 from fedrec.recommender.drift import Drift, _change, _moved, _rate, measure_drift
 
@@ -194,3 +195,9 @@ def test_a_merchant_sees_it_and_nothing_is_kept(fedrec: Fedrec, tiny_bert_folder
     (folder / "state" / "privacy").mkdir(parents=True)
     (folder / "state" / "privacy" / "roles.json").write_text("x")
     assert "may have trained" in fedrec("merchant", "drift", folder, "--weeks", "2").out
+    path = folder / "state" / "privacy" / "shop.ledger.jsonl"
+    release = Release("4f78711d313c4a62", 0, "histogram", 4.0, 1.0, 1, 1.0, "user", 1e-5)
+    Ledger(path, 1e-5, head_file(path)).append(release)
+    path.unlink()
+    gone = json.loads(fedrec("merchant", "drift", folder, "--weeks", "2", "--json").out)
+    assert gone["last_run"] is None and "ledger is broken" in gone["sentence"], "its head says that something was released"

@@ -31,6 +31,7 @@ from simulations.run import finish, resume, simulate
 
 from .conftest import make_catalogue, write_source
 from .helpers import ledger_rounds, recorded, settings_of
+from .stores import client_of
 
 ENDS = {"rating_min": 0.0, "rating_max": 10.0}
 
@@ -128,6 +129,14 @@ def test_the_command_line_predicts_ratings(run: RunFolder) -> None:
         assert isinstance(result.exception, InputError) and reason in str(result.exception), wrong
     result = CliRunner().invoke(app, ["recommend", str(run.path), "--history", "i0"])
     assert isinstance(result.exception, InputError) and "does not rank" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_served_says_that_it_predicts_no_response(run: RunFolder) -> None:
+    with client_of(run.path, time_limit=60) as client:
+        found = client.post("/v1/predict", json={"history": ["i0"], "items": ["i3"], "merchant": "m1"})
+        assert (found.status_code, found.json()["error_type"]) == (404, "no_response_model")
+        assert "does not rank" in client.post("/v1/recommend", json={"history": ["i0"]}).json()["error"]
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from simulations.run import finish, resume, simulate
 
 from .conftest import write_source
 from .helpers import ledger_rounds, recorded, settings_of, with_impressions
+from .stores import client_of
 
 SHARE = 0.5
 
@@ -148,6 +149,23 @@ def test_the_command_line_predicts_and_refuses_to_rank(run: RunFolder) -> None:
         assert isinstance(result.exception, InputError) and reason in str(result.exception), wrong
     said = json.loads(CliRunner().invoke(app, ["evaluate", str(run.path), "--json"]).stdout)
     assert said["central"]["auc"] == pytest.approx(run.metrics()[-1]["central"]["auc"])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_served_predicts_as_it_does_and_refuses_to_rank(run: RunFolder) -> None:
+    wanted = Recommender.load(run.path).predict(["i0", "i1"], ["i3", "i4"], "m1")
+    with client_of(run.path, time_limit=60) as client:
+        found = client.post("/v1/predict", json={"history": ["i0", "i1"], "items": ["i3", "i4"], "merchant": "m1"})
+        assert found.status_code == 200, found.text
+        assert [one["probability"] for one in found.json()["predictions"]] == pytest.approx(wanted.tolist(), rel=1e-5)
+        for path, asked in (
+            ("recommend", {"history": ["i0"]}),
+            ("search", {"query": "thing"}),
+            ("basket", {"items": ["i0"]}),
+            ("explain", {"history": ["i0"]}),
+        ):
+            refused = client.post(f"/v1/{path}", json=asked)
+            assert refused.status_code == 422 and "does not rank" in refused.json()["error"], (path, refused.text)
 
 
 @pytest.mark.slow

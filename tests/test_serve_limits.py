@@ -17,7 +17,7 @@ from starlette.types import Message, Scope
 from fedrec.serve import tenants as module
 from fedrec.serve.app import create_app
 from fedrec.serve.faults import Fault
-from fedrec.serve.feedback_schemas import FeedbackRequest
+from fedrec.serve.feedback_schemas import EventIn, FeedbackRequest
 from fedrec.serve.metrics import Metrics
 from fedrec.serve.models import Stamp
 from fedrec.serve.schemas import ExplainRequest, RankRequest, RecommendRequest
@@ -124,6 +124,12 @@ def test_of_thousands_of_faults_few_are_looked_for(model: type[BaseModel], given
     assert found.value.error_count() <= most
 
 
+@pytest.mark.parametrize("words", ["\x1c", " \x1e\x1f ", "\u2028"])
+def test_a_search_of_separators_alone_is_refused(words: str) -> None:
+    with pytest.raises(ValidationError, match="query"):
+        EventIn(event_id="e1", user_id="u", event="search", query=words)
+
+
 def test_words_are_explained_for_few_items() -> None:
     for given in ({"items": ["i"] * 6}, {"k": 6}):
         assert ExplainRequest.model_validate(given).most == 6
@@ -202,6 +208,24 @@ def test_a_model_that_a_swap_brought_was_asked_for_by_nobody() -> None:
         used = tenant.used
         await tenants._start_loading(tenant)
         assert (tenant.used, tenant.swaps) == (used, 1)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.usefixtures("slow_loads")
+def test_what_was_made_beside_a_model_is_dropped_with_it() -> None:
+    async def scene() -> None:
+        told: list[bool] = []
+        settings = ServeSettings(idle=0.2, poll=0.02)
+        tenants = Tenants({"a": Tenant("a", Path("a"), True)}, True, settings, Metrics(), lambda: told.append(True))
+        (tenant,) = tenants.all.values()
+        await tenants.model(tenant, 5)
+        await tenants._start_loading(tenant)
+        assert len(told) == 2, "when another takes its place"
+        watching = asyncio.create_task(tenants.watch())
+        await asyncio.sleep(0.5)
+        watching.cancel()
+        assert len(told) == 3 and tenant.model is None, "and once when it leaves memory"
 
     asyncio.run(scene())
 

@@ -204,7 +204,7 @@ def test_no_fuzzed_request_fails_the_service(store: Path, tmp_path: Path, tiny_b
     predicts.use(predicts.keep(*response_model(folder, tiny_bert_folder))[0])
     with served(folder, tmp_path / "log") as service:
         command = [
-            str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json", "--max-examples", "25",
+            str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json", "--max-examples", "12",
             "--seed", "1", "--no-color", "--phases", "examples,fuzzing", "--exclude-path", "/metrics",
             "--checks", "not_a_server_error,status_code_conformance,response_schema_conformance,content_type_conformance",
         ]  # fmt: skip

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from fedrec.cli.tracking import tracked
 from fedrec.errors import InputError
-from fedrec.tracking import TRACKERS, Memory, Run, Tracker, open_tracker, round_values
+from fedrec.tracking import TRACKERS, Memory, Run, Setting, TrackedRun, Tracker, open_tracker, round_values
+from fedrec.tracking.rounds import WAITING
+from fedrec.tracking.trackers import Kind as TrackerKind
+from server.progress import notify
 from server.run_folder import RunFolder
 from simulations.run import simulate
 
@@ -178,23 +184,104 @@ def test_nothing_that_a_tracker_has_names_a_merchant_a_user_or_a_folder(followed
         assert private.encode() not in kept, private
 
 
-def test_what_a_tracker_cannot_keep_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from server.progress import notify
+def line_of(number: int) -> dict[str, Any]:
+    """A round's line of `metrics.jsonl`, as far as a tracker is told of it."""
+    line = {"round": number, "seconds": 1.0, "took_part": ["a"], "declined": {}, "refused": {}, "privacy": {}}
+    return {**line, "bytes_down": {"a": 1}, "bytes_up": {"a": 1}, "central": {}, "scoring": {}}
 
-    class Broken(Memory):
-        def metrics(self, step: int, values: object) -> None:
+
+class Broken(Memory):
+    """It fails at one of its methods, and counts how often it was asked."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at, self.asked = at, Counter[str]()
+
+    def _ask(self, name: str) -> None:
+        self.asked[name] += 1
+        if name == self.at:
             raise OSError("the disk is full")
 
-        def finish(self, done: bool) -> None:
-            super().finish(done)
-            raise OSError("the disk is full")
+    def start(self, run: Run, settings: Mapping[str, Setting]) -> None:
+        super().start(run, settings)
+        self._ask("start")
 
-    broken = Broken()
+    def metrics(self, step: int, values: object) -> None:
+        self._ask("metrics")
+
+    def finish(self, done: bool) -> None:
+        super().finish(done)
+        self._ask("finish")
+
+
+@pytest.mark.parametrize(
+    ("at", "asked", "done"),
+    [
+        ("start", {"start": 1}, None),
+        ("metrics", {"start": 1, "metrics": 1, "finish": 1}, False),
+        ("finish", {"start": 1, "metrics": 3, "finish": 1}, False),
+    ],
+)
+def test_what_a_tracker_cannot_keep_stops_no_run_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: str, asked: dict[str, int], done: bool
+) -> None:
+    broken = Broken(at)
     monkeypatch.setattr("fedrec.tracking.open_tracker", lambda text: broken)
     (tmp_path / "config.toml").write_text("")
-    line = {"round": 1, "seconds": 1.0, "took_part": ["a"], "declined": {}, "refused": {}, "privacy": {}}
-    line |= {"bytes_down": {"a": 1}, "bytes_up": {"a": 1}, "central": {}, "scoring": {}}
     with suppress(KeyboardInterrupt), tracked(["any:thing"], tmp_path, False):
-        notify("round_done", **line)
+        for number in range(3):
+            notify("round_done", **line_of(number))
         raise KeyboardInterrupt
-    assert broken.done is False and broken.settings["simulation"] is False
+    assert (broken.asked, broken.done) == (asked, done) and broken.settings["simulation"] is False
+    assert [record.message.count("disk is full") for record in caplog.records] == [1]
+
+
+def test_a_slow_tracker_delays_no_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked, going = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def metrics(self, step: int, values: Mapping[str, float]) -> None:
+            asked.set()
+            going.wait(30)
+            super().metrics(step, values)
+
+    slow = Slow()
+    (tmp_path / "config.toml").write_text("")
+    follows, begun = TrackedRun(slow, tmp_path, True, wait=0.1), time.monotonic()
+    for number in range(2 * WAITING):
+        follows("round_done", line_of(number))
+        assert asked.wait(10)
+    follows.finish(True)
+    assert time.monotonic() - begun < 10 and not slow.steps
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        "a tracker gets nothing more",
+        "a tracker is too slow and may lack the last rounds; the run is in its folder all the same",
+    ]
+    going.set()
+
+
+def test_a_run_of_several_objectives_has_the_scoring_of_each() -> None:
+    line = {**line_of(0), "scoring": {"temperature": 0.5}, "response_scoring": {"temperature": 0.25}}
+    found = round_values(line)
+    assert (found["scoring/temperature"], found["response_scoring/temperature"]) == (0.5, 0.25)
+
+
+def test_whatever_a_library_raises_when_a_tracker_is_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_library.py").write_text("class Board:\n    def __init__(self, target):\n        raise KeyError(target)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(TRACKERS, "board", TrackerKind("broken_library", "Board", "TARGET"))
+    with pytest.raises(InputError, match="cannot be used \\(KeyError: 'here'\\)") as refused:
+        open_tracker("board:here")
+    assert refused.value.where == "--track board:here"
+
+
+@pytest.mark.parametrize(
+    ("more", "where"), [(["--track", "tensorboard:x"], "--trust"), (["--trust", "local", "--track", "x:y"], "mlflow:")]
+)
+def test_a_sweep_refuses_a_tracker_before_anything_is_made(tmp_path: Path, more: list[str], where: str) -> None:
+    pytest.importorskip("optuna")
+    from benchmarks.sweep import main
+
+    with pytest.raises(InputError) as refused:
+        main([str(tmp_path / "out"), "demo", *more])
+    assert refused.value.where == "--track" and where in str(refused.value) and not (tmp_path / "out").exists()

@@ -34,8 +34,7 @@ def drift(
 
     found = drift_of(place, data, weeks, windows)
     version = place.versions.current
-    cost = _next_run(place)
-    more = "Nothing was ever released here, so no run's cost is known." if cost is None else cost.sentence
+    cost, more = _next_run(place)
     sentence = f"{drift_sentence(found)} {more}"
     if json:
         said: dict[str, Any] = {"merchant": place.settings.name, "version": version, **asdict(found), "sentence": sentence}
@@ -70,15 +69,16 @@ def _row(window: Window) -> list[str]:
     ]
 
 
-def _next_run(place: MerchantPlace) -> NextRun | None:
-    """What a run like the last would cost; None where nothing was released."""
-    from clients.losses import open_ledger
+def _next_run(place: MerchantPlace) -> tuple[NextRun | None, str]:
+    """What a run like the last would cost, None where that is not known; and the sentence that says so."""
+    from clients.losses import open_ledger, refusal
     from clients.site import deployed_site
     from fedrec.deploy.layout import MerchantFolder
     from fedrec.privacy.next_run import next_run
 
-    merchant, policy = MerchantFolder(place.path), place.settings.privacy
-    if not merchant.state.is_dir():
-        return None
-    releases = open_ledger(deployed_site(merchant), place.settings.name, policy.delta).intact()[0]
-    return next_run(releases, policy.delta, policy.epsilon)
+    site, name, policy = deployed_site(MerchantFolder(place.path)), place.settings.name, place.settings.privacy
+    ledger = open_ledger(site, name, policy.delta)
+    if refusal(ledger, site, name):
+        return None, "The ledger is broken, so no run's cost is known and nothing is released: see `fedrec merchant ledger`."
+    found = next_run(ledger.releases(), policy.delta, policy.epsilon)
+    return found, "Nothing was ever released here, so no run's cost is known." if found is None else found.sentence

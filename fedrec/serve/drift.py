@@ -13,7 +13,7 @@ from typing import Any
 from fedrec.errors import InputError
 from fedrec.merchant import LEDGER, MERCHANT_FILE, read_merchant_file
 from fedrec.model.encoder import encoders_apart
-from fedrec.privacy import Ledger, epsilon
+from fedrec.privacy import Ledger, LedgerError, epsilon, head_file
 from fedrec.privacy.next_run import next_run
 from fedrec.recommender.drifting import SURE, drift_of, drift_sentence
 from fedrec.recommender.merchant_text import MerchantPlace
@@ -34,22 +34,22 @@ logger = logging.getLogger(__name__)
 
 
 async def measured(drift: Background[dict[str, Any]], tenant: Tenant, weeks: int, seconds: float) -> dict[str, Any]:
-    """Fields of a `DriftAnswer` but for the ledger; while the same is loaded nothing is measured twice.
+    """Fields of a `DriftAnswer` but for the ledger; while the same is loaded nothing is measured twice, but for what failed.
 
     Raises:
         Fault: see `Background.of`.
     """
-    key = (tenant.folder, tenant.model.snapshot if tenant.model else "", weeks)
-    return await drift.of(key, lambda: _measure(tenant.folder, weeks), seconds)
+    key = (tenant.folder, tenant.model.loaded if tenant.model else 0.0, weeks)
+    try:
+        return await drift.of(key, lambda: _measure(tenant.folder, weeks), seconds)
+    except InputError as error:
+        return {"sentence": None, "failure": without_paths(str(error), [tenant.folder])}
 
 
 def _measure(folder: Path, weeks: int) -> dict[str, Any]:
     place = MerchantPlace(folder)
-    try:
-        with encoders_apart():
-            drift = drift_of(place, place.data(), weeks, WINDOWS)
-    except InputError as error:
-        return {"sentence": None, "failure": without_paths(str(error), [folder])}
+    with encoders_apart():
+        drift = drift_of(place, place.data(), weeks, WINDOWS)
     found = asdict(drift)
     for window in found["windows"]:
         window |= {"start": window["start"].date().isoformat(), "end": window["end"].date().isoformat()}
@@ -58,28 +58,31 @@ def _measure(folder: Path, weeks: int) -> dict[str, Any]:
 
 
 def spent(folder: Path) -> dict[str, Any] | None:
-    """What the ledger says, which is only read; None where nothing was ever released."""
+    """What the ledger says, which is only read; None where nothing was ever released. It is held against its head: of one
+    that was cut, or is gone, no epsilon is told."""
     settings = read_merchant_file(folder / MERCHANT_FILE)
-    policy, path = settings.privacy, folder / LEDGER / f"{settings.name}.ledger.jsonl"
-    if not path.is_file():
+    policy, path, head = settings.privacy, folder / LEDGER / f"{settings.name}.ledger.jsonl", settings.ledger.head
+    ledger = Ledger(path, policy.delta, head_file(path, None if head is None else folder / head))
+    said = {"epsilon": None, "delta": policy.delta, "budget": policy.epsilon, "next_run": None}
+    try:
+        releases = ledger.releases()
+    except LedgerError:
+        return {**said, "releases": len(ledger.intact()[0])}
+    again = next_run(releases, policy.delta, policy.epsilon)
+    if again is None:
         return None
-    releases, whole = Ledger(path, policy.delta).intact()
-    again = next_run(releases, policy.delta, policy.epsilon) if whole else None
-    return {
-        "epsilon": epsilon([release.event for release in releases], policy.delta).value if whole else None,
-        "delta": policy.delta, "budget": policy.epsilon, "releases": len(releases),
-        "next_run": None if again is None else again.sentence,
-    }  # fmt: skip
+    spent = epsilon([release.event for release in releases], policy.delta).value
+    return {**said, "epsilon": spent, "releases": len(releases), "next_run": again.sentence}
 
 
 def alarms(found: dict[str, Any], settings: DriftSettings) -> dict[str, tuple[float, bool]]:
     """By name of what has a threshold: its figure (NaN where there is none), and whether that is over it.
 
     Args:
-        found: as `measured` has it.
+        found: as `measured` has it where that did not fail.
     """
-    last = found["windows"][-1] if found.get("windows") else {"mix": None, "unknown": None}
-    sure = found.get("change") is not None and found["p_value"] is not None and found["p_value"] < SURE
+    last = found["windows"][-1]
+    sure = found["change"] is not None and found["p_value"] is not None and found["p_value"] < SURE
     figures = {"lost": -found["change"] if sure else None, "mix": last["mix"], "unknown": last["unknown"]}
     limits = {name: limit for name in figures if (limit := getattr(settings, name)) is not None}
     return {
@@ -116,6 +119,9 @@ class DriftWatch:
                 if fault.status != 429:
                     raise
                 await asyncio.sleep(BUSY)
+        if found.get("failure") is not None:  # what was said of the last measurement stands, with its time
+            logger.warning("%s: its drift cannot be measured; /v1/drift says why", tenant.name)
+            return
         for name, (figure, over) in alarms(found, self._settings).items():
             self._metrics.drift_alarm.labels(tenant.name, name).set(over)
             if self._settings.figures:

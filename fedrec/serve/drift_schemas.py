@@ -43,7 +43,7 @@ class WindowOut(BaseModel):
 
 
 class Spent(BaseModel):
-    """What the merchant's ledger says; `epsilon` is None where it is broken, and then nothing is released."""
+    """What the merchant's ledger says; `epsilon` is None where it is broken, cut or gone, and then nothing is released."""
 
     epsilon: float | None
     delta: float

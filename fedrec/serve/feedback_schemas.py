@@ -27,7 +27,9 @@ def _is_line(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return _is_line(" ".join(text.split()))
+    if not (line := " ".join(text.split())):
+        raise ValueError("it holds no words")
+    return _is_line(line)
 
 
 def _is_time(text: str) -> str:

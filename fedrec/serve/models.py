@@ -70,6 +70,11 @@ class Model:
     loaded: float = field(default_factory=time.time)
 
     @property
+    def ranks(self) -> bool:
+        """Whether it makes lists; a run that was only trained to predict does not."""
+        return _ranks(self.recommender)
+
+    @property
     def data_time(self) -> float:
         """When the newest of its files was written, in seconds since 1970."""
         return max([file[2] for file in self.stamp.files] + [self.stamp.late[0]]) / 1e9
@@ -169,6 +174,10 @@ def _version(recommender: Recommender | MerchantRecommender) -> str:
     return f"run-{digest(recommender.arrays)[:12]}"
 
 
+def _ranks(recommender: Recommender | MerchantRecommender) -> bool:
+    return isinstance(recommender, MerchantRecommender) or recommender.ranks
+
+
 def _responses(recommender: Recommender | MerchantRecommender) -> str | None:
     """What predicts responses, asked once; None where nothing does, or it cannot be used: ranking goes on without it."""
     some = list(recommender.catalogue.item_ids[:1])
@@ -183,7 +192,7 @@ def _responses(recommender: Recommender | MerchantRecommender) -> str | None:
 
 def _warm(recommender: Recommender | MerchantRecommender) -> bool:
     """Ask for one of everything; whether words can be read here."""
-    if isinstance(recommender, Recommender) and not recommender.ranks:
+    if not _ranks(recommender):
         return True  # what does not rank says so itself, to whoever asks with words
     ask: dict[str, Any] = {"history": list(recommender.catalogue.item_ids[:3]), "k": 5}
     recommender.recommend([], k=1)

@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import time
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -74,9 +75,25 @@ def serve(
     _prepare()
     server = uvicorn.Server(_config(create_app(path, host, key_file, settings, give_up, onnx), settings))
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn has its own, and raises it again when it is done
-    server.run(sockets=[bound])
+    _until_stopped(server, [bound])
     if why:
         raise why[0]
+
+
+def _until_stopped(server: Any, sockets: list[socket.socket]) -> None:
+    """Run it. What is still measured or computed then, and nobody waits for, ends with the process."""
+    from fedrec.serve.background import unfinished
+
+    status = 0
+    try:
+        server.run(sockets=sockets)
+    except KeyboardInterrupt:
+        if not unfinished():
+            raise
+        status = 128 + signal.SIGINT
+    if unfinished():
+        sys.stdout.flush()
+        os._exit(status)
 
 
 def app_of_environment() -> FastAPI:
@@ -135,7 +152,7 @@ def _serve_by_many(
         config = _config(f"{__name__}:app_of_environment", settings, workers)
         import uvicorn
 
-        Multiprocess(config, target=uvicorn.Server(config).run, sockets=[bound]).run()
+        Multiprocess(config, target=partial(_until_stopped, uvicorn.Server(config)), sockets=[bound]).run()
         if (why := Path(folder, WHY)).exists():
             raise InputError(why.read_text(encoding="utf-8"))
 

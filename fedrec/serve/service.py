@@ -182,13 +182,13 @@ class Service:
 
     def __init__(self, tenants: dict[str, Tenant], several: bool, settings: ServeSettings, keys: Keys | None) -> None:
         self.settings, self.keys, self.metrics = settings, keys, Metrics()
-        self.tenants = Tenants(tenants, several, settings, self.metrics)
+        self.versions: Background[Model] = Background("loading", settings.idle)
+        self.tenants = Tenants(tenants, several, settings, self.metrics, self.versions.drop)
         self.worker = Worker(settings.queue, settings.batch)
         self.writer = ThreadPoolExecutor(1, "feedback")
         self.impressions = ThreadPoolExecutor(1, "impressions")
-        self.drift: Background[dict[str, Any]] = Background("measuring")
+        self.drift: Background[dict[str, Any]] = Background("measuring", oldest=settings.refresh)
         self.reports: Background[dict[str, Any]] = Background("computing")
-        self.versions: Background[Model] = Background("loading", settings.idle)
         self.in_progress, self.writing = 0, 0
         self.ready = False
 
@@ -200,7 +200,7 @@ class Service:
         """
         await self.tenants.open()
         for tenant in self.tenants.all.values():
-            if (model := tenant.model) is not None and model.words:
+            if (model := tenant.model) is not None and model.ranks and model.words:
                 ask = lambda asked, model=model: [model.recommender.search("a", k=1)]  # noqa: E731
                 await self.worker.do(ask, None, 120.0)
         self.ready = True
@@ -213,13 +213,11 @@ class Service:
         return found
 
     async def close(self) -> None:
-        """Finish what has begun."""
+        """Finish what has begun, but for what nobody waits for: drift, reports, versions."""
         self.ready = False
         await asyncio.to_thread(self.worker.close)
         self.writer.shutdown()
         self.impressions.shutdown()
-        for background in (self.drift, self.reports, self.versions):
-            await asyncio.to_thread(background.close)
 
 
 def call_of(request: Request) -> Call:

@@ -130,11 +130,18 @@ class Tenant:
 
 
 class Tenants:
-    """All merchants of a process. Of several, only those that are asked for are loaded."""
+    """All merchants of a process. Of several, only those that are asked for are loaded.
 
-    def __init__(self, tenants: dict[str, Tenant], several: bool, settings: ServeSettings, metrics: Metrics) -> None:
+    Args:
+        changed: is called when one was loaded or has left memory: what was made beside it may know a person who was forgotten.
+    """
+
+    def __init__(
+        self, tenants: dict[str, Tenant], several: bool, settings: ServeSettings, metrics: Metrics,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.all, self.several = tenants, several
-        self._settings, self._metrics = settings, metrics
+        self._settings, self._metrics, self._changed = settings, metrics, changed
         self._one_at_a_time = asyncio.Semaphore(1)
 
     async def open(self) -> None:
@@ -179,6 +186,8 @@ class Tenants:
 
     async def _look(self, tenant: Tenant) -> None:
         if self.several and time.monotonic() - tenant.used > self._settings.idle:
+            if tenant.model is not None:
+                self._changed()
             tenant.rest()
         if tenant.model is None:
             return
@@ -193,6 +202,7 @@ class Tenants:
         loaded = sorted((one for one in self.all.values() if one.model is not None), key=lambda one: one.used)
         for tenant in loaded[: max(len(loaded) - self._settings.loaded, 0)]:
             tenant.rest()
+        self._changed()
 
 
 def _give_back() -> None:

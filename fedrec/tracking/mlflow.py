@@ -21,12 +21,14 @@ class MLflow:
     """Speaks to one tracking URI and leaves MLflow's own settings of the process alone."""
 
     def __init__(self, target: str) -> None:
-        self._client = MlflowClient(tracking_uri=target)
+        self._target = target
+        self._client: MlflowClient | None = None
         self._run = ""
 
     def start(self, run: Run, settings: Mapping[str, Setting]) -> None:
         """See `Tracker`; a parameter is written once, so a resumed run keeps those that it began with."""
-        client, known = self._client, self._client.get_experiment_by_name(EXPERIMENT)
+        client = self._client = MlflowClient(tracking_uri=self._target)  # which makes a database where there is none
+        known = client.get_experiment_by_name(EXPERIMENT)
         experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
         if found := client.search_runs([experiment], f"tags.`{ID}` = '{run.id}'", max_results=1):
             self._run = found[0].info.run_id
@@ -37,9 +39,11 @@ class MLflow:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
+        assert self._client is not None
         now = int(1e3 * time.time())
         self._client.log_batch(self._run, metrics=[Metric(name, value, now, step) for name, value in values.items()])
 
     def finish(self, done: bool) -> None:
         """See `Tracker`."""
+        assert self._client is not None
         self._client.set_terminated(self._run, "FINISHED" if done else "KILLED")

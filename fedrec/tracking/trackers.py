@@ -47,7 +47,7 @@ def open_tracker(text: str) -> Tracker:
     """A tracker from its name and target, such as `tensorboard:logs`.
 
     Raises:
-        InputError: there is no such tracker, it has no target, or its library is not installed.
+        InputError: there is no such tracker, it has no target, or its library is not installed or cannot be used.
     """
     name, _, target = text.partition(":")
     if name not in TRACKERS or not target:
@@ -55,9 +55,12 @@ def open_tracker(text: str) -> Tracker:
             f"found {text!r}", where="--track", expected=" or ".join(f"{known}:{kind.target}" for known, kind in TRACKERS.items())
         )
     try:
-        make = TRACKERS[name].make()
+        return TRACKERS[name].make()(target)
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(
             f"{error.name} is not installed", where=f"--track {text}", hint=f"pip install 'fedrec[{name}]'"
         ) from None
-    return make(target)
+    except Exception as error:  # of a library that is another's
+        raise InputError(f"cannot be used ({type(error).__name__}: {error})", where=f"--track {text}") from None

@@ -30,7 +30,7 @@ async def compare(asked: CompareRequest, call: Annotated[Call, Depends(call_of)]
     current = await call.service.tenants.model(tenant, call.left)
     if asked.version not in versions_of(tenant.folder):
         raise Fault(422, "no_version", "there is no such version; /info names them", "version")
-    key = (tenant.name, current.snapshot, asked.version)
+    key = (tenant.name, current.loaded, asked.version)
     try:
         model = await call.service.versions.of(key, lambda: load_model(tenant.folder, version=asked.version), call.left)
     except InputError as error:
