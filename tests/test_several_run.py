@@ -60,6 +60,7 @@ def test_one_adapter_ranks_and_predicts(run: RunFolder) -> None:
     gain = results["gain"]
     assert gain["metric"] == "ndcg@10" and set(gain["others"]) == {"auc", "log_loss"}
     assert {"ndcg@10", "auc", "log_loss"} <= run.metrics()[-1]["central"].keys() & set(results["metrics"])
+    assert results["merchants"]
     assert run.metrics()[-1]["scoring"] != run.metrics()[-1]["response_scoring"]
     html = write_report(run.path, run.config, run.metrics(), results).read_text(encoding="utf-8")
     assert "predicts responses, and ranks" in html and "Reliability" in html and "NDCG@10" in html
@@ -128,6 +129,21 @@ def test_a_run_stops_where_the_judges_see_no_gain(tmp_path: Path, tiny_bert_fold
     assert all(np.array_equal(again.load().trained[name], value) for name, value in state.trained.items())
     resume(tmp_path / "again")
     assert ledger_rounds(again) == ledger_rounds(folder)
+
+
+@pytest.mark.slow
+def test_where_all_decline_the_run_ends_with_the_best_round_too(tmp_path: Path, tiny_bert_folder: Path) -> None:
+    federation = federation_of(tmp_path, "local", merchants=3)
+    for path in federation.glob("merchants/*/merchant.toml"):
+        path.write_text(path.read_text().replace("[privacy]", "[privacy]\nmax_rounds = 5"))
+    folder = simulate(federation, stopping(tiny_bert_folder, patience=7), tmp_path / "run")
+    state, lines = folder.load(), folder.metrics()
+    assert state is not None and not state.stopped and (folder.path / "ended_early.json").exists()
+    assert lines[-1]["round"] == state.round < 8 and state.best.round == lines[-1]["judged"]["best_round"] < state.round
+    share = np.float32(lines[-1]["kept"])
+    assert all(np.array_equal(value, share * state.best.trained[name]) for name, value in state.trained.items())
+    saved = load_file(folder.path / "adapter" / "fedrec.safetensors")
+    assert all(np.array_equal(value, saved[name]) for name, value in state.trained.items())
 
 
 def test_nobody_who_judges_is_one_clear_error(tmp_path: Path, federation: Path, tiny_bert_folder: Path) -> None:
