@@ -18,7 +18,7 @@ from fedrec.model.saved import save_adapter, settings_of_run, table_of_run
 from fedrec.privacy import plan_noise
 from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
 from server.evaluators import evaluator_of
-from server.given_start import read_start, start_of
+from server.given_start import public_roles, read_start, start_of
 from server.judging import StoppedEarly, after_round, at_the_end
 from server.progress import notify
 from server.rating_evaluation import noise_by_item, with_expected
@@ -106,6 +106,7 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
         folder.add_metrics(line)
         arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}
         settings = settings_of_run(config, encoder, now.public, line["scoring"], line.get("response_scoring"))
+        settings |= public_roles(config)
         save_adapter(folder.path / "adapter", encoder, arrays, settings, table_of_run(central, now.public))
         folder.save(now)
 

@@ -29,7 +29,7 @@ from server.given_start import check_start, copy_start, open_start, read_start, 
 from server.progress import watching
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
-from simulations.run import finish, resume, simulate
+from simulations.run import _ledgers_of, finish, resume, simulate
 
 from .conftest import make_catalogue
 from .helpers import ledger_rounds, ledgers, settings_of
@@ -172,6 +172,11 @@ def test_ledgers_compose_over_a_run_and_the_one_that_starts_from_it(
         assert folder.metrics()[-1]["privacy"][name]["epsilon"] == pytest.approx(
             epsilon([one.event for one in ledger.releases()], DELTA).value, rel=1e-3
         )
+    for other in ({"seed": 5}, {"calibration_share": 0.4}, {"calibrate": False}):
+        with pytest.raises(InputError, match="would be measured now"):
+            check_start(open_start(run.path), config.model_copy(update=other), load_encoder_for(config))
+    assert _ledgers_of(run.path / "adapter", federation) == _ledgers_of(run.path, federation) == run.path / "privacy"
+    assert _ledgers_of(run.path / "adapter", run.path) is None
     results = finish(folder)
     assert results["start"]["digest"] == digest(open_start(run.path).arrays)
     assert results["start"]["objective"] == run.config.objective
