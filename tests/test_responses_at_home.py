@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import stat
@@ -25,9 +24,8 @@ from fedrec.model import Scoring, centred
 from fedrec.model.adapter import TERMS, Arrays
 from fedrec.model.towers import log_prior
 from fedrec.model.versions import KEPT, Versions
-from fedrec.recommender import MerchantRecommender, Recommender
+from fedrec.recommender import MerchantRecommender, Recommender, forgetting
 from fedrec.recommender.fitting import fit_merchant
-from fedrec.recommender.forgetting import renew_layer
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.own_model import FILE as LAYER
 from fedrec.recommender.responding import FILE, OwnResponses, impressions_of
@@ -245,16 +243,24 @@ def test_who_is_forgotten_has_no_part_in_the_calibration(shop: Path, adapter: tu
     assert versions.verdict(str(versions.newest)) == {} and versions.arrived() is None
 
 
-def test_what_cannot_be_renewed_of_one_kind_stays_of_none(shop: Path, adapter: tuple[Arrays, dict[str, Any]]) -> None:
+def test_where_the_calibration_cannot_be_renewed_the_layer_is(
+    shop: Path, adapter: tuple[Arrays, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     keep(shop, *adapter)
     place = MerchantPlace(shop)
     fit_responses(place, place.data())
     (shop / "own" / LAYER).write_bytes(b"it knows the person")
-    (shop / "events.csv").unlink()
-    (shop / "events.csv").mkdir()  # no table, and what reads it fails as no bad table does
-    with contextlib.suppress(OSError, InputError):
-        renew_layer(place, erased=True)
-    assert not (shop / "own" / FILE).exists() and not (shop / "own" / LAYER).exists()
+    events = pd.read_csv(shop / "events.csv", dtype=str)
+    events[events[Columns.USER] != USER].to_csv(shop / "events.csv", index=False)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(forgetting, "fit_responses", full)
+    with pytest.raises(OSError, match="no space"):
+        forgetting.renew_layer(place, erased=True)
+    assert not (shop / "own" / FILE).exists()
+    assert not (shop / "own" / LAYER).exists() or b"it knows" not in (shop / "own" / LAYER).read_bytes()
 
 
 def test_the_service_predicts_for_a_history_and_names_nobody(home: Path, shop_once: Path, tmp_path: Path) -> None:
