@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -17,11 +18,11 @@ from fedrec.model.saved import save_adapter, settings_of_run, table_of_run
 from fedrec.privacy import plan_noise
 from server.delivery import MOST_SECONDS, Delivered, hand_over, parcel_of
 from server.evaluators import evaluator_of
-from server.given_start import read_start, start_of
-from server.judging import StoppedEarly, after_round
+from server.given_start import public_roles, read_start, start_of
+from server.judging import StoppedEarly, after_round, at_the_end
 from server.progress import notify
-from server.rating_evaluation import with_expected
-from server.run_folder import RunFolder
+from server.rating_evaluation import noise_by_item, with_expected
+from server.run_folder import RunFolder, ServerState
 from server.secure import STRATEGIES
 from server.start import first_state, load_encoder_for, round_line
 from server.statistics import ask_for_pairs, with_complements
@@ -70,7 +71,9 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
             folder.save(state)  # merchants keep their last reply alone, and the next request replaces this one
         prior, record = strategy.collect_priors(grid, central.catalogue.keys, config.round_timeout)
         public = with_complements({**state.public, **prior}, central.catalogue, encoder)
-        public = with_expected(public, encoder, central, strategy.prior_noise)
+        local, sigma = config.trust == "local", strategy.plan.histogram or 0.0
+        noise = noise_by_item(sigma, record.took_part, central) if local else strategy.prior_noise
+        public = with_expected(public, encoder, central, noise)
         under = evaluator.trains_under(public, state.trained)
         state, found = after_round(config, evaluator, start, replace(state, public=public, scoring=under), moved=True)
         strategy.state = state
@@ -93,15 +96,19 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
         strategy.state = now = replace(now, scoring=under)
         found |= {**evaluator.line(now.public, now.trained), "trains_under": under.by_name()}
         line = round_line(now.round, config.part(now.round), strategy.record, found)
-        folder.add_metrics(line)
-        arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}
-        settings = settings_of_run(config, encoder, now.public, line["scoring"], line.get("response_scoring"))
-        save_adapter(folder.path / "adapter", encoder, arrays, settings, table_of_run(central, now.public))
-        folder.save(now)
+        keep(now, line)
         notify("round_done", **line)  # after all of it is on disk: what was shown counts
         if now.stopped:
             raise StoppedEarly
         return MetricRecord({name: float(value) for name, value in line["central"].items()})
+
+    def keep(now: ServerState, line: dict[str, Any]) -> None:
+        folder.add_metrics(line)
+        arrays = {name: value for name, value in {**now.public, **now.trained}.items() if not name.startswith("prior.")}
+        settings = settings_of_run(config, encoder, now.public, line["scoring"], line.get("response_scoring"))
+        settings |= public_roles(config)
+        save_adapter(folder.path / "adapter", encoder, arrays, settings, table_of_run(central, now.public))
+        folder.save(now)
 
     try:
         if not state.ended(config.rounds):
@@ -111,6 +118,9 @@ def train(grid: Grid, folder: RunFolder, federation: Path) -> str:
     except StoppedEarly:
         return f"the judging users saw no gain in {config.patience} rounds"
     except NobodyLeft as reason:
+        if strategy.state.round:  # as after the last round: the judges chose from all that there were
+            now, share = at_the_end(evaluator, start, strategy.state)
+            keep(now, {**folder.metrics()[-1], "kept": share, **evaluator.line(now.public, now.trained)})
         folder.write_json("ended_early.json", {"round": strategy.state.round, "reason": str(reason), **asdict(strategy.record)})
         return f"too many merchants have declined ({reason})"
 

@@ -21,7 +21,7 @@ from fedrec.model.complements import KINDS, LIFT
 from fedrec.model.saved import ARRAYS, SETTINGS, read_arrays
 from fedrec.objectives import OBJECTIVES
 
-__all__ = ["GivenStart", "check_start", "copy_start", "open_start", "read_start", "start_of"]
+__all__ = ["GivenStart", "check_start", "copy_start", "open_start", "public_roles", "read_start", "start_of"]
 
 FOLDER, ORIGIN = "start", "start.json"
 
@@ -63,13 +63,20 @@ def check_start(given: GivenStart, config: RunConfig, encoder: TextEncoder) -> t
     What goes with what is not taken up: a run that wants it asks for it.
 
     Raises:
-        InputError: it is for another encoder, or an array is missing, unknown, of another shape or type, or not finite.
+        InputError: it is for another encoder, public users had other roles for it, or an array is missing, unknown, of another
+            shape or type, or not finite.
     """
     where, hint = str(given.where), "give a run with the same encoder, encoder_layers, encoder_rank, max_tokens, heads and rank"
     if given.settings.get("encoder_fingerprint") != encoder.fingerprint:
         raise InputError(
             "the adapter is of another encoder than this run's", where=where, expected=encoder.fingerprint, hint=hint
         )
+    for name, now in public_roles(config).items():
+        if given.settings.get(name, now) != now:
+            raise InputError(
+                f"{name} is {now:g}: public users who chose or judged for the start would be measured now, or the reverse",
+                where=where, expected=f"{name} = {given.settings[name]!r:.40}, as the start had it",
+            )  # fmt: skip
     terms = OBJECTIVES[config.objective].terms
     zero = init_trained(encoder, config.heads, config.rank, terms)
     unused = {KINDS, LIFT} if terms else {KINDS, LIFT, TERMS}
@@ -92,6 +99,11 @@ def check_start(given: GivenStart, config: RunConfig, encoder: TextEncoder) -> t
         if not np.isfinite(value).all():
             raise InputError(f"array {name} is not finite", where=where, hint="copy the run again")
     return {name: found[name] for name in base}, {name: found[name] for name in zero}
+
+
+def public_roles(config: RunConfig) -> dict[str, float]:
+    """The settings that say which public users choose and which are measured, as an adapter's `fedrec.json` has them."""
+    return {"seed": config.seed, "calibration_share": config.calibration_share if config.calibrate else 0.0}
 
 
 def copy_start(given: GivenStart, run: Path) -> None:

@@ -19,7 +19,7 @@ from fedrec.model import Arrays, Scoring
 from server.evaluators import Evaluator
 from server.run_folder import Best, ServerState
 
-__all__ = ["StoppedEarly", "after_round", "check_judges", "kept"]
+__all__ = ["StoppedEarly", "after_round", "at_the_end", "check_judges", "kept"]
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
@@ -65,10 +65,15 @@ def after_round(
         now = replace(now, best=best, stopped=best.since >= config.patience and now.round < config.rounds)
         found["judged"] = {"loss": loss, "best_round": best.round, "stopped": now.stopped}
     if now.round and now.ended(config.rounds):
-        trained = now.trained if now.best is None else now.best.trained
-        found["kept"], trained = kept(evaluator, now.public, start, trained, now.scoring)
-        now = replace(now, trained=trained)
+        now, found["kept"] = at_the_end(evaluator, start, now)
     return now, found
+
+
+def at_the_end(evaluator: Evaluator, start: Arrays, now: ServerState) -> tuple[ServerState, float]:
+    """The state as a run ends with it, and which share of the best adapter so far that has: see `kept`."""
+    trained = now.trained if now.best is None else now.best.trained
+    share, trained = kept(evaluator, now.public, start, trained, now.scoring)
+    return replace(now, trained=trained), share
 
 
 def kept(evaluator: Evaluator, public: Arrays, start: Arrays, trained: Arrays, under: Scoring) -> tuple[float, Arrays]:

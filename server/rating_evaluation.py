@@ -23,7 +23,7 @@ from fedrec.objectives.rating import own_offsets, rating_records
 from server.evaluation import COUNTS, FLOOR, KEYS, RATINGS
 from server.response_evaluation import CentralPairs, ResponseEvaluator
 
-__all__ = ["RatingEvaluator", "with_expected"]
+__all__ = ["RatingEvaluator", "noise_by_item", "with_expected"]
 
 TRAINS, CHOSEN = ((0.3, 10.0), (0.0, 2.0), (-2.0, 2.0)), ((0.0, 10.0), (0.0, 2.0), (-2.0, 2.0))
 """Ranges of temperature, weight of the expected rating and bias, in units."""
@@ -108,7 +108,8 @@ class RatingEvaluator(ResponseEvaluator):
         return own_offsets(group.records, asked, known)
 
     def _losses(self, scores: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        return np.square(scores - answer)
+        error = scores - answer
+        return np.abs(error) if self.config.objective == "rating-absolute" else np.square(error)
 
     def _likeliest(
         self, features: np.ndarray, chosen: np.ndarray, ranges: list[tuple[float, float]], start: np.ndarray, offset: np.ndarray
@@ -122,11 +123,24 @@ class RatingEvaluator(ResponseEvaluator):
         return rating_records(histories, asked)
 
 
-def with_expected(public: Arrays, encoder: TextEncoder, central: CentralData, noise: float) -> Arrays:
+def noise_by_item(sigma: float, names: list[str], central: CentralData) -> np.ndarray:
+    """(items,) standard deviation of the noise in a sum of these merchants' histograms, each with that of its own.
+
+    Each adds noise to the texts that it sells, which is public. One of whom the central catalogue does not say what it sells is
+    taken to sell all.
+    """
+    keys, sellers = central.catalogue.keys, np.zeros(len(central.catalogue))
+    sold = {group.name: np.isin(keys, keys[group.positions]) for group in central.groups}
+    for name in names:
+        sellers += sold.get(name, np.ones(len(keys), dtype=bool))
+    return sigma * np.sqrt(sellers)
+
+
+def with_expected(public: Arrays, encoder: TextEncoder, central: CentralData, noise: float | np.ndarray) -> Arrays:
     """The public part with the expected rating of each item in place of the sums that were released, where there are any.
 
     Args:
-        noise: standard deviation of the noise in each number of the sums.
+        noise: standard deviation of the noise in each number of the sums, of all alike or (items,).
     """
     if RATINGS not in public:
         return public

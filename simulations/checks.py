@@ -201,14 +201,15 @@ def check_merchant(folder: Path, *, strict: bool = False) -> tuple[MerchantFile,
     """Read a merchant folder on its own.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: the first thing that is wrong; that nothing can be learned is, where it holds of every objective.
     """
     path = folder / MERCHANT_FILE
     settings = read_merchant_file(path)
     settings.privacy.check_delta(where=str(path))
     data = load_merchant(folder, settings.data, strict=strict)
-    if reason := nothing_to_learn(data.histories):
-        raise InputError(reason, where=str(folder), hint=A_BASKET)
+    reasons = [nothing_to_learn(data.histories, objective) for objective in NEEDS]
+    if None not in reasons:
+        raise InputError(f"{reasons[0]}", where=str(folder), hint=A_BASKET)
     return settings, data
 
 

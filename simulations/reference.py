@@ -57,7 +57,8 @@ class Pooled:
         name, keys = (RATINGS if RATINGS in public else COUNTS), self.data.catalogue.keys.tolist()
         known, floor = dict(zip(public["prior.keys"].tolist(), public[name].tolist(), strict=True)), float(public[FLOOR][0])
         if name == RATINGS:
-            return np.array([known[key] for key in keys], dtype=np.float32)
+            mean = float(public[RATINGS].mean()) if known else 0.0
+            return np.array([known.get(key, mean) for key in keys], dtype=np.float32)
         return log_prior(np.array([known.get(key, floor) for key in keys]), floor)
 
     def known(self, public: Arrays, trained: Arrays, encoder: TextEncoder) -> Known | None:
@@ -70,14 +71,15 @@ class Pooled:
 
 
 def plain_ratings(merchants: list[Pooled], keys: np.ndarray, lowest: float, highest: float) -> np.ndarray:
-    """`rated_votes` of all merchants, without noise: (2 * items,)."""
+    """`rated_votes` of all merchants, without noise: (2 * items,). Texts that are not among `keys` are left out."""
     total, places = np.zeros(2 * len(keys)), {int(key): place for place, key in enumerate(keys)}
     for merchant in merchants:
         rated = merchant.data.histories.rated
         if rated is not None:
-            place = np.array([places[key] for key in merchant.data.catalogue.keys.tolist()])[rated.items]
+            place = np.array([places.get(key, -1) for key in merchant.data.catalogue.keys.tolist()], dtype=np.int64)[rated.items]
             users = np.repeat(np.arange(len(merchant.data.histories)), np.diff(rated.offsets))
-            total += rated_votes(users, place, in_units(rated.answer, lowest, highest), len(keys))
+            here, said = place >= 0, in_units(rated.answer, lowest, highest)
+            total += rated_votes(users[here], place[here], said[here], len(keys))
     return total
 
 

@@ -76,6 +76,8 @@ def simulate(
     if config.patience:
         check_judges(config, evaluator_of(config, load_central(federation), encoder))
     before = ledgers or (_ledgers_of(start, federation) if start else None)
+    if start is not None and before is None:
+        notify("data", what=f"no ledgers were taken over from {start}: this run's begin empty")
     for what in [*check_run(federation, config, before), *not_advised(federation, config, encoder.hidden)]:
         notify("data", what=what)
     folder = RunFolder.create(out, config)
@@ -99,14 +101,15 @@ def simulate(
 
 
 def _ledgers_of(start: Path, federation: Path) -> Path | None:
-    """Where the ledgers of a simulated run on this federation are; None where it is no such run."""
-    try:
-        site = json.loads((start / SITE).read_text(encoding="utf-8"))
-        if Path(site["federation"]) != federation.resolve():
-            return None
-        return Path(site.get("ledgers") or start / LEDGERS)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """Where the ledgers of a simulated run on this federation are, be `start` that or its `adapter/`; None if neither."""
+    for run in (start.resolve(), start.resolve().parent):
+        try:
+            site = json.loads((run / SITE).read_text(encoding="utf-8"))
+            if Path(site["federation"]) == federation.resolve():
+                return Path(site.get("ledgers") or run / LEDGERS)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _copy_ledgers(source: Path, target: Path) -> None:
@@ -182,7 +185,7 @@ def finish(folder: RunFolder, with_reference: bool = True) -> dict[str, Any]:
     reference = _reference(folder, federation, folder.config) if with_reference else []
     results = write_results(folder, federation, simulation=True, more=reference)
     state = folder.load()
-    if with_reference and state is not None and state.round and folder.config.objective == "next-item":
+    if with_reference and state is not None and state.round and folder.goes_home == "next-item":
         encoder, scoring = load_encoder_for(folder.config), Scoring(**folder.metrics()[-1]["scoring"])
         results["merchants"] = at_merchants(federation, folder.config, encoder, state, scoring)
         folder.write_json("results.json", results)

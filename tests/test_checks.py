@@ -16,12 +16,13 @@ from fedrec.data.split import split_source
 from fedrec.errors import InputError
 from fedrec.privacy import Ledger, Policy, Release
 from server.progress import watching
-from simulations.checks import check_run, not_advised, nothing_to_learn
+from simulations.checks import check_merchant, check_run, not_advised, nothing_to_learn
 from simulations.run import simulate
 
 from .conftest import make_catalogue, make_events, write_source
 from .helpers import make_federation, set_policy, settings_of
 from .test_cli_errors import Fedrec, assert_refused, fedrec, names_in
+from .test_shown import write
 
 __all__ = ["fedrec"]
 
@@ -191,6 +192,20 @@ def test_a_merchant_of_whom_nothing_can_be_learned_is_noted_beside_others(fedrec
         set_policy(own, name, population=50)
     one_basket(own / "merchants" / "m1")
     assert checked(fedrec, "own") == ["merchant m1: no user has two baskets"]
+
+
+@pytest.mark.parametrize("kind", ["impression", "rating", "view"])
+def test_a_merchant_that_any_objective_can_learn_from_passes_alone(tmp_path: Path, kind: str) -> None:
+    """Nobody's second basket has anything new in it."""
+    rows = [("a", "i0", 0, "purchase", None), ("a", "i0", 3, "purchase", None), ("a", "i0", 3, kind, 1)]
+    folder = write(tmp_path / "shop", rows)
+    settings = (folder / "merchant.toml").read_text()
+    (folder / "merchant.toml").write_text(settings.replace("delta = 1e-5", "delta = 1e-6"))
+    if kind == "view":
+        with pytest.raises(InputError, match="no user has a second basket"):
+            check_merchant(folder)
+    else:
+        assert check_merchant(folder)[0].name == "shop"
 
 
 def test_a_run_on_ledgers_that_were_cut_does_not_start(own: Path, tmp_path: Path) -> None:

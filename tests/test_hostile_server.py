@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting import pld
 from flwr.app import Message
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from clients.merchant import Merchant
 from fedrec import wire
 from fedrec.model.adapter import Arrays
+from fedrec.privacy import rated_votes
 from fedrec.wire import HistogramTask, Statement
 
 from .merchants import open_shop, public_and_trained, task, write_merchant
@@ -191,6 +193,18 @@ def test_no_record_of_impressions_is_an_event(shop_folder: Path, tiny_bert_folde
         wire.decode_train(cast(Message, SimpleNamespace(content=sent)))
     with pytest.raises(ValueError, match="unit: expected 'user'"):
         task(shop, objective="response", unit="event")
+
+
+def test_no_rated_histogram_is_of_events() -> None:
+    """Without the latest of two events the earlier rating of the item counts: one event moves a sum by more than 1."""
+    later, earlier = (rated_votes(np.zeros(1, int), np.zeros(1, int), np.array([said]), 2) for said in (-1.0, 1.0))
+    assert np.linalg.norm(later - earlier) > 1
+    keys = np.arange(3, dtype=np.uint64)
+    sent = wire.encode_histogram_task(HistogramTask("run", 6.0, DELTA, "user", ratings=True), keys)
+    assert wire.decode_histogram_task(cast(Message, SimpleNamespace(content=sent)))
+    sent["task"]["unit"] = "event"
+    with pytest.raises(wire.WireError, match="unit: expected 'user'"):
+        wire.decode_histogram_task(cast(Message, SimpleNamespace(content=sent)))
 
 
 def test_most_rounds_of_a_run_and_the_budget_of_a_period_are_kept(tiny_bert_folder: Path, tmp_path: Path) -> None:

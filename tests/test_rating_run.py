@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,22 @@ from typer.testing import CliRunner
 from fedrec import wire
 from fedrec.cli.main import app
 from fedrec.config import RunConfig
-from fedrec.data import Columns, load_central
+from fedrec.data import Columns, load_central, load_merchant
 from fedrec.data.rated import from_units
 from fedrec.data.split import split_source
 from fedrec.errors import InputError
+from fedrec.model import Scoring
 from fedrec.model.adapter import HEAD_B, TERMS
 from fedrec.recommender import Recommender
 from fedrec.report.run_report import write_report
 from server.evaluation import RATINGS
 from server.evaluators import evaluator_of
 from server.progress import watching
+from server.rating_evaluation import noise_by_item
 from server.run_folder import RunFolder
-from server.start import load_encoder_for
+from server.start import first_state, load_encoder_for
 from simulations.checks import check_federation
+from simulations.reference import Pooled, plain_ratings
 from simulations.run import finish, resume, simulate
 
 from .conftest import make_catalogue, write_source
@@ -175,3 +179,39 @@ def test_data_without_ratings_and_a_range_that_none_is_in_are_refused(tmp_path: 
 def test_the_demo_has_no_ratings() -> None:
     result = CliRunner().invoke(app, ["demo", "--set", "objective=rating"])
     assert isinstance(result.exception, InputError) and "no ratings" in str(result.exception)
+
+
+def test_a_text_that_the_server_does_not_know_has_no_part_in_the_yardstick(federation: Path) -> None:
+    central, merchants = load_central(federation).catalogue, Pooled.read(federation)
+    keys = central.keys[:-3]
+    found = plain_ratings(merchants, keys, 0.0, 10.0)
+    assert found.shape == (2 * len(keys),) and (found[: len(keys)] > 0).any()
+    public = {"prior.keys": keys, RATINGS: np.linspace(-1, 1, len(keys)).astype(np.float32) / 2 + 0.1, "prior.floor": np.ones(1)}
+    said = np.concatenate([one.prior(public) for one in merchants])
+    unknown = ~np.isin(np.concatenate([one.data.catalogue.keys for one in merchants]), keys)
+    assert unknown.any() and said[unknown] == pytest.approx(public[RATINGS].mean())
+
+
+def test_noise_is_on_what_a_merchant_sells(federation: Path) -> None:
+    central = load_central(federation)
+    few, *others = central.groups  # all sell the same texts
+    central = replace(central, groups=(replace(few, positions=few.positions[4:]), *others))
+    sold = {path.name: set(load_merchant(path).catalogue.keys.tolist()) for path in sorted((federation / "merchants").iterdir())}
+    sold[few.name] = set(central.catalogue.keys[few.positions[4:]].tolist())
+    found = noise_by_item(3.0, list(sold), central)
+    sellers = np.array([sum(key in one for one in sold.values()) for key in central.catalogue.keys.tolist()])
+    assert sellers.min() < len(sold)
+    np.testing.assert_allclose(found, 3 * np.sqrt(sellers))
+    np.testing.assert_allclose(noise_by_item(3.0, [*sold, "elsewhere"], central), 3 * np.sqrt(sellers + 1))
+
+
+@pytest.mark.parametrize("objective", ["rating", "rating-absolute"])
+def test_judges_look_at_the_loss_that_is_trained(federation: Path, tiny_bert_folder: Path, objective: str) -> None:
+    """Predictions that are far off by the same, as no rating is."""
+    config, central = config_of(tiny_bert_folder, objective=objective, calibration_share=0.8), load_central(federation)
+    encoder = load_encoder_for(config)
+    evaluator, state = evaluator_of(config, central, encoder), first_state(config, central, encoder)
+    zero = {RATINGS: np.zeros(len(central.catalogue), np.float32)}
+    public, off = {**state.public, **zero}, Scoring(0.0, 0.1, 0.0, 300.0)
+    loss = evaluator.loss(public, state.trained, off)
+    assert loss == pytest.approx(300 if objective == "rating-absolute" else 300**2, rel=0.02)

@@ -156,6 +156,19 @@ def test_what_is_expected_is_nearer_than_ratios_and_than_the_mean(noise: float) 
     assert error(found) < error(expected_ratings(*released, noise, np.zeros((items, 1))))
 
 
+@pytest.mark.parametrize("mean", [0.6, -0.6])
+@pytest.mark.parametrize("spread", [0.15, 0.0])
+def test_what_is_expected_has_the_mean_of_the_ratings(mean: float, spread: float) -> None:
+    """Most items are rated less than the noise is large; with no spread the ratings are constant."""
+    rng, items = np.random.default_rng(0), 2000
+    truth = mean + rng.normal(0, spread, items)
+    counts = rng.lognormal(0, 1, items)
+    released = counts + rng.normal(0, 3, items), counts * truth + rng.normal(0, 3, items)
+    found = expected_ratings(*released, 3.0, np.zeros((items, 1)))
+    assert found.mean() == pytest.approx(released[1].sum() / released[0].sum(), abs=0.05)
+    assert np.abs(found - truth).mean() < spread + 0.1
+
+
 def test_nothing_released_is_the_middle_of_the_range() -> None:
     none = np.zeros(5)
     np.testing.assert_allclose(expected_ratings(none, none, 0.0, np.zeros((5, 2))), 0, atol=1e-6)

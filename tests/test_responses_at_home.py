@@ -24,9 +24,10 @@ from fedrec.model import Scoring, centred
 from fedrec.model.adapter import TERMS, Arrays
 from fedrec.model.towers import log_prior
 from fedrec.model.versions import KEPT, Versions
-from fedrec.recommender import MerchantRecommender, Recommender
+from fedrec.recommender import MerchantRecommender, Recommender, forgetting
 from fedrec.recommender.fitting import fit_merchant
 from fedrec.recommender.merchant_text import MerchantPlace
+from fedrec.recommender.own_model import FILE as LAYER
 from fedrec.recommender.responding import FILE, OwnResponses, impressions_of
 from fedrec.recommender.response_fit import POPULARITY, fit_responses, measure_responses
 from fedrec.serve.keys import Keys
@@ -232,12 +233,34 @@ def test_who_is_forgotten_has_no_part_in_the_calibration(shop: Path, adapter: tu
     without = shop.parent / "without"
     shutil.copytree(shop, without)
     fit_responses(place, place.data())
-    before = (shop / "own" / FILE).read_bytes()
+    before, versions = (shop / "own" / FILE).read_bytes(), place.versions_of("response")
+    assert versions.verdict(str(versions.newest))["log_loss"]  # type: ignore[index]
     assert CliRunner().invoke(app, ["merchant", "forget", str(shop), chosen, "--yes"]).exit_code == 0
     events = pd.read_csv(without / "events.csv", dtype=str)
     events[events[Columns.USER] != chosen].to_csv(without / "events.csv", index=False)
     fit_responses(MerchantPlace(without), MerchantPlace(without).data())
     assert (shop / "own" / FILE).read_bytes() == (without / "own" / FILE).read_bytes() != before
+    assert versions.verdict(str(versions.newest)) == {} and versions.arrived() is None
+
+
+def test_where_the_calibration_cannot_be_renewed_the_layer_is(
+    shop: Path, adapter: tuple[Arrays, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(shop, *adapter)
+    place = MerchantPlace(shop)
+    fit_responses(place, place.data())
+    (shop / "own" / LAYER).write_bytes(b"it knows the person")
+    events = pd.read_csv(shop / "events.csv", dtype=str)
+    events[events[Columns.USER] != USER].to_csv(shop / "events.csv", index=False)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(forgetting, "fit_responses", full)
+    with pytest.raises(OSError, match="no space"):
+        forgetting.renew_layer(place, erased=True)
+    assert not (shop / "own" / FILE).exists()
+    assert not (shop / "own" / LAYER).exists() or b"it knows" not in (shop / "own" / LAYER).read_bytes()
 
 
 def test_the_service_predicts_for_a_history_and_names_nobody(home: Path, shop_once: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from server.given_start import check_start, copy_start, open_start, read_start, 
 from server.progress import watching
 from server.run_folder import RunFolder
 from server.start import load_encoder_for
-from simulations.run import finish, resume, simulate
+from simulations.run import _ledgers_of, finish, resume, simulate
 
 from .conftest import make_catalogue
 from .helpers import ledger_rounds, ledgers, settings_of
@@ -61,6 +61,7 @@ def test_one_adapter_ranks_and_predicts(run: RunFolder) -> None:
     gain = results["gain"]
     assert gain["metric"] == "ndcg@10" and set(gain["others"]) == {"auc", "log_loss"}
     assert {"ndcg@10", "auc", "log_loss"} <= run.metrics()[-1]["central"].keys() & set(results["metrics"])
+    assert results["merchants"]
     assert run.metrics()[-1]["scoring"] != run.metrics()[-1]["response_scoring"]
     html = write_report(run.path, run.config, run.metrics(), results).read_text(encoding="utf-8")
     assert "predicts responses, and ranks" in html and "Reliability" in html and "NDCG@10" in html
@@ -131,6 +132,21 @@ def test_a_run_stops_where_the_judges_see_no_gain(tmp_path: Path, tiny_bert_fold
     assert ledger_rounds(again) == ledger_rounds(folder)
 
 
+@pytest.mark.slow
+def test_where_all_decline_the_run_ends_with_the_best_round_too(tmp_path: Path, tiny_bert_folder: Path) -> None:
+    federation = federation_of(tmp_path, "local", merchants=3)
+    for path in federation.glob("merchants/*/merchant.toml"):
+        path.write_text(path.read_text().replace("[privacy]", "[privacy]\nmax_rounds = 5"))
+    folder = simulate(federation, stopping(tiny_bert_folder, patience=7), tmp_path / "run")
+    state, lines = folder.load(), folder.metrics()
+    assert state is not None and not state.stopped and (folder.path / "ended_early.json").exists()
+    assert lines[-1]["round"] == state.round < 8 and state.best.round == lines[-1]["judged"]["best_round"] < state.round
+    share = np.float32(lines[-1]["kept"])
+    assert all(np.array_equal(value, share * state.best.trained[name]) for name, value in state.trained.items())
+    saved = load_file(folder.path / "adapter" / "fedrec.safetensors")
+    assert all(np.array_equal(value, saved[name]) for name, value in state.trained.items())
+
+
 def test_nobody_who_judges_is_one_clear_error(tmp_path: Path, federation: Path, tiny_bert_folder: Path) -> None:
     with pytest.raises(InputError, match=r"patience = 2 needs public users who judge: \d+ can"):
         simulate(federation, stopping(tiny_bert_folder, calibration_share=0.1), tmp_path / "run")
@@ -157,6 +173,11 @@ def test_ledgers_compose_over_a_run_and_the_one_that_starts_from_it(
         assert folder.metrics()[-1]["privacy"][name]["epsilon"] == pytest.approx(
             epsilon([one.event for one in ledger.releases()], DELTA).value, rel=1e-3
         )
+    for other in ({"seed": 5}, {"calibration_share": 0.4}, {"calibrate": False}):
+        with pytest.raises(InputError, match="would be measured now"):
+            check_start(open_start(run.path), config.model_copy(update=other), load_encoder_for(config))
+    assert _ledgers_of(run.path / "adapter", federation) == _ledgers_of(run.path, federation) == run.path / "privacy"
+    assert _ledgers_of(run.path / "adapter", run.path) is None
     results = finish(folder)
     assert results["start"]["digest"] == digest(open_start(run.path).arrays)
     assert results["start"]["objective"] == run.config.objective

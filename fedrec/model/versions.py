@@ -222,6 +222,12 @@ class Versions:
         self._check(name)
         write_atomically(self.folder / name / VERDICT, json.dumps(verdict, indent=2).encode(), mode=0o600)
 
+    def empty_verdicts(self) -> None:
+        """Keep of every comparison that there was one, and nothing of what it found: that came from users."""
+        for name in self.names():
+            if self.verdict(name):
+                self.judged(name, {})
+
     def verdict(self, name: str) -> dict[str, Any] | None:
         """What the comparison of a version found, None where there was none yet or its file cannot be read."""
         try:

@@ -130,7 +130,7 @@ def may_have_layer(place: MerchantPlace) -> bool:
         InputError: `own/` cannot be read.
     """
     try:
-        return any(path.name in (FILE, BANDIT, LOCK) for path in place.own.iterdir())
+        return any(path.name in (FILE, RESPONSES, BANDIT, LOCK) for path in place.own.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -150,7 +150,18 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
     Raises:
         InputError: nothing was taken out, and the tables cannot be read.
     """
-    _renew_responses(place)
+    if erased:
+        place.versions.empty_verdicts()
+        place.versions_of("response").empty_verdicts()
+    try:
+        _renew_responses(place)
+    except Exception:
+        _renew_ranking(place, erased, tell)  # neither may keep what the other could not lose
+        raise
+    return _renew_ranking(place, erased, tell)
+
+
+def _renew_ranking(place: MerchantPlace, erased: bool, tell: Callable[[int, int], None]) -> Layer:
     if not (place.own / FILE).exists():
         return Layer("none")
     if not place.settings.recommender.own_layer:
@@ -159,6 +170,7 @@ def renew_layer(place: MerchantPlace, erased: bool, tell: Callable[[int, int], N
         data = place.data()
         if _holds(place, lambda: up_to_date(place, data)):
             return Layer("unchanged")
+        place.versions.empty_verdicts()
         fit_merchant(place, data, tell)
         return Layer("fitted")
     except InputError as error:
@@ -177,6 +189,7 @@ def _renew_responses(place: MerchantPlace) -> None:
     try:
         data = place.data()
         if not responses_up_to_date(place, data):
+            place.versions_of("response").empty_verdicts()
             fit_responses(place, data)
     except InputError:
         (place.own / RESPONSES).unlink(missing_ok=True)

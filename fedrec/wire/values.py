@@ -72,7 +72,7 @@ class HistogramTask:
     """What the server asks for the popularity prior.
 
     `ratings` asks what users said of items too: a vector of twice the length under the same sensitivity, see
-    `fedrec.privacy.rated_votes`.
+    `fedrec.privacy.rated_votes`. Its unit is a user alone, for the reason that `ComplementTask` gives.
     """
 
     run: RunId
@@ -86,6 +86,8 @@ class HistogramTask:
     def __post_init__(self) -> None:
         if self.rating_min >= self.rating_max:
             raise ValueError("rating_min: expected less than rating_max")
+        if self.ratings and self.unit != "user":
+            raise ValueError(f"unit: expected 'user' where ratings are asked for, found {self.unit!r}")
 
     def size(self, keys: int) -> int:
         """How many numbers are asked for, of so many texts."""
