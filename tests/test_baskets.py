@@ -32,6 +32,7 @@ from fedrec.recommender.fitting import fit_merchant
 from fedrec.recommender.forgetting import erase, find_traces, renew_layer
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.own_model import FILE, OwnModel
+from fedrec.recommender.past import Past
 from fedrec.recommender.reasons.shares import FEWEST_CUSTOMERS, OWN
 
 from .conftest import make_catalogue
@@ -297,7 +298,12 @@ def test_baskets_are_kept_with_the_layer_and_go_with_it(shop: Path, tmp_path: Pa
     assert model is not None and model.baskets is not None
     OwnModel(model.layer, model.item_ids, model.blend, model.version, model.frequency, model.facts).write(place.own)
     older = Recommender.load(folder)
+    assert isinstance(older, MerchantRecommender)
     assert older.basket(["i4"]).source == "untrained text + own layer", "a file of an earlier version has no baskets"
+    held = np.arange(ITEMS - 1)
+    shares = older._basket_ranker(held, None).shares(Past(held, np.zeros(len(held), dtype=np.int64)), held)
+    assert shares.customers is not None and shares.own.any()
+    assert (shares.customers.pairs == older._baskets.customers(held, held)).all(), "of one basket, not of one customer"
     erase(find_traces(place, "c7"), "c7")
     assert renew_layer(place, True).state == "fitted"
     (without := pd.read_csv(folder / "events.csv")).to_csv(tmp_path / "events.csv", index=False)

@@ -309,7 +309,8 @@ class MerchantRecommender(Recommending):
     def _basket_ranker(self, held: np.ndarray, merchant: str | None) -> BasketRanker:
         ranker = self._ranker(merchant).ranker
         on = self.settings.recommender.own_layer
-        return BasketRanker(ranker, substitutes(self._vectors, held, self._baskets if on else None), self._own_baskets)
+        baskets = self._baskets if on else None
+        return BasketRanker(ranker, substitutes(self._vectors, held, baskets), self._own_baskets, baskets)
 
     @cached_property
     def _baskets(self) -> Baskets:
@@ -323,7 +324,7 @@ class MerchantRecommender(Recommending):
         layer, lifts = (own.placed(self.catalogue, one) for one in (own.baskets.layer, own.baskets.lifts))
         parts = BasketParts.of(self.part, layer, lifts, self._baskets.counts())
         text = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
-        return OwnBaskets(self._baskets, parts, own.baskets.weights, f"{text} + own baskets")
+        return OwnBaskets(parts, own.baskets.weights, f"{text} + own baskets")
 
     @property
     def _federations(self) -> np.ndarray:
