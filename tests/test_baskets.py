@@ -8,6 +8,7 @@ import doctest
 import json
 import shutil
 import stat
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from scipy.sparse import csr_array
 
 from fedrec.data import Columns, Histories
 from fedrec.errors import InputError
+from fedrec.model.ranking import products
 from fedrec.recommender import Filter, MerchantRecommender, Recommender
 from fedrec.recommender.baskets import BasketParts, Baskets, bundles, fit_baskets, substitutes
 from fedrec.recommender.baskets.baskets import Hidden, cases_of
@@ -96,7 +98,7 @@ def test_baskets_are_what_was_bought_at_one_time() -> None:
     assert found.bought.toarray().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0]]
     assert found.owner.tolist() == [0, 0, 1, 1] and len(found.joint()) == 2
     assert found.counts().tolist() == [2, 3, 1, 0]
-    assert found.together(np.array([1])).tolist() == [[2, 3, 0, 0]]
+    assert found.together(np.full(4, 1), np.arange(4)).tolist() == [2, 3, 0, 0]
 
 
 @settings(max_examples=20, deadline=None)
@@ -105,7 +107,7 @@ def test_counts_are_those_of_a_loop(seed: int) -> None:
     baskets, held, items = drawn(30, 6, seed), np.array([4, 0]), np.array([1, 5, 0])
     dense = baskets.bought.toarray() > 0
     for row, one in enumerate(held):
-        assert (baskets.together(held)[row] == (dense[:, [one]] & dense).sum(axis=0)).all()
+        assert (baskets.together(np.full(6, one), np.arange(6)) == (dense[:, [one]] & dense).sum(axis=0)).all()
         wanted = [len(set(baskets.owner[dense[:, one] & dense[:, other]])) for other in items]
         assert baskets.customers(held, items)[row].tolist() == wanted
 
@@ -135,7 +137,7 @@ def test_lifts_order_as_the_smoothed_probability_does() -> None:
     baskets, strength = drawn(200, 10, 3), 30.0
     counts, total = baskets.counts(), len(baskets)
     share, layer = counts / total, Lifts.fit(baskets.bought, strength)
-    together = baskets.together(np.arange(10))
+    together = baskets.together(*np.indices((10, 10)).reshape(2, -1)).reshape(10, 10).astype(float)
     np.fill_diagonal(together, 0)
     chance = (together + strength * share) / (counts[:, None] + strength)  # P(j | i), by hand
     found = layer.scores(csr_array(np.eye(10, dtype=np.float32))) + np.log(share)
@@ -216,6 +218,38 @@ def test_a_substitute_is_near_and_hardly_bought_together() -> None:
     assert np.flatnonzero(substitutes(vectors, np.array([0, 5]), baskets)).tolist() == [1]
     # Nothing is known of what is bought together: only what is all but the same, 4, and the basket's own.
     assert np.flatnonzero(substitutes(vectors, np.array([0]), None)).tolist() == [0, 4]
+
+
+def test_a_large_basket_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is that of a block and a row, and what comes of it the same."""
+    items, rng = 3000, np.random.default_rng(0)
+    vectors = (rng.normal(size=(40, 8))[rng.integers(40, size=items)] + rng.normal(size=(items, 8)) / 3).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    dense = rng.random((300, items)) < np.where(np.arange(items) < 300, 0.15, 0.002)
+    baskets, held = Baskets(csr_array(dense.astype(np.float32)), np.arange(300)), np.arange(0, items, 3)
+    text, layer = TextPart(vectors, vectors, {}), Lifts(csr_array((items, items), dtype=np.float32))
+    parts = BasketParts.of(text, layer, layer, baskets.counts())
+    basket = csr_array((np.ones(len(held), dtype=np.float32), held, [0, len(held)]), shape=(1, items))
+    cosines, counts = vectors[held] @ vectors.T, baskets.counts()
+    rarely = (dense[:, held].astype(float).T @ dense) + 1 < 0.5 * (np.outer(counts[held], counts) / 300 + 1)
+    tables: list[int] = []
+
+    def counted(queries: np.ndarray, table: np.ndarray) -> np.ndarray:
+        tables.append(len(queries))
+        return products(queries, table)
+
+    monkeypatch.setattr("fedrec.model.ranking.FLOATS", 2**16)
+    for function in (substitutes, BasketParts._cosines):
+        monkeypatch.setitem(function.__globals__, "products", counted)
+    baskets.together(held[:1], held[:1])
+    tracemalloc.start()
+    found, nearest = substitutes(vectors, held, baskets), parts._cosines(basket)[1]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    wanted = ((cosines >= 0.6) & rarely).any(axis=0)
+    assert (found == wanted).all() and 10 < wanted.sum() < 1000
+    assert nearest[0] == pytest.approx(cosines.max(axis=0), abs=1e-5)
+    assert most < len(held) * items / 2 and max(tables) == 2**16 // items and sum(tables) == 2 * len(held) + 1
 
 
 # Answers of a merchant and of a run

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from fedrec.model.adapter import Arrays
-from fedrec.model.ranking import best_items, products
+from fedrec.model.ranking import best_items, blocks, products
 from fedrec.model.towers import log_prior
 from fedrec.recommender.baskets.lifts import Lifts
 from fedrec.recommender.blend import TextPart, own_scores
@@ -148,8 +148,12 @@ class BasketParts:
         mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
         nearest = np.zeros(held.shape, dtype=np.float32)
         for row, (start, stop) in enumerate(pairwise(held.indptr.tolist())):
-            if stop > start:
-                nearest[row] = products(history[held.indices[start:stop]], candidate).max(axis=0)
+            best = [
+                products(history[held.indices[start:stop][some]], candidate).max(axis=0)
+                for some in blocks(stop - start, held.shape[1])
+            ]
+            if best:
+                nearest[row] = np.maximum.reduce(best)
         return products(mean.astype(np.float32), candidate), nearest
 
     def nearest(self, held: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
