@@ -9,6 +9,7 @@ import json
 import shutil
 import stat
 import tracemalloc
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -350,6 +351,17 @@ def test_baskets_are_kept_with_the_layer_and_go_with_it(shop: Path, tmp_path: Pa
     off = Recommender.load(folder)
     assert isinstance(off, MerchantRecommender)
     assert off.basket(["i4"]).source == "untrained text" and off._own_baskets is None
+
+
+def test_weights_count_beside_the_text_that_they_were_chosen_with(shop: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop, tmp_path / "shop")
+    place, chosen = MerchantPlace(tmp_path / "shop"), BasketWeights(text=9.0, strength=10.0, shrinkage=100.0, baskets=50)
+    model = OwnModel.read(place.own)
+    assert model is not None and model.baskets is not None and model.version is None
+    for version, weights in ((None, chosen), ("another", BasketWeights(strength=10.0, shrinkage=100.0))):
+        replace(model, version=version, baskets=replace(model.baskets, weights=chosen)).write(place.own)
+        found = MerchantRecommender(place)._own_baskets
+        assert found is not None and found.weights == weights
 
 
 # Bundles

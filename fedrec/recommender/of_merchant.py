@@ -196,6 +196,7 @@ class MerchantRecommender(Recommending):
         self.language = self.settings.recommender.language
         on = self.settings.recommender.own_layer
         version = place.versions.current if version is None else None if version == UNTRAINED else version
+        self._version = version
         own = OwnModel.read(place.own) if on else None
         learned = Bandit.read(place.own) if on else None
         self._bandit = learned if learned is not None and learned.version == version else None
@@ -322,9 +323,10 @@ class MerchantRecommender(Recommending):
         if own is None or own.baskets is None:
             return None
         layer, lifts = (own.placed(self.catalogue, one) for one in (own.baskets.layer, own.baskets.lifts))
+        weights = own.baskets.weights if own.version == self._version else own.baskets.weights.default
         parts = BasketParts.of(self.part, layer, lifts, self._baskets.counts())
         text = "untrained text" if self.adapter is None else f"federated text {self.adapter.name}"
-        return OwnBaskets(parts, own.baskets.weights, f"{text} + own baskets")
+        return OwnBaskets(parts, weights, f"{text} + own baskets")
 
     @property
     def _federations(self) -> np.ndarray:

@@ -60,6 +60,11 @@ class BasketWeights:
         """(5,) in the order of `BasketParts.features`."""
         return np.array([self.text, self.nearest, self.popularity, self.lifts, self.layer])
 
+    @property
+    def default(self) -> BasketWeights:
+        """The shared defaults for layers of this smoothing: beside another text than the one these were chosen with."""
+        return BasketWeights(strength=self.strength, shrinkage=self.shrinkage)
+
 
 @dataclass(frozen=True)
 class BasketModel:
