@@ -4,8 +4,8 @@
 
 Data sets as of `benchmarks.quality`. Each is ranked at the merchants by the untrained text, and after each adaptation: the text
 alone, and what a merchant has alone with it. Weights of both are chosen on the merchant's own users, who are not measured. The
-difference to the untrained encoder is user by user. An adaptation and its figures are kept in OUT, so that an interrupted
-benchmark goes on where it was; `adaptation.md` is written again after each.
+difference to the untrained encoder is user by user. An adaptation and its figures are kept in OUT with what they were made of: an
+interrupted benchmark goes on where it was, one with other settings is refused. `adaptation.md` is written again after each.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -111,6 +112,7 @@ def rows(one: DataSet, kinds: list[str], out: Path, schedule: Schedule, config: 
     central, shops, before = load_central(federation), list[Shop](), dict[str, np.ndarray]()
     for name in (UNTRAINED, *kinds):
         kept = out / f"{one.name}-{name}.json"
+        made_of = _made_of(name, central, schedule)
         if not kept.is_file():
             shops = shops or list(Shop.all(federation, central, config))
             folder = None
@@ -119,10 +121,25 @@ def rows(one: DataSet, kinds: list[str], out: Path, schedule: Schedule, config: 
                 adapt(federation, folder, config, replace(schedule, kinds=tuple(name.split("+"))), resume=folder.exists())
             parts = [shop.ndcg(pooled(central, encoder, folder), config) for shop in shops]
             found = {row: np.concatenate([part[row] for part in parts]).tolist() for row in (TEXT, ALONE)}
-            write_atomically(kept, json.dumps(found).encode())
-        values = {row: np.array(value) for row, value in json.loads(kept.read_text(encoding="utf-8")).items()}
+            write_atomically(kept, json.dumps({"made_of": made_of, "ndcg": found}).encode())
+        values = _read(kept, made_of)
         before = before or values
         yield f"| {one.name} | {name} | " + " | ".join(_cell(values[row], before[row], config) for row in (TEXT, ALONE)) + " |"
+
+
+def _made_of(name: str, central: CentralData, schedule: Schedule) -> dict[str, Any]:
+    """What the figures of a row are a function of, as JSON has it: those of the untrained text of the items alone."""
+    items = {"items": central.catalogue.digest}
+    return items if name == UNTRAINED else {**items, **asdict(schedule), "kinds": name.split("+")}
+
+
+def _read(kept: Path, made_of: dict[str, Any]) -> dict[str, np.ndarray]:
+    record = json.loads(kept.read_text(encoding="utf-8"))
+    if record.get("made_of") != made_of:
+        raise InputError(
+            "the figures are of other items or settings", where=str(kept), expected=json.dumps(made_of), hint="give another OUT"
+        )
+    return {row: np.array(value) for row, value in record["ndcg"].items()}
 
 
 def _cell(values: np.ndarray, before: np.ndarray, config: RunConfig) -> str:

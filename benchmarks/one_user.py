@@ -26,7 +26,7 @@ from fedrec.recommender.asking import Asking
 from fedrec.recommender.blend import Blend, TextPart
 from fedrec.recommender.ease import Ease
 from fedrec.recommender.frequency import SHARED
-from fedrec.recommender.of_merchant import MerchantRanker
+from fedrec.recommender.merchant_ranker import MerchantRanker
 from fedrec.recommender.own_model import OwnModel
 from fedrec.recommender.selection import Filter
 from fedrec.recommender.words import BM25Index, Searcher, Tokeniser

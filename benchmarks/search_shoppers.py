@@ -20,7 +20,8 @@ from fedrec.data import Histories
 from fedrec.model.towers import log_prior
 from fedrec.recommender.asking import WEIGHT, Asking
 from fedrec.recommender.contest import HERE, popularity_here
-from fedrec.recommender.of_merchant import MerchantRanker, MerchantRecommender
+from fedrec.recommender.merchant_ranker import MerchantRanker
+from fedrec.recommender.of_merchant import MerchantRecommender
 from fedrec.recommender.own_layer import bought_by, choose_kind
 from fedrec.recommender.own_model import Placed
 from fedrec.recommender.past import Past

@@ -73,6 +73,13 @@ def test_items_are_read_where_events_cannot_be(items_alone: Path, tmp_path: Path
     assert first.others[3] == ""
 
 
+@pytest.mark.parametrize("damaged", [b"{}", b"[]", b"{bad", b"\xff", b'{"federation": 3}'])
+def test_a_damaged_run_is_one_error(damaged: bytes, tmp_path: Path) -> None:
+    (tmp_path / "site.json").write_bytes(damaged)
+    with pytest.raises(InputError, match="which federation was run"):
+        PublicItems.read(tmp_path)
+
+
 def test_pairs_are_made_of_an_items_own_words(items_alone: Path, encoder: TextEncoder, tmp_path: Path) -> None:
     items = PublicItems.read(items_alone)
     pairs = Pairs.make(items, KINDS, 0)
@@ -218,6 +225,9 @@ def test_the_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
         (path / "fedrec.safetensors").unlink()
     adaptation.main()
     assert (tmp_path / "out" / "adaptation.md").read_text() == table
+    monkeypatch.setattr("sys.argv", [*arguments, "--epochs", "2"])
+    with pytest.raises(InputError, match="other items or settings"):
+        adaptation.main()
 
 
 def test_the_command_says_what_it_did_and_takes_no_folder_that_is_there(

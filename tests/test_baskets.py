@@ -8,6 +8,8 @@ import doctest
 import json
 import shutil
 import stat
+import tracemalloc
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from scipy.sparse import csr_array
 
 from fedrec.data import Columns, Histories
 from fedrec.errors import InputError
+from fedrec.model.ranking import products
 from fedrec.recommender import Filter, MerchantRecommender, Recommender
 from fedrec.recommender.baskets import BasketParts, Baskets, bundles, fit_baskets, substitutes
 from fedrec.recommender.baskets.baskets import Hidden, cases_of
@@ -32,6 +35,7 @@ from fedrec.recommender.fitting import fit_merchant
 from fedrec.recommender.forgetting import erase, find_traces, renew_layer
 from fedrec.recommender.merchant_text import MerchantPlace
 from fedrec.recommender.own_model import FILE, OwnModel
+from fedrec.recommender.past import Past
 from fedrec.recommender.reasons.shares import FEWEST_CUSTOMERS, OWN
 
 from .conftest import make_catalogue
@@ -95,7 +99,7 @@ def test_baskets_are_what_was_bought_at_one_time() -> None:
     assert found.bought.toarray().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0]]
     assert found.owner.tolist() == [0, 0, 1, 1] and len(found.joint()) == 2
     assert found.counts().tolist() == [2, 3, 1, 0]
-    assert found.together(np.array([1])).tolist() == [[2, 3, 0, 0]]
+    assert found.together(np.full(4, 1), np.arange(4)).tolist() == [2, 3, 0, 0]
 
 
 @settings(max_examples=20, deadline=None)
@@ -104,7 +108,7 @@ def test_counts_are_those_of_a_loop(seed: int) -> None:
     baskets, held, items = drawn(30, 6, seed), np.array([4, 0]), np.array([1, 5, 0])
     dense = baskets.bought.toarray() > 0
     for row, one in enumerate(held):
-        assert (baskets.together(held)[row] == (dense[:, [one]] & dense).sum(axis=0)).all()
+        assert (baskets.together(np.full(6, one), np.arange(6)) == (dense[:, [one]] & dense).sum(axis=0)).all()
         wanted = [len(set(baskets.owner[dense[:, one] & dense[:, other]])) for other in items]
         assert baskets.customers(held, items)[row].tolist() == wanted
 
@@ -134,7 +138,7 @@ def test_lifts_order_as_the_smoothed_probability_does() -> None:
     baskets, strength = drawn(200, 10, 3), 30.0
     counts, total = baskets.counts(), len(baskets)
     share, layer = counts / total, Lifts.fit(baskets.bought, strength)
-    together = baskets.together(np.arange(10))
+    together = baskets.together(*np.indices((10, 10)).reshape(2, -1)).reshape(10, 10).astype(float)
     np.fill_diagonal(together, 0)
     chance = (together + strength * share) / (counts[:, None] + strength)  # P(j | i), by hand
     found = layer.scores(csr_array(np.eye(10, dtype=np.float32))) + np.log(share)
@@ -217,6 +221,38 @@ def test_a_substitute_is_near_and_hardly_bought_together() -> None:
     assert np.flatnonzero(substitutes(vectors, np.array([0]), None)).tolist() == [0, 4]
 
 
+def test_a_large_basket_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is that of a block and a row, and what comes of it the same."""
+    items, rng = 3000, np.random.default_rng(0)
+    vectors = (rng.normal(size=(40, 8))[rng.integers(40, size=items)] + rng.normal(size=(items, 8)) / 3).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    dense = rng.random((300, items)) < np.where(np.arange(items) < 300, 0.15, 0.002)
+    baskets, held = Baskets(csr_array(dense.astype(np.float32)), np.arange(300)), np.arange(0, items, 3)
+    text, layer = TextPart(vectors, vectors, {}), Lifts(csr_array((items, items), dtype=np.float32))
+    parts = BasketParts.of(text, layer, layer, baskets.counts())
+    basket = csr_array((np.ones(len(held), dtype=np.float32), held, [0, len(held)]), shape=(1, items))
+    cosines, counts = vectors[held] @ vectors.T, baskets.counts()
+    rarely = (dense[:, held].astype(float).T @ dense) + 1 < 0.5 * (np.outer(counts[held], counts) / 300 + 1)
+    tables: list[int] = []
+
+    def counted(queries: np.ndarray, table: np.ndarray) -> np.ndarray:
+        tables.append(len(queries))
+        return products(queries, table)
+
+    monkeypatch.setattr("fedrec.model.ranking.FLOATS", 2**16)
+    for function in (substitutes, BasketParts._cosines):
+        monkeypatch.setitem(function.__globals__, "products", counted)
+    baskets.together(held[:1], held[:1])
+    tracemalloc.start()
+    found, nearest = substitutes(vectors, held, baskets), parts._cosines(basket)[1]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    wanted = ((cosines >= 0.6) & rarely).any(axis=0)
+    assert (found == wanted).all() and 10 < wanted.sum() < 1000
+    assert nearest[0] == pytest.approx(cosines.max(axis=0), abs=1e-5)
+    assert most < len(held) * items / 2 and max(tables) == 2**16 // items and sum(tables) == 2 * len(held) + 1
+
+
 # Answers of a merchant and of a run
 
 
@@ -297,7 +333,12 @@ def test_baskets_are_kept_with_the_layer_and_go_with_it(shop: Path, tmp_path: Pa
     assert model is not None and model.baskets is not None
     OwnModel(model.layer, model.item_ids, model.blend, model.version, model.frequency, model.facts).write(place.own)
     older = Recommender.load(folder)
+    assert isinstance(older, MerchantRecommender)
     assert older.basket(["i4"]).source == "untrained text + own layer", "a file of an earlier version has no baskets"
+    held = np.arange(ITEMS - 1)
+    shares = older._basket_ranker(held, None).shares(Past(held, np.zeros(len(held), dtype=np.int64)), held)
+    assert shares.customers is not None and shares.own.any()
+    assert (shares.customers.pairs == older._baskets.customers(held, held)).all(), "of one basket, not of one customer"
     erase(find_traces(place, "c7"), "c7")
     assert renew_layer(place, True).state == "fitted"
     (without := pd.read_csv(folder / "events.csv")).to_csv(tmp_path / "events.csv", index=False)
@@ -310,6 +351,17 @@ def test_baskets_are_kept_with_the_layer_and_go_with_it(shop: Path, tmp_path: Pa
     off = Recommender.load(folder)
     assert isinstance(off, MerchantRecommender)
     assert off.basket(["i4"]).source == "untrained text" and off._own_baskets is None
+
+
+def test_weights_count_beside_the_text_that_they_were_chosen_with(shop: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop, tmp_path / "shop")
+    place, chosen = MerchantPlace(tmp_path / "shop"), BasketWeights(text=9.0, strength=10.0, shrinkage=100.0, baskets=50)
+    model = OwnModel.read(place.own)
+    assert model is not None and model.baskets is not None and model.version is None
+    for version, weights in ((None, chosen), ("another", BasketWeights(strength=10.0, shrinkage=100.0))):
+        replace(model, version=version, baskets=replace(model.baskets, weights=chosen)).write(place.own)
+        found = MerchantRecommender(place)._own_baskets
+        assert found is not None and found.weights == weights
 
 
 # Bundles

@@ -26,7 +26,7 @@ from fedrec.recommender.contest import HERE, THEIRS, popularity_here
 from fedrec.recommender.ease import Ease
 from fedrec.recommender.frequency import PersonalFrequency
 from fedrec.recommender.item_knn import ItemKnn
-from fedrec.recommender.of_merchant import MerchantRanker
+from fedrec.recommender.merchant_ranker import MerchantRanker
 from fedrec.recommender.own_layer import bought_by
 from fedrec.recommender.own_model import Placed
 from fedrec.recommender.past import Past

@@ -35,7 +35,7 @@ class PublicItems:
         """The items of a federation folder, of a run's, or of a folder with a table `items`; events are not looked at.
 
         Raises:
-            InputError: there is no such table, or it cannot be read.
+            InputError: there is no such table, or it or the run's `site.json` cannot be read.
         """
         folder = _folder_of(source)
         table = read_table(find_table(folder, "items"))
@@ -50,7 +50,13 @@ class PublicItems:
 def _folder_of(source: Path) -> Path:
     site = source / "site.json"
     if site.is_file():
-        source = Path(json.loads(site.read_text(encoding="utf-8"))["federation"])
+        try:
+            source = Path(json.loads(site.read_text(encoding="utf-8"))["federation"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                "it does not say which federation was run", where=str(site), expected="the file as the run wrote it",
+                hint="give the federation folder",
+            ) from None  # fmt: skip
     for folder in (source / "central", source):
         if any((folder / f"items.{kind}").is_file() for kind in ("parquet", "csv")):
             return folder

@@ -123,7 +123,7 @@ class BasketRequest(Strict):
     )  # fmt: skip
 
     merchant: MerchantField = None
-    items: Annotated[list[Id], Field(min_length=1, max_length=Limits.HISTORY, fail_fast=True)]
+    items: Annotated[list[Id], Field(min_length=1, max_length=Limits.BASKET, fail_fast=True)]
     query: Query | None = Field(None, description="Words for what is looked for; the basket orders what they find.")
     k: Size = 10
     filter: FilterIn = FilterIn()

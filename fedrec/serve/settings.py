@@ -22,6 +22,8 @@ class Limits:
     LIST = 200
     """Items of an answer."""
     HISTORY = 1_000
+    BASKET = 100
+    """Items of a basket: each is compared with the catalogue."""
     CANDIDATES = 1_000
     """Items that `rank` puts in order."""
     EXPLAINED = 50

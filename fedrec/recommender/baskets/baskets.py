@@ -57,20 +57,29 @@ class Baskets:
         """(items,) float64: in how many baskets each is."""
         return np.bincount(self.bought.indices, minlength=self.bought.shape[1]).astype(np.float64)
 
-    def together(self, held: np.ndarray) -> np.ndarray:
-        """(held, items) float64: in how many baskets each of some items is beside each of all."""
-        found: np.ndarray = (self._by_item[held] @ self.bought).toarray()
-        return found.astype(np.float64)
+    def together(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """(pairs,) int64: in how many baskets both items of a pair are."""
+        found = np.zeros(len(first), dtype=np.int64)
+        for item in np.unique(first).tolist():
+            pairs = first == item
+            beside = np.bincount(self.bought[self._numbers(item)].indices, minlength=self.bought.shape[1])
+            found[pairs] = beside[second[pairs]]
+        return found
 
     def customers(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(held, items) int64: how many customers had both in one basket, each counted once."""
         found = np.zeros((len(held), len(items)), dtype=np.int64)
         for row, item in enumerate(held.tolist()):
-            having = self._by_item.indices[self._by_item.indptr[item] : self._by_item.indptr[item + 1]]
+            having = self._numbers(item)
             beside = self.bought[having][:, items].tocoo()
             pairs = np.unique(np.stack([self.owner[having][beside.row], beside.col], axis=1), axis=0)
             found[row] = np.bincount(pairs[:, 1], minlength=len(items))
         return found
+
+    def _numbers(self, item: int) -> np.ndarray:
+        """Of the baskets that hold an item."""
+        numbers: np.ndarray = self._by_item.indices[self._by_item.indptr[item] : self._by_item.indptr[item + 1]]
+        return numbers
 
     @cached_property
     def _by_item(self) -> csr_array:

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from fedrec.model.adapter import Arrays
-from fedrec.model.ranking import best_items, products
+from fedrec.model.ranking import best_items, blocks, products
 from fedrec.model.towers import log_prior
 from fedrec.recommender.baskets.lifts import Lifts
 from fedrec.recommender.blend import TextPart, own_scores
@@ -59,6 +59,11 @@ class BasketWeights:
     def values(self) -> np.ndarray:
         """(5,) in the order of `BasketParts.features`."""
         return np.array([self.text, self.nearest, self.popularity, self.lifts, self.layer])
+
+    @property
+    def default(self) -> BasketWeights:
+        """The shared defaults for layers of this smoothing: beside another text than the one these were chosen with."""
+        return BasketWeights(strength=self.strength, shrinkage=self.shrinkage)
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,12 @@ class BasketParts:
         mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
         nearest = np.zeros(held.shape, dtype=np.float32)
         for row, (start, stop) in enumerate(pairwise(held.indptr.tolist())):
-            if stop > start:
-                nearest[row] = products(history[held.indices[start:stop]], candidate).max(axis=0)
+            best = [
+                products(history[held.indices[start:stop][some]], candidate).max(axis=0)
+                for some in blocks(stop - start, held.shape[1])
+            ]
+            if best:
+                nearest[row] = np.maximum.reduce(best)
         return products(mean.astype(np.float32), candidate), nearest
 
     def nearest(self, held: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,13 +25,11 @@ class OwnBaskets:
     """Scores of a merchant's catalogue under its own baskets.
 
     Attributes:
-        baskets: what was bought here.
         parts, weights: of the formula.
         source: what it is called in an answer.
         reads: whether words are read by the adapter that this text is of: else those of an item have no part in its score.
     """
 
-    baskets: Baskets
     parts: BasketParts
     weights: BasketWeights
     source: str
@@ -58,10 +56,6 @@ class OwnBaskets:
         popularity, base = prior_shares({HERE: self.parts.prior}, {HERE: weights.popularity}, items)
         return Shares(held, text.text, own, np.zeros_like(own), {}, popularity, base, direction)
 
-    def customers(self, held: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """(held, items) how many customers had both in one basket."""
-        return self.baskets.customers(held, items)
-
 
 @dataclass(frozen=True)
 class BasketRanker:
@@ -70,12 +64,14 @@ class BasketRanker:
     Attributes:
         ranker: who ranks otherwise: for anything but the scores of this basket, and for these where there is no `own`.
         held_back: (items,) bool, what would replace an item of the basket: it is not offered.
-        own: the merchant's own baskets.
+        own: scores under the merchant's own baskets.
+        baskets: what was bought here at one time; None where nothing may be told of it.
     """
 
     ranker: HistoryRanker
     held_back: np.ndarray
     own: OwnBaskets | None = None
+    baskets: Baskets | None = None
 
     @property
     def source(self) -> str:
@@ -109,12 +105,12 @@ class BasketRanker:
     def shares(self, past: Past, items: np.ndarray) -> Shares:
         """See `HistoryRanker`."""
         plain = self.ranker.shares(past, items)
-        if self.own is None or not len(past.items):
-            return replace(plain, basket=True)
-        found = self.own.shares(past, items)
-        # Who bought an item is the same whether it is asked for a person or for a basket.
+        found = plain if self.own is None or not len(past.items) else self.own.shares(past, items)
+        if self.baskets is None:
+            return replace(found, basket=True)
+        # Who bought an item is the same whether it is asked for a person or for a basket; who bought two at once is not.
         buyers = plain.customers.buyers if plain.customers is not None else np.zeros(len(items), dtype=np.int64)
-        return replace(found, customers=Customers(self.own.customers(found.held, items), buyers), basket=True)
+        return replace(found, customers=Customers(self.baskets.customers(found.held, items), buyers), basket=True)
 
     def popularity(self) -> np.ndarray:
         """See `HistoryRanker`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrec.model.ranking import products
+from fedrec.model.ranking import blocks, products
 from fedrec.recommender.baskets.baskets import Baskets
 
 __all__ = ["FEWER", "NEAR", "TWIN", "substitutes"]
@@ -30,10 +30,22 @@ def substitutes(vectors: np.ndarray, held: np.ndarray, baskets: Baskets | None) 
         held: (held,) positions of the basket's items.
         baskets: those that were bought here; None where they are not known or may not count.
     """
-    cosines = products(vectors[held], vectors)  # (held, items)
-    if baskets is None:
-        return np.asarray((cosines >= TWIN).any(axis=0))
+    found = np.zeros(len(vectors), dtype=bool)
+    for rows in blocks(len(held), len(vectors)):
+        cosines = products(vectors[held[rows]], vectors)  # (rows, items)
+        if baskets is None:
+            found |= (cosines >= TWIN).any(axis=0)
+        else:
+            row, item = np.nonzero(cosines >= NEAR)
+            found[item[_rarely(baskets, held[rows][row], item)]] = True
+    return found
+
+
+def _rarely(baskets: Baskets, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(pairs,) bool: who are in one basket hardly ever."""
     counts = baskets.counts()
-    expected = counts[held][:, None] * counts / max(len(baskets), 1)
-    rarely = baskets.together(held) + 1 < FEWER * (expected + 1)
-    return np.asarray(((cosines >= NEAR) & rarely).any(axis=0))
+    most = FEWER * (counts[first] * counts[second] / max(len(baskets), 1) + 1)
+    rarely = most > 1
+    # Only of pairs that never being together would tell anything of: most items are too rare for that.
+    rarely[rarely] = baskets.together(first[rarely], second[rarely]) + 1 < most[rarely]
+    return rarely
