@@ -151,9 +151,11 @@ def one_basket(source: Path) -> None:
 def test_where_nobody_has_two_baskets_check_and_simulate_say_so(fedrec: Fedrec, tmp_path: Path) -> None:
     one_basket(write_source(tmp_path / "source", merchants=2))
     split_source(tmp_path / "source", tmp_path / "made", 0.2, {"epsilon": 8.0, "delta": 1e-5})
-    for arguments in (["data", "check", "made"], ["data", "check", "made/merchants/m0"], ["simulate", "made", "--out", "run"]):
+    for arguments in (["data", "check", "made"], ["simulate", "made", "--out", "run"]):
         flags = ["--set", "min_lot=1"] if arguments[0] == "simulate" else []
         assert_refused(fedrec(*arguments, *flags), "no user has two baskets", "look at the timestamps")
+    # Which objective a merchant's run will have is not known: its baskets are of several items, which `basket` learns from.
+    assert any("no user has two baskets" in note for note in checked(fedrec, "made/merchants/m0"))
     assert names_in(tmp_path) == ["made", "source"]
 
 

@@ -167,7 +167,7 @@ def test_a_response_model_is_kept_beside_those_that_rank(shop: Merchant) -> None
         ("refused: settings", with_terms, {**said, "bias": float("inf")}),
     ):
         assert delivered(content(shop, public, arrays, **changes)).outcome == outcome, changes
-    ranking, response = Versions.of_each_objective(shop.site.adapters)
+    ranking, response, _ = Versions.of_each_objective(shop.site.adapters)
     [rank], [respond] = ranking.names(), response.names()
     kept = response.read(respond)[1]
     assert (kept["objective"], kept["negative_share"], kept["scoring"]["bias"]) == ("response", 0.02, -1.5)
