@@ -379,7 +379,7 @@ def test_a_node_that_is_killed_leaves_no_child(server: Server) -> None:
         node.child("clients.worker")
         node.process.kill()
         node.process.wait(10)
-        until(lambda: node.family() == [], 10, "its children have ended")
+        until(lambda: node.family() == [], 30, "its children have ended")
 
 
 @pytest.mark.slow
