@@ -91,7 +91,7 @@ class Terms:
 
     Attributes:
         run: the run's id.
-        round: of the run; 0 for the histogram.
+        round: of the run; under 1 for a released statistic, 0 the histogram.
         attempt: of the round: a server that starts over before anybody has masked gets fresh keys.
         roster: digest of the roster.
         members: merchants in it.
